@@ -1,0 +1,42 @@
+# Everything sets itself up: .venv is made, and filled with the versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-all lint format samples clean
+
+demo: $(VENV)/.installed  ## restore the sample archive into out/demo
+	$(BIN)/conservator restore --recipe samples/recipe.yaml --source samples/archive --output out/demo --fresh
+
+test: $(VENV)/.installed-dev  ## the test suite
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.installed-dev  ## the slow tests too
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev  ## style, types, floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first: the pinned build then satisfies whatever else asks for torch.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) torch
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) out build *.egg-info

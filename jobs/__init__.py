@@ -1,0 +1,1 @@
+"""Entry points, thin: parse, validate, call the pipeline, print, exit code."""

@@ -1,0 +1,59 @@
+"""What all commands share: logging, and errors that become exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from pipeline.errors import ConservatorError
+
+OK, CRASH, WRONG, FAILED_ROWS, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes: done; an error nobody foresaw; wrong recipe, source or output; done, with failed rows; Ctrl-C."""
+
+
+class Job(Protocol):
+    """A module of this package that is a command."""
+
+    __doc__: str | None
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def execute(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """Run a command; what it raises becomes a message and an exit code."""
+    logging.basicConfig(
+        level=logging.DEBUG if arguments.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    for noisy in ("httpx", "botocore", "aiobotocore", "s3fs", "fsspec", "PIL", "asyncio", "filelock", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        return run(arguments)
+    except ConservatorError as error:
+        print(f"conservator: {error.message}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("conservator: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception:
+        logging.getLogger("conservator").exception("this should not have happened; please report it")
+        return CRASH
+
+
+def main(job: Job, arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m jobs.NAME`."""
+    name = (job.__doc__ or "").split(":")[0]
+    parser = argparse.ArgumentParser(prog=f"python -m jobs.{name}", description=job.__doc__)
+    prepare(parser, job)
+    parsed = parser.parse_args(arguments)
+    return execute(job.run, parsed)
+
+
+def prepare(parser: argparse.ArgumentParser, job: Job) -> None:
+    """Give a parser a command's arguments, and those that all have."""
+    job.add_arguments(parser)
+    parser.add_argument("--verbose", action="store_true", help="log what is of interest to developers too")

@@ -1,0 +1,69 @@
+"""restore: read a damaged archive, repair it, write images with scores and provenance."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from jobs.console import FAILED_ROWS, OK, main
+from pipeline.recipe import Recipe, load_recipe, ready_made
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument(
+        "--source", action="append", metavar="URI", help="Parquet file, folder, glob or URL; may be repeated"
+    )
+    parser.add_argument("--output", metavar="URI", help="where data/, summary.json, report.html and state/ go")
+    parser.add_argument("--recipe", metavar="FILE", help=f"a YAML file, or one of: {', '.join(ready_made())}")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as restoration.tile=256")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+    parser.add_argument("--fresh", action="store_true", help="replace the finished run that the output holds")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done and how long it may take")
+    parser.add_argument("--print-recipe", action="store_true", help="print the whole recipe and stop")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Restore; 0 if all rows are well, 3 if some failed."""
+    recipe = load_recipe(
+        arguments.recipe,
+        arguments.set,
+        source__uri=arguments.source,
+        output__uri=arguments.output,
+        limits__rows=arguments.limit,
+    )
+    if arguments.print_recipe:
+        print(recipe.to_yaml(), end="")
+        return OK
+    return _dry_run(recipe) if arguments.dry_run else _restore(recipe, arguments.fresh)
+
+
+def _restore(recipe: Recipe, fresh: bool) -> int:
+    from pipeline import flow
+    from pipeline.reporting.summary import as_text
+
+    run = flow.prepare(recipe)
+    log.info(
+        "run %s: %d rows of %d files, recipe %s", run.run_id, run.rows, len(run.source.files), recipe.digest()[:12]
+    )
+    flow.start_ray(recipe)
+    summary = flow.restore(run, fresh)
+    print(as_text(summary))
+    print(f"\n{run.output.uri.rstrip('/')}/report.html shows the images before and after")
+    return FAILED_ROWS if summary.by_status.get("failed") else OK
+
+
+def _dry_run(recipe: Recipe) -> int:
+    from pipeline import flow
+    from pipeline.estimate import estimate
+
+    run = flow.prepare(recipe)
+    print(estimate(run).as_text())
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.modules[__name__]))

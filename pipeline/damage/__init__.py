@@ -1,0 +1,1 @@
+"""Archive damage, synthesised on tensors: for training, evaluation and samples."""

@@ -1,0 +1,53 @@
+"""The record of what is wrong with an image: written by the synthesis, predicted by the model."""
+
+from __future__ import annotations
+
+import dataclasses
+
+MEASURES = ("noise_sigma", "jpeg_loss", "blur_sigma", "downscale", "fading", "missing")
+"""What a damage vector holds, in this order; 0 means none. `jpeg_loss` is 100 - quality, `downscale` factor - 1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Damage:
+    """What is wrong with one image. The defaults mean: nothing."""
+
+    noise_sigma: float = 0.0
+    """Standard deviation of the noise, in units of 0..255."""
+    jpeg_quality: float = 100.0
+    """Quality of the worst JPEG compression, 1 to 100 as libjpeg counts; 100: no trace of any."""
+    blur_sigma: float = 0.0
+    """Width of a Gaussian blur in pixels."""
+    downscale: float = 1.0
+    """Factor by which the image was once smaller than its pixels say."""
+    fading: float = 0.0
+    """Share of contrast and colour lost to fading or a cast, 0..1."""
+    missing: float = 0.0
+    """Share of the area that is missing or covered, 0..1."""
+    grey: bool = False
+    """No colours: all three channels are equal."""
+
+    def vector(self) -> list[float]:
+        """The measures in the order of `MEASURES`."""
+        return [
+            self.noise_sigma,
+            100 - self.jpeg_quality,
+            self.blur_sigma,
+            self.downscale - 1,
+            self.fading,
+            self.missing,
+        ]
+
+    @classmethod
+    def from_vector(cls, values: list[float], grey: bool) -> Damage:
+        """The inverse of `vector`; values are clipped to their ranges."""
+        noise, jpeg_loss, blur, downscale, fading, missing = (max(0.0, value) for value in values)
+        return cls(
+            noise_sigma=noise,
+            jpeg_quality=max(1.0, 100 - jpeg_loss),
+            blur_sigma=blur,
+            downscale=1 + downscale,
+            fading=min(1.0, fading),
+            missing=min(1.0, missing),
+            grey=grey,
+        )

@@ -1,0 +1,36 @@
+"""Changes of tone and colour, on tensors: images [N, 3, H, W] in 0..1; one strength a sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LUMA = (0.299, 0.587, 0.114)  # BT.601
+
+
+def luma(images: Tensor) -> Tensor:
+    """BT.601 luma, full range: [N, 3, H, W] -> [N, 1, H, W]."""
+    return (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+
+
+def black_and_white(images: Tensor) -> Tensor:
+    """Grey in all three channels."""
+    return luma(images).expand_as(images).clone()
+
+
+def fade(images: Tensor, strength: Tensor) -> Tensor:
+    """Contrast is lost towards light grey and colours pale; `strength` [N] is the share lost, 0..1."""
+    strength = strength[:, None, None, None]
+    pale = torch.lerp(images, luma(images).expand_as(images), 0.7 * strength)
+    return torch.lerp(pale, pale.new_full((), 0.72).expand_as(pale), strength)
+
+
+def cast(images: Tensor, gains: Tensor) -> Tensor:
+    """A colour cast: each channel is multiplied; `gains` [N, 3]."""
+    return images * gains[:, :, None, None]
+
+
+def sepia(images: Tensor, strength: Tensor) -> Tensor:
+    """Towards a brown-toned print; `strength` [N], 0..1."""
+    toned = luma(images) * images.new_tensor([1.07, 0.93, 0.74])[:, None, None]
+    return torch.lerp(images, toned, strength[:, None, None, None])

@@ -1,0 +1,104 @@
+"""What a run would do and how long it may take, measured on a few of its own rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from pipeline.flow import Run
+from pipeline.lake.places import redacted
+from pipeline.stages.decode import DecodeStage
+from pipeline.stages.encode import EncodeStage
+from pipeline.stages.restore import RestoreStage
+
+SAMPLE = 8
+"""Rows tried."""
+START_UP = 15.0
+"""Seconds that Ray and the actors need before the first row, on a small machine."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """The plan of a run with its cost."""
+
+    run: Run
+    device: str
+    sampled: int
+    megapixels: float
+    """Of one row, in the mean."""
+    decode: float
+    """Seconds a row, in the mean, on one core."""
+    restore: float
+    """Seconds a row on one actor."""
+    encode: float
+    """Seconds a row on one core."""
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run, on this machine."""
+        cores = os.cpu_count() or 1
+        beside = (self.decode + self.encode) / cores
+        a_row = self.restore + beside if self.device == "cpu" else max(self.restore, beside)
+        return START_UP + self.run.rows * a_row
+
+    def as_text(self) -> str:
+        """For the console."""
+        run, recipe = self.run, self.run.recipe
+        files = len(run.source.files)
+        source = f"{run.rows} rows of {files} files ({run.source.size / 1e6:.1f} MB)"
+        sample = f"{self.sampled} rows of {self.megapixels:.2f} MP in the mean"
+        lines = [
+            f"read     {source} at {redacted(recipe.source.uri[0])}",
+            f"decode   CPU tasks, {self.decode * 1000:.0f} ms a row",
+            f"restore  model {recipe.restoration.model} on {self.device}, tiles of {recipe.restoration.tile}, "
+            f"{self.restore * 1000:.0f} ms a row",
+            f"encode   CPU tasks, {recipe.output.format}, {self.encode * 1000:.0f} ms a row",
+            f"write    Parquet to {redacted(recipe.output.uri)}/data",
+            f"estimate {_duration(self.seconds)} on this machine, from {sample}",
+        ]
+        return "\n".join(lines)
+
+
+def estimate(run: Run) -> Estimate:
+    """Run the first rows through the stages here, and write nothing."""
+    wanted = run.recipe.restoration.device
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    rows = _first_rows(run)
+    decode = DecodeStage(run.recipe, run.source.passed, run.reader())
+    restore = RestoreStage(run.recipe, device, run.recipe.resources.threads or os.cpu_count() or 1)
+    encode = EncodeStage(run.recipe, run.run_id)
+    marks = [time.perf_counter()]
+    decoded = pa.concat_tables(list(decode(rows)))
+    marks.append(time.perf_counter())
+    restored = restore(decoded)
+    marks.append(time.perf_counter())
+    encode(restored)
+    marks.append(time.perf_counter())
+    count = max(1, rows.num_rows)
+    area = sum(
+        (h or 0) * (w or 0) for h, w in zip(*(decoded[n].to_pylist() for n in ("__height", "__width")), strict=True)
+    )
+    steps = [(after - before) / count for before, after in itertools.pairwise(marks)]
+    return Estimate(run, device, rows.num_rows, area / count / 1e6, *steps)
+
+
+def _first_rows(run: Run) -> pa.Table:
+    source = run.source
+    for file in source.files:
+        if file.rows:
+            with source.store.open(file.path, "rb") as opened:
+                batch = next(pq.ParquetFile(opened).iter_batches(batch_size=min(SAMPLE, run.rows)))
+            return pa.Table.from_batches([batch])
+    return source.files[0].schema.empty_table()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

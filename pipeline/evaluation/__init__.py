@@ -1,0 +1,1 @@
+"""Protocols under which the field reports restoration quality. Every result stands beside its input's value."""

@@ -1,0 +1,112 @@
+"""Files to pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline.errors import ImageTooLarge, MissingImage, UnreadableImage
+
+Image.MAX_IMAGE_PIXELS = None  # the recipe's limit decides, before a pixel is decoded
+
+_CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """An image file's content, upright."""
+
+    pixels: npt.NDArray[np.uint8]
+    """[H, W, C]; C is 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha."""
+    format: str
+    """The file's format in lower case, such as `jpeg`."""
+    icc: bytes | None
+    """Its colour profile."""
+    notes: tuple[str, ...]
+    """What could not be kept, in words."""
+
+    @property
+    def rgb(self) -> npt.NDArray[np.uint8]:
+        """[H, W, 3], without alpha."""
+        channels = self.pixels.shape[2]
+        return self.pixels[..., :3] if channels >= 3 else np.repeat(self.pixels[..., :1], 3, axis=2)
+
+
+def decode_image(data: bytes | None, max_megapixels: float = math.inf, max_mb: float = math.inf) -> Decoded:
+    """Decode an image file; EXIF orientation is applied.
+
+    Raises:
+        MissingImage: null, or no bytes.
+        ImageTooLarge: over a limit; nothing was decoded then.
+        UnreadableImage: not an image, or a broken one.
+    """
+    if data is None:
+        raise MissingImage("the image is null")
+    if not data:
+        raise MissingImage("the image has no bytes")
+    if len(data) > max_mb * 1e6:
+        raise ImageTooLarge(f"the file has {len(data) / 1e6:.1f} MB, more than limits.max_image_mb ({max_mb:g})")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            _check_size(image.size, max_megapixels)
+            return _decode(image)
+    except (ImageTooLarge, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        start = data[:8].hex(" ")
+        raise UnreadableImage(
+            f"not an image file of a known format ({len(data)} bytes, beginning with {start})"
+        ) from error
+    except Exception as error:  # Pillow's decoders raise whatever their parsing trips over
+        raise UnreadableImage(f"the image file is broken ({type(error).__name__}: {error})") from error
+
+
+def _check_size(size: tuple[int, int], max_megapixels: float) -> None:
+    width, height = size
+    if width * height > max_megapixels * 1e6:
+        raise ImageTooLarge(
+            f"the image claims {width} x {height} pixels ({width * height / 1e6:.0f} MP), "
+            f"more than limits.max_megapixels ({max_megapixels:g})"
+        )
+
+
+def _decode(image: Image.Image) -> Decoded:
+    notes = []
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        notes.append(f"first of {frames} frames")
+    name, icc = (image.format or "unknown").lower(), image.info.get("icc_profile")
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    mode = upright.mode
+    if mode in ("I", "F") or mode.startswith("I;16"):
+        notes.append(f"depth of mode {mode} reduced to 8 bits")
+        return Decoded(_eight_bits(np.asarray(upright), mode)[..., None], name, icc, tuple(notes))
+    target = _target_mode(upright)
+    if target != mode and mode not in ("1", "P"):
+        notes.append(f"converted from {mode} to {target}")
+        icc = None  # it described the other colours
+    array = np.asarray(upright.convert(target))
+    return Decoded(array.reshape(*array.shape[:2], _CHANNELS[target]), name, icc, tuple(notes))
+
+
+def _target_mode(image: Image.Image) -> str:
+    if image.mode in _CHANNELS:
+        return image.mode
+    if image.mode == "1":
+        return "L"
+    if image.has_transparency_data:
+        return "RGBA"
+    return "RGB"
+
+
+def _eight_bits(values: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint8]:
+    scaled = values.astype(np.float64)
+    white = (1.0 if scaled.max(initial=0) <= 1 else 255.0) if mode == "F" else 65535.0
+    return np.rint(np.clip(np.nan_to_num(scaled) / white, 0, 1) * 255).astype(np.uint8)

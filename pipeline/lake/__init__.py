@@ -1,0 +1,1 @@
+"""Sources, the output place, and the stores they lie in."""

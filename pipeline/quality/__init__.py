@@ -1,0 +1,1 @@
+"""Scores before and after, and the gate that decides what is taken."""

@@ -1,0 +1,268 @@
+"""The recipe: the whole configuration of a run as one typed tree.
+
+A recipe comes from a YAML file, from overrides such as `restoration.tile=256`, or both; every field has a
+default except where the data lies. Its digest travels with every row.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.errors import RecipeError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Source(_Section):
+    """What is read."""
+
+    uri: tuple[str, ...] = ()
+    """Parquet files, folders or globs; local paths, `s3://…` or any fsspec URL."""
+    allowed_uris: tuple[str, ...] = ()
+    """Prefixes under which images named by URI may be fetched; empty: only the source's own folder."""
+
+    @field_validator("uri", "allowed_uris", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class Columns(_Section):
+    """Which column of the source holds what. All other columns pass through untouched."""
+
+    id: str = "id"
+    """A key of the row; kept in the output."""
+    image: str = "image"
+    """The damaged image: bytes, a struct with `bytes` and `path` (Hugging Face), or a URI."""
+    caption: str | None = "caption"
+    """A string, or a list of which the first that is not blank counts; may be null; kept in the output."""
+    mask: str | None = "mask"
+    """An image, nonzero (white) where the picture is lost; may be null."""
+    references: str | None = "references"
+    """A list of other images of the same subject; may be null."""
+    truth: str | None = "truth"
+    """The undamaged image, if known: it is only compared with, never shown to the model."""
+
+
+class Restoration(_Section):
+    """What is done to an image."""
+
+    model: str = "compact"
+    """A shipped model's name, or a folder or URI with `config.json` and `model.safetensors`."""
+    tile: int = Field(default=272, ge=64, le=4096, multiple_of=8)
+    """Side of the decoder's tiles in pixels, margins included."""
+    margin: int = Field(default=8, ge=0, le=512)
+    """Pixels cut off each inner edge of a tile."""
+    colourise: bool = False
+    """Give grey images colours (guided by the caption and references)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; `auto` takes a GPU if the cluster has one."""
+
+    @model_validator(mode="after")
+    def _margin_fits(self) -> Restoration:
+        if self.tile <= 2 * self.margin:
+            raise ValueError(f"tile ({self.tile}) must be larger than twice the margin ({self.margin})")
+        return self
+
+
+class Scoring(_Section):
+    """What is measured, and when a restored image is kept from the archive."""
+
+    truth: bool = True
+    """Compute PSNR and SSIM before and after where a truth is given."""
+    clean_above: float = Field(default=0.5, ge=0, le=1)
+    """An image judged undamaged with at least this probability is kept as it is."""
+    least_change: float = Field(default=45.0, ge=0)
+    """A result closer to its original than this PSNR (dB) is not worth a new file: the original is kept."""
+    least_gain: float = Field(default=0.3, ge=0)
+    """A result expected to be better by fewer dB than this is not worth a new file: the original is kept."""
+    review_below: float = Field(default=20.0, ge=0)
+    """Results whose expected PSNR (dB) is lower are marked `review`."""
+
+
+class Output(_Section):
+    """What is written."""
+
+    uri: str = ""
+    """Where `data/`, `summary.json`, `report.html` and `state/` go; a folder or an fsspec URL."""
+    format: Literal["png", "webp"] = "png"
+    """File format of restored images; both lossless."""
+    prefix: str = ""
+    """Put before the names of the columns that are added, where they would collide with the source's own."""
+    previews: int = Field(default=320, ge=0, le=2048)
+    """Longest side in pixels of the small before and after pictures in the table; 0: none."""
+    file_mb: int = Field(default=128, ge=1, le=4096)
+    """Data files hold at least so many MB, but for the last ones."""
+
+
+class Resources(_Section):
+    """What a run may take of the cluster."""
+
+    actors: int = Field(default=0, ge=0)
+    """Restoring actors; 0: one a GPU, or one a machine of CPUs."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of a restoring actor without a GPU; 0: all cores of a machine."""
+    task_cpus: float = Field(default=0.5, gt=0)
+    """Share of a core that Ray reserves for a decoding or encoding task."""
+    block_mb: int = Field(default=48, ge=1, le=1024)
+    """Pixels handed to the restoring actor at a time, in MB; a larger image goes alone."""
+    object_store_mb: int = Field(default=1500, ge=100)
+    """Shared memory of a Ray that the job starts by itself; a cluster keeps its own."""
+
+
+class Limits(_Section):
+    """What is refused, so that one bad row cannot stop the others."""
+
+    max_megapixels: float = Field(default=250, gt=0)
+    """Larger images become `failed` rows."""
+    max_image_mb: float = Field(default=500, gt=0)
+    """Larger image files become `failed` rows."""
+    max_references: int = Field(default=4, ge=0)
+    """References used of a row; further ones are ignored."""
+    attempts: int = Field(default=4, ge=1)
+    """Tries to fetch an image from a store that answers with passing errors."""
+    rows: int | None = Field(default=None, ge=1)
+    """Only the first so many rows (`--limit`)."""
+
+
+class Recipe(_Section):
+    """The whole configuration of one run."""
+
+    source: Source = Source()
+    columns: Columns = Columns()
+    restoration: Restoration = Restoration()
+    scoring: Scoring = Scoring()
+    output: Output = Output()
+    resources: Resources = Resources()
+    limits: Limits = Limits()
+
+    def digest(self) -> str:
+        """SHA-256 over what decides a row's content: not over places, resources or how many rows."""
+        content = self.model_dump(
+            mode="json", exclude={"source": True, "resources": True, "output": {"uri", "file_mb"}}
+        )
+        content["limits"].pop("rows")
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The recipe as a file that `load_recipe` reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_recipe(place: str | None = None, overrides: Sequence[str] = (), **given: Any) -> Recipe:
+    """Build a recipe.
+
+    Args:
+        place: a YAML file, or the name of a ready-made recipe; None: the defaults.
+        overrides: `section.key=value`, the value in YAML.
+        given: `section__key=value`, as from command-line options; None means not given.
+
+    Raises:
+        RecipeError: the file cannot be read, a key is unknown, or a value does not fit; it names them all.
+    """
+    tree = _read(place) if place else {}
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        if not separator:
+            raise RecipeError(f"--set {override}: expected KEY=VALUE, such as restoration.tile=256")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {override}: the value is not YAML: {error}") from error
+        _put(tree, path.strip(), value)
+    for name, value in given.items():
+        if value is not None:
+            _put(tree, name.replace("__", "."), value)
+    return _validated(tree)
+
+
+def parse_recipe(text: str) -> Recipe:
+    """A recipe from YAML text, as `Recipe.to_yaml` wrote it.
+
+    Raises:
+        RecipeError: it is not one.
+    """
+    return _validated(_parse(text, "of the run"))
+
+
+def _validated(tree: dict[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(_explain(error)) from error
+
+
+def ready_made() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("pipeline") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _read(place: str) -> dict[str, Any]:
+    if place in ready_made():
+        text = (resources.files("pipeline") / "recipes" / f"{place}.yaml").read_text()
+    else:
+        try:
+            text = Path(place).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a text file"
+            raise RecipeError(
+                f"cannot read the recipe {place!r}: {reason}; give a YAML file, or one of {', '.join(ready_made())}"
+            ) from error
+    return _parse(text, place)
+
+
+def _parse(text: str, place: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the recipe {place!r} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(f"the recipe {place!r} must hold sections such as 'restoration:', not {type(tree).__name__}")
+    return tree
+
+
+def _put(tree: dict[str, Any], path: str, value: Any) -> None:
+    *sections, key = path.split(".")
+    for section in sections:
+        inner = tree.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"{path}: {section!r} is a value, not a section")
+        tree = inner
+    tree[key] = value
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        path = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            near = _nearest(path)
+            lines.append(f"unknown key {path!r}" + (f"; did you mean {near!r}?" if near else ""))
+        else:
+            lines.append(f"{path or 'recipe'}: {problem['msg']} (found {problem['input']!r})")
+    return "the recipe is wrong: " + "; ".join(lines)
+
+
+def _nearest(path: str) -> str | None:
+    known = list(Recipe.model_fields)
+    for name, field in Recipe.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            known += [f"{name}.{key}" for key in section.model_fields]
+    if "." not in path:  # a key that someone wrote without its section
+        matches = difflib.get_close_matches(path, [name.split(".")[-1] for name in known], n=1, cutoff=0.6)
+        return next((name for name in known if name.split(".")[-1] == matches[0]), None) if matches else None
+    matches = difflib.get_close_matches(path, known, n=1, cutoff=0.5)
+    return matches[0] if matches else None

@@ -1,0 +1,82 @@
+"""The shape of a model: everything that must be known before its weights can be loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the `compact` family. Stored as `config.json` beside the weights."""
+
+    name: str = "compact"
+    """What rows and reports call this model."""
+
+    text_tokens: int = 32
+    """Tokens kept of a caption; longer captions are cut."""
+
+    text_width: int = 384
+    """Features of one text token; 384 is all-MiniLM-L6-v2."""
+
+    thumbnail: int = 160
+    """Side in pixels of the square global view of an image (aspect ratio is squeezed into it)."""
+
+    probe: int = 64
+    """Side in pixels of one native-resolution probe; noise and blocking are gone in a thumbnail."""
+
+    probes: int = 4
+    """Probes taken of an image."""
+
+    encoder_widths: tuple[int, ...] = (48, 96, 192)
+    """Channels of the image encoder at 1/4, 1/8 and 1/16 of the thumbnail."""
+
+    width: int = 192
+    """Features of one context token and of the global vector."""
+
+    fusion_layers: int = 2
+    """Transformer layers that map text, image and reference tokens onto each other."""
+
+    heads: int = 4
+    """Attention heads, in the fusion and in the decoder."""
+
+    agreement_width: int = 96
+    """Features of the space in which a caption is compared with a picture."""
+
+    thin_width: int = 16
+    """Channels of the decoder's full-resolution path."""
+
+    decoder_widths: tuple[int, ...] = (64, 128, 256)
+    """Channels of the decoder at 1/2, 1/4 and 1/8 of the tile."""
+
+    decoder_blocks: tuple[int, ...] = (1, 1, 2)
+    """Residual blocks at each of those levels, on the way down and (but for the last) again on the way up."""
+
+    @property
+    def coarse(self) -> int:
+        """Side in pixels of the coarse restored picture."""
+        return self.thumbnail // 4
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json` into `folder`."""
+        (folder / "config.json").write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        """Read what `save` wrote; keys that this version does not know are refused.
+
+        Raises:
+            ValueError: a key is unknown, so the weights belong to another version.
+        """
+        values: dict[str, Any] = json.loads(text)
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(
+                f"config.json has keys that this version does not know: {', '.join(unknown)}; "
+                "upgrade conservator, or take weights made for this version"
+            )
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return cls(**values)

@@ -1,0 +1,126 @@
+"""The decoder: a U-Net of dense convolutions over tiles of one size, told what the global view knows.
+
+Most of its work runs at half resolution and below on wide, dense 3x3 convolutions, which keep matrix units
+busy; a thin path at full resolution carries the detail that pixel-unshuffling would cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.restoration.config import ModelConfig
+from pipeline.restoration.fusion import Context
+from pipeline.restoration.layers import ResidualBlock, position_features
+
+INPUT_PLANES = 7  # RGB, mask, RGB of the coarse picture
+OUTPUT_PLANES = 4  # RGB residual, log of the expected squared error
+
+
+class ContextAttention(nn.Module):
+    """Tile features ask the context tokens, knowing where in the image they lie."""
+
+    def __init__(self, channels: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.norm = nn.LayerNorm(channels)
+        self.position_in = nn.Linear(24, channels)
+        self.query = nn.Linear(channels, config.width)
+        self.key_value = nn.Linear(config.width, 2 * config.width)
+        self.out = nn.Linear(config.width, channels)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, features: Tensor, tokens: Tensor, absent: Tensor, positions: Tensor) -> Tensor:
+        """`features` [N, C, H, W], `tokens` [N, L, width], `absent` [N, L], `positions` [N, H * W, 2] as (y, x)."""
+        height, width = features.shape[2:]
+        flat = features.flatten(2).transpose(1, 2)
+        asked = self.norm(flat) + self.position_in(position_features(positions))
+        query = self.query(asked).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        key, value = self.key_value(tokens).unflatten(-1, (2 * self.heads, -1)).transpose(1, 2).chunk(2, dim=1)
+        answer = F.scaled_dot_product_attention(query, key, value, attn_mask=~absent[:, None, None, :])
+        flat = flat + self.out(answer.transpose(1, 2).flatten(2))
+        out: Tensor = flat.transpose(1, 2).unflatten(2, (height, width))
+        return out.contiguous(memory_format=torch.channels_last)
+
+
+class Level(nn.ModuleList):
+    """The residual blocks of one resolution."""
+
+    def __init__(self, channels: int, condition: int, blocks: int) -> None:
+        super().__init__(ResidualBlock(channels, condition) for _ in range(blocks))
+
+    def forward(
+        self, features: Tensor, condition: Tensor, before_last: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """`features` [N, C, H, W], `condition` [N, D]; `before_last` is applied ahead of the last block."""
+        for index, block in enumerate(self):
+            if before_last is not None and index == len(self) - 1:
+                features = before_last(features)
+            features = block(features, condition)
+        return features
+
+
+class TileDecoder(nn.Module):
+    """Damaged tiles to restored tiles, with how far off they are expected to be."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        thin, widths, blocks = config.thin_width, config.decoder_widths, config.decoder_blocks
+        self.enter = nn.Conv2d(INPUT_PLANES, thin, 3, padding=1)
+        self.thin = ResidualBlock(thin)
+        self.down, self.encode, self.up, self.decode = (nn.ModuleList() for _ in range(4))
+        before = thin
+        for width, repeat in zip(widths, blocks, strict=True):
+            self.down.append(nn.Conv2d(before, width, 2, stride=2))
+            self.encode.append(Level(width, config.width, repeat))
+            before = width
+        self.attention = ContextAttention(widths[-1], config)
+        for finer, coarser, repeat in zip(widths[-2::-1], widths[:0:-1], blocks[-2::-1], strict=True):
+            self.up.append(nn.ConvTranspose2d(coarser, finer, 2, stride=2))
+            self.decode.append(Level(finer, config.width, repeat))
+        self.rise = nn.ConvTranspose2d(widths[0], thin, 2, stride=2)
+        self.merge = nn.Conv2d(thin, thin, 3, padding=1)
+        self.leave = nn.Conv2d(thin, OUTPUT_PLANES, 3, padding=1)
+        with torch.no_grad():
+            nn.init.kaiming_normal_(self.enter.weight)
+            nn.init.kaiming_normal_(self.merge.weight)
+            self.leave.weight[3].mul_(0.1)
+            assert self.leave.bias is not None
+            self.leave.bias.copy_(
+                torch.tensor([0.0, 0.0, 0.0, -5.0])
+            )  # exp(-5): about 22 dB, a damaged image's usual error
+
+    def forward(self, planes: Tensor, context: Context, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Restore tiles.
+
+        Args:
+            planes: [N, 7, T, T]: RGB, mask, coarse RGB; T a multiple of 8.
+            context: one entry a tile, that of the tile's image.
+            positions: [N, (T / 8) ** 2, 2], where the tile's cells lie in their image, (y, x) in 0..1.
+
+        Returns:
+            The residual [N, 3, T, T] to add to the input, and the log of the expected squared error [N, 1, T, T].
+        """
+
+        def attend(features: Tensor) -> Tensor:
+            answer: Tensor = self.attention(features, context.tokens, context.absent, positions)
+            return answer
+
+        thin = self.thin(self.enter(planes))
+        features, skips = thin, []
+        for down, blocks in zip(self.down, self.encode, strict=True):
+            features = down(features)
+            if down is self.down[-1]:
+                features = blocks(features, context.vector, before_last=attend)
+            else:
+                features = blocks(features, context.vector)
+                skips.append(features)
+        for up, blocks in zip(self.up, self.decode, strict=True):
+            features = blocks(up(features) + skips.pop(), context.vector)
+        merged = torch.relu_(self.merge(self.rise(features) + thin))
+        out = self.leave(merged).float()
+        return out[:, :3], out[:, 3:]

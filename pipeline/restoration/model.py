@@ -1,0 +1,142 @@
+"""The network: a global view once an image, then a stream of tiles."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.restoration.config import ModelConfig
+from pipeline.restoration.decoder import TileDecoder
+from pipeline.restoration.fusion import AttentionFusion, Context
+from pipeline.restoration.image import ImageEncoder, ProbeEncoder
+from pipeline.restoration.layers import ResidualBlock
+
+REFERENCE_CELLS = 5
+"""A reference is pooled to 5 x 5 tokens: its colours and their rough layout are what is wanted of it."""
+
+DAMAGE_SCALES = (25.0, 50.0, 1.0, 1.0, 0.3, 0.1)
+"""The unit of each of `MEASURES` in which the network counts and its loss weighs it."""
+
+
+class GlobalView(NamedTuple):
+    """What one look at the whole image yields, for each image of a batch."""
+
+    context: Context
+    coarse: Tensor  # [N, 3, S, S], the restored thumbnail with its colours, about 0..1
+    damage: Tensor  # [N, 6], in the order and units of MEASURES
+    clean: Tensor  # [N], logit that nothing is wrong with the image
+    image_feature: Tensor  # [N, agreement_width], unit length
+    text_feature: Tensor  # [N, agreement_width], unit length
+
+
+class CoarseHead(nn.Module):
+    """The restored thumbnail: fused tokens climb back to 1/4 of the thumbnail over the encoder's features."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        fine, middle = config.encoder_widths[:2]
+        self.up_middle = nn.ConvTranspose2d(config.width, middle, 2, stride=2)
+        self.middle = ResidualBlock(middle)
+        self.up_fine = nn.ConvTranspose2d(middle, fine, 2, stride=2)
+        self.fine = ResidualBlock(fine)
+        self.out = nn.Conv2d(fine, 3, 3, padding=1)
+        with torch.no_grad():
+            self.out.weight.mul_(0.1)
+
+    def forward(self, fused: Tensor, pyramid: list[Tensor], small: Tensor) -> Tensor:
+        """`small` [N, 3, S, S] is the damaged picture at the size of the answer."""
+        features = self.middle(self.up_middle(fused) + pyramid[1])
+        features = self.fine(self.up_fine(features) + pyramid[0])
+        out: Tensor = small + self.out(features).float()
+        return out
+
+
+class CompactModel(nn.Module):
+    """Text and image encoders' outputs are fused, and that drives the tile decoder."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageEncoder(config)
+        self.probe_encoder = ProbeEncoder(config)
+        self.fusion = AttentionFusion(config)
+        self.coarse_head = CoarseHead(config)
+        self.damage_head = nn.Sequential(
+            nn.Linear(2 * config.width, 96), nn.ReLU(), nn.Linear(96, len(DAMAGE_SCALES) + 1)
+        )
+        self.image_agreement = nn.Linear(config.encoder_widths[-1], config.agreement_width)
+        self.text_agreement = nn.Linear(config.text_width, config.agreement_width)
+        self.agreement_scale = nn.Parameter(torch.tensor([1.6, -4.0]))  # log scale and bias, arXiv:2303.15343
+        self.decoder = TileDecoder(config)
+
+    def look(
+        self,
+        thumbnails: Tensor,
+        probes: Tensor,
+        text: Tensor,
+        text_absent: Tensor,
+        references: Tensor,
+        references_absent: Tensor,
+    ) -> GlobalView:
+        """The global view.
+
+        Args:
+            thumbnails: [N, 4, S, S]: RGB in 0..1 and the share of missing pixels.
+            probes: [N, P, 4, s, s]: the same at native resolution.
+            text: [N, T, text_width] token features, zeros where there is no caption.
+            text_absent: [N, T] bool.
+            references: [N, R, 4, S, S] thumbnails; R may be 0.
+            references_absent: [N, R] bool.
+        """
+        count, places = references_absent.shape
+        pyramid = self.image_encoder(thumbnails)
+        pooled = thumbnails.new_zeros(count, places, self.config.encoder_widths[-1], REFERENCE_CELLS, REFERENCE_CELLS)
+        if not bool(references_absent.all()):
+            features = self.image_encoder(references[~references_absent])[-1]
+            cells = F.adaptive_avg_pool2d(features, REFERENCE_CELLS)
+            pooled = pooled.to(cells.dtype).index_put((~references_absent).nonzero(as_tuple=True), cells)
+        probe = self.probe_encoder(probes)
+        context = self.fusion(text, text_absent, pyramid[-1], probe, pooled, references_absent)
+        small = F.avg_pool2d(thumbnails[:, :3], 4)
+        coarse = self.coarse_head(context.image, pyramid, small)
+        judged = self.damage_head(torch.cat([context.vector, probe], dim=1)).float()
+        scales = judged.new_tensor(DAMAGE_SCALES)
+        weight = (~text_absent).float()[..., None]
+        sentence = (text * weight).sum(1) / weight.sum(1).clamp_min(1)
+        return GlobalView(
+            context=context,
+            coarse=coarse,
+            damage=F.softplus(judged[:, :-1]) * scales,
+            clean=judged[:, -1],
+            image_feature=F.normalize(self.image_agreement(pyramid[-1].mean((2, 3))).float(), dim=1),
+            text_feature=F.normalize(self.text_agreement(sentence).float(), dim=1),
+        )
+
+    def decode(
+        self, tiles: Tensor, masks: Tensor, coarse: Tensor, context: Context, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Restore tiles.
+
+        Args:
+            tiles: [N, 3, T, T], damaged, 0..1.
+            masks: [N, 1, T, T], 1 where the pixel is missing.
+            coarse: [N, 3, T, T], the coarse picture of the tile's region.
+            context: one entry a tile.
+            positions: [N, (T / 8) ** 2, 2], (y, x) in 0..1 of the whole image.
+
+        Returns:
+            Restored tiles [N, 3, T, T], and the log of the expected squared error [N, 1, T, T].
+        """
+        base = torch.lerp(tiles, coarse, masks)
+        planes = torch.cat([base, masks, coarse], dim=1).contiguous(memory_format=torch.channels_last)
+        residual, log_error = self.decoder(planes, context, positions)
+        return base + residual, log_error
+
+    def agreement(self, view: GlobalView) -> Tensor:
+        """How well caption and picture agree: [N], 0 (not at all) to 1, after SigLIP (arXiv:2303.15343)."""
+        scale, bias = self.agreement_scale
+        cosine = (view.image_feature * view.text_feature).sum(1)
+        return torch.sigmoid(scale.exp() * cosine + bias)

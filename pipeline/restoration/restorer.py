@@ -1,0 +1,398 @@
+"""The Restorer: damaged images in, restored images out, one at a time or in batches of mixed sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from pipeline.damage.record import Damage
+from pipeline.restoration.colour import colour_onto, is_grey, luma
+from pipeline.restoration.fusion import Context
+from pipeline.restoration.model import CompactModel
+from pipeline.restoration.text import MiniLMEncoder
+from pipeline.restoration.tiles import Tile, cut, plan_tiles
+from pipeline.restoration.views import CELL, cell_positions, coarse_regions, probe_corners, thumbnails
+from pipeline.restoration.weights import autocast, load_model, save_model
+
+Pixels = npt.NDArray[Any]
+
+IMAGES_A_LOOK = 4
+"""Images in one run of the global view; always so many (padded), so that none depends on its company."""
+TILES_A_BATCH = {"cpu": 4, "cuda": 32}
+"""Tiles in one run of the decoder; always so many (padded), for the same reason."""
+STRIP = 512
+"""Rows of a large image held as floats while its thumbnail is made."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One image to restore."""
+
+    pixels: Pixels
+    """[H, W, 3], uint8, or float32 with 0..1 as black to white (values beyond are taken as they are)."""
+    caption: str | None = None
+    mask: Pixels | None = None
+    """[H, W], nonzero where the picture is lost. Only those pixels are changed then."""
+    references: tuple[Pixels, ...] = ()
+    """Other pictures of the same subject, [h, w, 3] uint8 each."""
+    colourise: bool = False
+    """Colour a grey picture."""
+    keep_luminance: bool = True
+    """With `colourise`: leave the luminance as it is; otherwise it is restored too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What came of one image."""
+
+    array: npt.NDArray[np.float32]
+    """[H, W, 3], 0..1."""
+    damage: Damage
+    """What was found to be wrong with it."""
+    clean: float
+    """Estimated probability that nothing was, 0..1."""
+    uncertainty: npt.NDArray[np.float16]
+    """[H, W]: expected root-mean-square error of each pixel of the result, in 0..1."""
+    expected_psnr: float
+    """What the model expects the result's PSNR to be, in dB (100 at most)."""
+    agreement: float | None
+    """How well caption and picture agree, 0..1; None without a caption. Not comparable with CLIPScore."""
+
+    @functools.cached_property
+    def image(self) -> Image.Image:
+        """The result as a PIL image, RGB."""
+        return Image.fromarray(self.pixels)
+
+    @property
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """The result as [H, W, 3] uint8."""
+        out = np.empty(self.array.shape, np.uint8)
+        for top in range(0, len(out), STRIP):
+            out[top : top + STRIP] = np.rint(self.array[top : top + STRIP] * 255)
+        return out
+
+
+class Restorer:
+    """A model with its text encoder on a device.
+
+    The same request on the same kind of device gives the same bits, whatever else is in its batch.
+    """
+
+    def __init__(
+        self,
+        model: CompactModel,
+        digest: str = "",
+        device: str | torch.device = "auto",
+        tile: int = 272,
+        margin: int = 8,
+    ) -> None:
+        """Put a model on a device.
+
+        Args:
+            model: the network.
+            digest: SHA-256 of its weights, for the record.
+            device: "auto" takes a GPU if there is one.
+            tile: side of a tile in pixels, a multiple of 8, margins included.
+            margin: pixels cut off each inner edge of a tile.
+
+        Raises:
+            ValueError: the tile is no multiple of 8, or has nothing left inside its margins.
+        """
+        if tile % CELL or tile <= 2 * margin or margin < 0:
+            raise ValueError(
+                f"tile must be a multiple of {CELL} larger than twice the margin, not {tile} with {margin}"
+            )
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.tile, self.margin = tile, margin
+        self.digest = digest
+        self.config = model.config
+        self.name = model.config.name
+        self._source = model
+        self._model = model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._text = MiniLMEncoder(model.config.text_tokens, self.device)
+
+    @classmethod
+    def from_pretrained(cls, place: str | Path = "compact", **options: Any) -> Restorer:
+        """Load a shipped model by name, or one from a folder or URI; `options` as for `Restorer`.
+
+        Raises:
+            ModelError: there is no model, or it cannot be loaded.
+        """
+        model, digest = load_model(place)
+        return cls(model, digest, **options)
+
+    def save_pretrained(self, folder: str | Path, card: str = "") -> None:
+        """Write `config.json`, `model.safetensors` and `MODEL_CARD.md`."""
+        save_model(self._source, folder, card)
+
+    def restore(
+        self,
+        image: Image.Image | Pixels,
+        caption: str | None = None,
+        mask: Image.Image | Pixels | None = None,
+        references: Iterable[Image.Image | Pixels] = (),
+        colourise: bool = False,
+    ) -> Restored:
+        """Restore one image.
+
+        Args:
+            image: a PIL image, a uint8 array [H, W, 3] (or [H, W]), or a float32 array with 0..1 as black to
+                white; values outside that range are taken as they are (noise).
+            caption: what the picture shows, if known.
+            mask: nonzero where the picture is lost; [H, W]. Then no pixel outside it is changed.
+            references: other pictures of the same subject.
+            colourise: give a grey picture colours; its luminance stays as it is.
+
+        Raises:
+            ValueError: an array has another shape or type, is empty, holds NaN, or the mask has another size.
+        """
+        pixels = as_pixels(image)
+        if not pixels.size:
+            raise ValueError("the image has no pixels")
+        request = Request(
+            pixels=pixels,
+            caption=caption,
+            mask=None if mask is None else _as_mask(mask, pixels.shape[:2]),
+            references=tuple(as_pixels(reference) for reference in references),
+            colourise=colourise,
+        )
+        return self.restore_batch([request])[0]
+
+    @torch.inference_mode()
+    def restore_batch(self, requests: Sequence[Request]) -> list[Restored]:
+        """Restore images of any sizes together: their tiles share the decoder's batches.
+
+        Images with equally many references go together, so that all contexts of a batch are of one length.
+        """
+        results: dict[int, Restored] = {}
+        for places in sorted({len(request.references) for request in requests}):
+            rows = [row for row, request in enumerate(requests) if len(request.references) == places]
+            results.update(zip(rows, self._restore_alike([requests[row] for row in rows]), strict=True))
+        return [results[row] for row in range(len(requests))]
+
+    def _restore_alike(self, requests: Sequence[Request]) -> list[Restored]:
+        views: list[_View] = []
+        for start in range(0, len(requests), IMAGES_A_LOOK):
+            chunk = list(requests[start : start + IMAGES_A_LOOK])
+            padded = chunk + [chunk[0]] * (IMAGES_A_LOOK - len(chunk))
+            views += self._look(padded)[: len(chunk)]
+        canvases = [_Canvas(request) for request in requests]
+        tiles = [
+            (index, tile)
+            for index, request in enumerate(requests)
+            for tile in plan_tiles(request.pixels.shape[0], request.pixels.shape[1], self.tile, self.margin)
+        ]
+        batch = TILES_A_BATCH.get(self.device.type, 4)
+        for start in range(0, len(tiles), batch):
+            self._decode(tiles[start : start + batch], batch, requests, views, canvases)
+        return [canvas.finish(view) for canvas, view in zip(canvases, views, strict=True)]
+
+    def _look(self, requests: Sequence[Request]) -> list[_View]:
+        """The global view of each image; all have equally many references."""
+        config = self.config
+        text = self._text([request.caption for request in requests])
+        small = torch.cat([_thumbnail(r.pixels, r.mask, config.thumbnail) for r in requests])
+        native = torch.stack([_probes(r.pixels, r.mask, config.probe, config.probes) for r in requests])
+        places = len(requests[0].references)
+        references = small.new_zeros(len(requests), places, 4, config.thumbnail, config.thumbnail)
+        for row, request in enumerate(requests):
+            for place, reference in enumerate(request.references):
+                references[row, place] = _thumbnail(reference, None, config.thumbnail)[0]
+        with autocast(self.device):
+            view = self._model.look(
+                small.to(self.device),
+                native.to(self.device),
+                text.tokens,
+                text.absent,
+                references.to(self.device),
+                torch.zeros(len(requests), places, dtype=torch.bool, device=self.device),
+            )
+        agreement = self._model.agreement(view).tolist()
+        damages, clean = view.damage.tolist(), torch.sigmoid(view.clean).tolist()
+        captioned = (~text.absent).any(1).tolist()
+        return [
+            _View(
+                context=Context(*(part[row] for part in view.context)),
+                coarse=view.coarse[row],
+                damage=Damage.from_vector(damages[row], is_grey(requests[row].pixels)),
+                clean=clean[row],
+                agreement=agreement[row] if captioned[row] else None,
+            )
+            for row in range(len(requests))
+        ]
+
+    def _decode(
+        self,
+        tiles: Sequence[tuple[int, Tile]],
+        batch: int,
+        requests: Sequence[Request],
+        views: Sequence[_View],
+        canvases: Sequence[_Canvas],
+    ) -> None:
+        """Run one batch of tiles and paint what is kept of them."""
+        side = self.tile
+        padded = list(tiles) + [tiles[0]] * (batch - len(tiles))
+        pixels = torch.stack([cut(requests[index].pixels, tile, side) for index, tile in padded]).to(self.device)
+        masks = torch.stack([_cut_mask(requests[index], tile, side) for index, tile in padded]).to(self.device)
+        shapes = [requests[index].pixels.shape for index, _ in padded]
+        boxes = torch.tensor(
+            [t.box(side, s[0], s[1]) for (_, t), s in zip(padded, shapes, strict=True)], device=self.device
+        )
+        context = Context(
+            *(torch.stack(parts) for parts in zip(*(views[index].context for index, _ in padded), strict=True))
+        )
+        with autocast(self.device):
+            coarse = coarse_regions(torch.stack([views[index].coarse for index, _ in padded]), boxes, side)
+            restored, log_error = self._model.decode(
+                pixels, masks, coarse, context, cell_positions(boxes, side // CELL)
+            )
+        restored, error = restored.float().cpu(), log_error.float().clamp(-14, 2).exp().cpu()
+        for row, (index, tile) in enumerate(tiles):
+            canvases[index].paint(tile, restored[row], error[row, 0])
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """One image's share of a GlobalView."""
+
+    context: Context
+    coarse: Tensor
+    damage: Damage
+    clean: float
+    agreement: float | None
+
+
+class _Canvas:
+    """Where an image's tiles come together, under what its request forbids to change."""
+
+    def __init__(self, request: Request) -> None:
+        height, width = request.pixels.shape[:2]
+        self._request = request
+        self._grey = is_grey(request.pixels)
+        self._array = np.empty((height, width, 3), np.float32)
+        self._uncertainty = np.empty((height, width), np.float16)
+        self._squared = 0.0
+
+    def paint(self, tile: Tile, restored: Tensor, error: Tensor) -> None:
+        """Place the kept part of `restored` [3, T, T] and its expected squared error [T, T]."""
+        request = self._request
+        top, left, bottom, right = tile.keep
+        inner = (slice(top - tile.top, bottom - tile.top), slice(left - tile.left, right - tile.left))
+        here = (slice(top, bottom), slice(left, right))
+        after, error = restored[:, inner[0], inner[1]], error[inner]
+        before = torch.from_numpy(np.ascontiguousarray(request.pixels[here])).permute(2, 0, 1)
+        before = before.float() / 255 if before.dtype == torch.uint8 else before.float()
+        if self._grey and request.colourise:
+            luminance = before[:1] if request.keep_luminance else luma(after)
+            after = colour_onto(luminance, after)
+        elif self._grey:
+            after = luma(after).expand(3, -1, -1)
+        after = after.clamp(0, 1)
+        if request.mask is not None:
+            lost = torch.from_numpy(np.ascontiguousarray(request.mask[here])) != 0
+            after = torch.where(lost, after, before)
+            error = torch.where(lost, error, 0.0)
+        self._array[here] = after.permute(1, 2, 0).numpy()
+        self._uncertainty[here] = error.sqrt().numpy()
+        self._squared += float(error.double().sum())
+
+    def finish(self, view: _View) -> Restored:
+        """All tiles are painted."""
+        expected = max(self._squared / self._uncertainty.size, 1e-10)
+        return Restored(
+            array=self._array,
+            damage=view.damage,
+            clean=view.clean,
+            uncertainty=self._uncertainty,
+            expected_psnr=float(-10 * np.log10(expected)),
+            agreement=view.agreement,
+        )
+
+
+def as_pixels(image: Image.Image | Pixels) -> Pixels:
+    """A picture as [H, W, 3], uint8 or float32.
+
+    Raises:
+        ValueError: an array of another shape or type, or with NaN in it.
+    """
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
+    if image.ndim == 2:
+        image = np.repeat(image[..., None], 3, axis=2)
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"expected an image [H, W, 3] or [H, W], found an array of shape {list(image.shape)}")
+    if np.issubdtype(image.dtype, np.floating):
+        if not np.isfinite(image).all():
+            raise ValueError("the image holds NaN or infinite values")
+        return image.astype(np.float32, copy=False)
+    if image.dtype != np.uint8:
+        raise ValueError(
+            f"expected uint8, or float32 in 0..1, found {image.dtype}; divide integers by their white first"
+        )
+    return image
+
+
+def _as_mask(mask: Image.Image | Pixels, size: tuple[int, ...]) -> Pixels:
+    array = np.asarray(mask.convert("L") if isinstance(mask, Image.Image) else mask)
+    if array.ndim == 3:
+        array = array.any(axis=2)
+    if array.shape != tuple(size):
+        raise ValueError(f"the mask is {list(array.shape)} and the image {list(size)} pixels; they must be of one size")
+    threshold = 127 if array.dtype == np.uint8 and array.max(initial=0) > 1 else 0
+    return np.greater(array, threshold)
+
+
+def _cut_mask(request: Request, tile: Tile, side: int) -> Tensor:
+    if request.mask is None:
+        return torch.zeros(1, side, side)
+    return cut((request.mask != 0).astype(np.float32)[..., None], tile, side)
+
+
+def _planes(pixels: Pixels, mask: Pixels | None) -> tuple[Tensor, Tensor]:
+    """[H, W, 3] and [H, W] -> floats [1, 3, H, W] and [1, 1, H, W]."""
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+    image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    lost = torch.zeros_like(image[:, :1])
+    if mask is not None:
+        lost = torch.from_numpy(np.ascontiguousarray(mask != 0)).float()[None, None]
+    return image, lost
+
+
+def _thumbnail(pixels: Pixels, mask: Pixels | None, side: int) -> Tensor:
+    """[1, 4, side, side]; large images are averaged strip by strip first, so that they never stand in floats whole."""
+    height, width = pixels.shape[:2]
+    factor = 1
+    while min(height, width) // (2 * factor) >= 2 * side:
+        factor *= 2
+    if factor == 1:
+        return thumbnails(*_planes(pixels, mask), side)
+    images, masks = [], []
+    for top in range(0, height - factor + 1, STRIP):
+        rows = slice(top, min(top + STRIP, height - height % factor))
+        image, lost = _planes(pixels[rows], None if mask is None else mask[rows])
+        present = F.avg_pool2d(1 - lost, factor)
+        images.append(F.avg_pool2d(image * (1 - lost), factor) / present.clamp_min(1e-3))
+        masks.append(1 - present)
+    return thumbnails(torch.cat(images, 2), torch.cat(masks, 2), side)
+
+
+def _probes(pixels: Pixels, mask: Pixels | None, side: int, count: int) -> Tensor:
+    """[count, 4, side, side] without turning the whole image into floats."""
+    height, width = (max(length, side) for length in pixels.shape[:2])
+    lost = np.zeros((*pixels.shape[:2], 1), np.float32) if mask is None else (mask != 0).astype(np.float32)[..., None]
+    corners = [Tile(top, left, (0, 0, 0, 0)) for top, left in probe_corners(height, width, side, count)]
+    return torch.stack([torch.cat([cut(pixels, corner, side), cut(lost, corner, side)]) for corner in corners])

@@ -1,0 +1,73 @@
+"""Cuts images into tiles of one size with a margin, and puts the inner parts together again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """One tile's place in its image. Pixels; the tile may reach beyond a small image."""
+
+    top: int
+    left: int
+    keep: tuple[int, int, int, int]
+    """Top, left, bottom, right of the part of the image that this tile is trusted with."""
+
+    def box(self, side: int, height: int, width: int) -> tuple[float, float, float, float]:
+        """(top, left, bottom, right) of the tile as shares of the image's sides."""
+        return self.top / height, self.left / width, (self.top + side) / height, (self.left + side) / width
+
+
+def _spans(length: int, side: int, margin: int) -> Iterator[tuple[int, int, int]]:
+    """Start, and the span kept, of the fewest tiles that cover `length` with `margin` off every inner edge."""
+    if length <= side:
+        yield 0, 0, length
+        return
+    inner = side - 2 * margin
+    count = -(-(length - 2 * margin) // inner)
+    kept = 0
+    for index in range(count):
+        start = min(index * inner, length - side)
+        end = length if index == count - 1 else start + side - margin
+        yield start, kept, end
+        kept = end
+
+
+def plan_tiles(height: int, width: int, side: int, margin: int) -> list[Tile]:
+    """Tiles that cover an image; every pixel is kept from exactly one."""
+    rows, columns = list(_spans(height, side, margin)), list(_spans(width, side, margin))
+    return [
+        Tile(top, left, (keep_top, keep_left, keep_bottom, keep_right))
+        for top, keep_top, keep_bottom in rows
+        for left, keep_left, keep_right in columns
+    ]
+
+
+def cut(pixels: npt.NDArray[np.generic], tile: Tile, side: int) -> Tensor:
+    """The tile's pixels [C, side, side], float32 in 0..1, from [H, W, C] of uint8 or float.
+
+    Beyond the edges of a small image its picture is mirrored.
+    """
+    height, width = pixels.shape[:2]
+    rows = _mirrored(tile.top, side, height)
+    columns = _mirrored(tile.left, side, width)
+    part = pixels[rows[0] : rows[0] + side] if height >= side else pixels[rows]
+    part = part[:, columns[0] : columns[0] + side] if width >= side else part[:, columns]
+    tensor = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)
+    return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
+
+
+def _mirrored(start: int, side: int, length: int) -> npt.NDArray[np.intp]:
+    index = np.arange(start, start + side)
+    if length == 1:
+        return np.zeros_like(index)
+    period = 2 * (length - 1)
+    index = index % period
+    return np.where(index < length, index, period - index)

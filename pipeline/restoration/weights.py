@@ -1,0 +1,86 @@
+"""A model on disk: `config.json`, `model.safetensors` (half precision), `MODEL_CARD.md`. Never pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import fsspec
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from pipeline.errors import ModelError
+from pipeline.restoration.config import ModelConfig
+from pipeline.restoration.model import CompactModel
+
+SHIPPED = Path(__file__).parent / "models"
+"""Models that come with the package, a folder each."""
+FILES = ("config.json", "model.safetensors")
+
+
+def save_model(model: CompactModel, folder: str | Path, card: str) -> None:
+    """Write the three files of a model; weights are stored as float16."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    model.config.save(target)
+    tensors = {name: tensor.detach().half().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    save_file(tensors, target / "model.safetensors")
+    (target / "MODEL_CARD.md").write_text(card)
+
+
+def load_model(place: str | Path) -> tuple[CompactModel, str]:
+    """Load a shipped model by its name, or one from a folder or a URI.
+
+    Returns:
+        The model in float32 on the CPU, and the SHA-256 of its weights.
+
+    Raises:
+        ModelError: nothing there, or not a model that this version can run.
+    """
+    root = str(SHIPPED / str(place)) if str(place) in shipped_models() else str(place)
+    try:
+        content = {name: _read(f"{root.rstrip('/')}/{name}") for name in FILES}
+    except OSError as error:
+        raise ModelError(
+            f"no model at {root!r} ({type(error).__name__}); give a folder or URI that holds {' and '.join(FILES)}, "
+            f"or one of the shipped models: {', '.join(shipped_models()) or 'none'}"
+        ) from error
+    try:
+        config = ModelConfig.from_json(content["config.json"].decode())
+        model = CompactModel(config)
+        tensors: dict[str, Tensor] = load(content["model.safetensors"])
+        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except (ValueError, json.JSONDecodeError, SafetensorError, RuntimeError) as error:
+        raise ModelError(f"the model at {root!r} cannot be loaded: {error}") from error
+    return model, hashlib.sha256(content["model.safetensors"]).hexdigest()
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir()) if SHIPPED.is_dir() else []
+
+
+def _read(path: str) -> bytes:
+    if urlsplit(path).scheme in ("", "file"):
+        return Path(urlsplit(path).path if path.startswith("file:") else path).read_bytes()
+    with fsspec.open(path, "rb") as file:
+        data: bytes = file.read()
+        return data
+
+
+def half_precision(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it fast, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return torch.bfloat16 if fast is not None and fast() else torch.float32
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """A context in which matrix products and convolutions run in `half_precision`."""
+    dtype = half_precision(device)
+    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)

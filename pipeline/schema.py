@@ -1,0 +1,101 @@
+"""The columns: what the stages hand on, and what stands in the output table."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pyarrow as pa
+
+Status = Literal["restored", "kept", "review", "generated", "failed"]
+STATUSES: tuple[Status, ...] = ("restored", "kept", "review", "generated", "failed")
+"""restored: repaired. kept: the original bytes, since nothing needed repair or the gate preferred them.
+review: repaired, but a person should look. generated: made from the caption. failed: see the error columns."""
+
+OUTPUT = pa.schema(
+    [
+        pa.field("image", pa.large_binary()),  # the image file; null if failed
+        pa.field("image_format", pa.string()),  # png, jpeg, …
+        pa.field("image_width", pa.int32()),  # pixels
+        pa.field("image_height", pa.int32()),  # pixels
+        pa.field("image_sha256", pa.string()),  # of the output file
+        pa.field("source_sha256", pa.string()),  # of the input file
+        pa.field("source_uri", pa.string()),  # where the row named one
+        pa.field("status", pa.string()),  # one of STATUSES
+        pa.field("reasons", pa.list_(pa.string())),  # why the gate decided so
+        pa.field("notes", pa.list_(pa.string())),  # what else was done or left out, such as 16 bits made 8
+        pa.field("error_stage", pa.string()),  # decode, restore or encode
+        pa.field("error_type", pa.string()),  # a name from pipeline/errors.py
+        pa.field("error_message", pa.string()),
+        pa.field("attempts", pa.int32()),  # how often the failing step was tried
+        pa.field("noise_sigma", pa.float32()),  # found, of 0..255
+        pa.field("jpeg_quality", pa.float32()),  # found, 1..100
+        pa.field("blur_sigma", pa.float32()),  # found, pixels
+        pa.field("downscale", pa.float32()),  # found, factor
+        pa.field("fading", pa.float32()),  # found, share 0..1
+        pa.field("missing", pa.float32()),  # share 0..1: of the mask given, else found
+        pa.field("grey", pa.bool_()),  # the input had no colours
+        pa.field("clean_probability", pa.float32()),  # 0..1
+        pa.field("caption_agreement", pa.float32()),  # 0..1; null without a caption
+        pa.field("expected_psnr", pa.float32()),  # dB, of the result, by the model's own uncertainty
+        pa.field("change_psnr", pa.float32()),  # dB, the result against the input; 100 if equal
+        pa.field("psnr_before", pa.float32()),  # dB, the input against the truth; 100 if equal
+        pa.field("psnr_after", pa.float32()),  # dB, the output against the truth
+        pa.field("ssim_before", pa.float32()),  # 0..1
+        pa.field("ssim_after", pa.float32()),  # 0..1
+        pa.field("restore_seconds", pa.float32()),  # the row's share of its batch, by pixels
+        pa.field("before_preview", pa.binary()),  # small JPEG
+        pa.field("after_preview", pa.binary()),  # small JPEG
+        pa.field("model", pa.string()),
+        pa.field("model_sha256", pa.string()),
+        pa.field("recipe_digest", pa.string()),
+        pa.field("run_id", pa.string()),
+    ]
+)
+"""The columns that conservator adds; the source's own come before them."""
+
+ERROR_FIELDS = [OUTPUT.field(name) for name in ("error_stage", "error_type", "error_message", "attempts")]
+
+_REFERENCE = pa.struct([("pixels", pa.large_binary()), ("height", pa.int32()), ("width", pa.int32())])
+
+DECODED = pa.schema(
+    [
+        pa.field("__file", pa.large_binary()),  # the image file as it came
+        pa.field("__format", pa.string()),
+        pa.field("__icc", pa.binary()),  # ICC profile
+        pa.field("__pixels", pa.large_binary()),  # uint8, height x width x channels
+        pa.field("__height", pa.int32()),
+        pa.field("__width", pa.int32()),
+        pa.field("__channels", pa.int32()),  # 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha
+        pa.field("__mask", pa.large_binary()),  # uint8, height x width, 255 where lost
+        pa.field("__truth", pa.large_binary()),  # uint8, height x width x 3
+        pa.field("__references", pa.list_(_REFERENCE)),  # uint8 RGB
+        pa.field("__caption", pa.string()),
+        pa.field("__notes", pa.list_(pa.string())),
+        pa.field("before_preview", pa.binary()),
+        pa.field("source_uri", pa.string()),
+        pa.field("source_sha256", pa.string()),
+        *ERROR_FIELDS,
+    ]
+)
+"""What decoding hands to restoring, beside the source's own columns. One row an image."""
+
+RESTORED = pa.schema(
+    [
+        *(
+            DECODED.field(name)
+            for name in DECODED.names
+            if name not in ("__mask", "__truth", "__references", "__caption")
+        ),
+        *(
+            OUTPUT.field(name)
+            for name in OUTPUT.names
+            if name
+            in (
+                *("status", "reasons", "noise_sigma", "jpeg_quality", "blur_sigma", "downscale", "fading", "missing"),
+                *("grey", "clean_probability", "caption_agreement", "expected_psnr", "change_psnr"),
+                *("psnr_before", "psnr_after", "ssim_before", "ssim_after", "restore_seconds", "model", "model_sha256"),
+            )
+        ),
+    ]
+)
+"""What restoring hands to encoding; `__pixels` now holds the restored ones, null where the original is kept."""

@@ -1,0 +1,171 @@
+"""The decode stage: a row's image files become pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from pipeline.errors import PermanentRowError, RowError, UnsupportedColumn
+from pipeline.imaging.cells import Fetch, holds_images, read_cell
+from pipeline.imaging.decode import Decoded, decode_image
+from pipeline.imaging.encode import encode_preview
+from pipeline.recipe import Recipe
+from pipeline.schema import DECODED
+from pipeline.stages.table import Row, failure, with_columns
+
+REFERENCE_SIDE = 512
+"""References are only seen as thumbnails; larger ones are shrunk to this longest side in pixels at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeStage:
+    """Decodes tables; hands them on in pieces of bounded size, whatever came in."""
+
+    recipe: Recipe
+    passed: pa.Schema
+    """The source's own columns that go through to the output."""
+    fetch: Fetch
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Every row of `table`, in order, in tables of about `resources.block_mb` of pixels."""
+        limit = self.recipe.resources.block_mb * 1e6
+        rows: list[Row] = []
+        start, size = 0, 0
+        for index in range(table.num_rows):
+            row = self._row(table, index)
+            rows.append(row)
+            size += len(row.get("__pixels") or b"") + len(row.get("__file") or b"")
+            if size >= limit:
+                yield self._table(table.slice(start, len(rows)), rows)
+                start, rows, size = index + 1, [], 0
+        if rows or not table.num_rows:
+            yield self._table(table.slice(start), rows)
+
+    def _table(self, source: pa.Table, rows: Sequence[Row]) -> pa.Table:
+        columns = {}
+        for field in self.passed:
+            if field.name in source.column_names:
+                columns[field.name] = source[field.name].cast(field.type)
+            else:  # another file of the source has it
+                columns[field.name] = pa.nulls(source.num_rows, field.type)
+        return with_columns(pa.table(columns), rows, DECODED)
+
+    def _row(self, table: pa.Table, index: int) -> Row:
+        columns, row = self.recipe.columns, Row(attempts=1)
+        try:
+            row |= self._image(table, index)
+            size = (row["__height"], row["__width"])
+            row["__mask"] = self._mask(table, index, size)
+            row["__truth"] = self._truth(table, index, size, row["__notes"])
+            row["__references"] = self._references(table, index, row["__notes"])
+            row["__caption"] = first_caption(_cell(table, columns.caption, index))
+        except RowError as error:
+            return _failed(row, error)
+        except Exception as error:  # one row's surprise must not cost the others
+            return _failed(row, PermanentRowError(f"{type(error).__name__}: {error}"))
+        return row
+
+    def _image(self, table: pa.Table, index: int) -> Row:
+        column = self.recipe.columns.image
+        if column not in table.column_names:
+            raise UnsupportedColumn(f"the row's file has no column {column!r}")
+        file = read_cell(_cell(table, column, index), table.schema.field(column).type, column, self.fetch)
+        decoded = self._decode(file.data)
+        height, width, channels = decoded.pixels.shape
+        return {
+            "__file": file.data,
+            "__format": decoded.format,
+            "__icc": decoded.icc,
+            "__pixels": decoded.pixels.tobytes(),
+            "__height": height,
+            "__width": width,
+            "__channels": channels,
+            "__notes": list(decoded.notes),
+            "before_preview": encode_preview(decoded.pixels, self.recipe.output.previews),
+            "source_uri": file.uri,
+            "source_sha256": hashlib.sha256(file.data).hexdigest(),
+        }
+
+    def _decode(self, data: bytes) -> Decoded:
+        limits = self.recipe.limits
+        return decode_image(data, limits.max_megapixels, limits.max_image_mb)
+
+    def _mask(self, table: pa.Table, index: int, size: tuple[int, int]) -> bytes | None:
+        column = self.recipe.columns.mask
+        value = _cell(table, column, index)
+        if column is None or value is None:
+            return None
+        try:
+            rgb = self._decode(read_cell(value, table.schema.field(column).type, column, self.fetch).data).rgb
+        except PermanentRowError as error:
+            raise type(error)(f"the mask: {error.message}") from error
+        if rgb.shape[:2] != size:
+            raise PermanentRowError(
+                f"the mask has {rgb.shape[1]} x {rgb.shape[0]} pixels, the image {size[1]} x {size[0]}; "
+                "they must be equal"
+            )
+        return (np.where(rgb.max(axis=2) >= 128, 255, 0)).astype(np.uint8).tobytes()
+
+    def _truth(self, table: pa.Table, index: int, size: tuple[int, int], notes: list[str]) -> bytes | None:
+        column = self.recipe.columns.truth
+        value = _cell(table, column, index)
+        if column is None or value is None or not self.recipe.scoring.truth:
+            return None
+        try:
+            rgb = self._decode(read_cell(value, table.schema.field(column).type, column, self.fetch).data).rgb
+        except RowError as error:
+            notes.append(f"no score, the truth cannot be read: {error.message}")
+            return None
+        if rgb.shape[:2] != size:
+            notes.append(f"no score, the truth has another size: {rgb.shape[1]} x {rgb.shape[0]}")
+            return None
+        return rgb.tobytes()
+
+    def _references(self, table: pa.Table, index: int, notes: list[str]) -> list[dict[str, Any]]:
+        column = self.recipe.columns.references
+        values = _cell(table, column, index)
+        if column is None or not values:
+            return []
+        kind = table.schema.field(column).type
+        if isinstance(values, list):
+            kind = kind.value_type
+        else:
+            values = [values]
+        if not holds_images(kind):
+            notes.append(f"references ignored: column {column!r} has the type {kind}")
+            return []
+        found = []
+        for number, value in enumerate(values[: self.recipe.limits.max_references], start=1):
+            try:
+                picture = Image.fromarray(self._decode(read_cell(value, kind, column, self.fetch).data).rgb)
+            except RowError as error:
+                notes.append(f"reference {number} ignored: {error.message}")
+                continue
+            picture.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE), reducing_gap=2.0)
+            found.append({"pixels": picture.tobytes(), "height": picture.height, "width": picture.width})
+        return found
+
+
+def _failed(row: Row, error: RowError) -> Row:
+    """What is left of a row that failed: no pixels, but what tells where it came from."""
+    kept = {name: row[name] for name in ("before_preview", "source_uri", "source_sha256") if name in row}
+    return kept | {"__notes": row.get("__notes")} | failure("decode", error)
+
+
+def first_caption(value: Any) -> str | None:
+    """The first text that is not blank, of a string or a list of strings."""
+    texts = value if isinstance(value, list) else [value]
+    return next((text for text in texts if isinstance(text, str) and text.strip()), None)
+
+
+def _cell(table: pa.Table, column: str | None, index: int) -> Any:
+    """A cell as a Python value; None for a column that is not there."""
+    if column is None or column not in table.column_names:
+        return None
+    return table[column][index].as_py()

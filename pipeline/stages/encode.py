@@ -1,0 +1,65 @@
+"""The encode stage: restored pixels become files, and rows get the columns of the output table."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import PermanentRowError
+from pipeline.imaging.encode import encode_image, encode_preview
+from pipeline.recipe import Recipe
+from pipeline.schema import OUTPUT, RESTORED
+from pipeline.stages.table import Row, failure, with_columns, without_columns
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeStage:
+    """Encodes tables."""
+
+    recipe: Recipe
+    run_id: str
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Every row of `table`, in order, with the columns of `OUTPUT` (under the recipe's prefix)."""
+        cells = table.select([name for name in table.column_names if name in RESTORED.names]).to_pylist()
+        digest = self.recipe.digest()
+        rows = [self._row(cell) | {"run_id": self.run_id, "recipe_digest": digest} for cell in cells]
+        out = with_columns(without_columns(table, RESTORED), rows, OUTPUT)
+        return out.rename_columns(output_names(out.schema.names, self.recipe.output.prefix))
+
+    def _row(self, cell: Row) -> Row:
+        row = {name: cell[name] for name in OUTPUT.names if name in cell} | {"notes": cell["__notes"]}
+        if cell["status"] == "failed":
+            return row
+        try:
+            return row | self._file(cell)
+        except Exception as error:  # a codec's surprise must not cost the other rows
+            return row | failure("encode", PermanentRowError(f"{type(error).__name__}: {error}")) | {"status": "failed"}
+
+    def _file(self, cell: Row) -> Row:
+        height, width = cell["__height"], cell["__width"]
+        preview = cell["before_preview"]
+        if cell["__pixels"] is None:
+            data, format = cell["__file"], cell["__format"]
+        else:
+            format = self.recipe.output.format
+            pixels = np.frombuffer(cell["__pixels"], np.uint8).reshape(height, width, cell["__channels"])
+            data = encode_image(pixels, format, cell["__icc"])
+            preview = encode_preview(pixels, self.recipe.output.previews)
+        return {
+            "image": data,
+            "image_format": format,
+            "image_width": width,
+            "image_height": height,
+            "image_sha256": hashlib.sha256(data).hexdigest(),
+            "after_preview": preview,
+        }
+
+
+def output_names(names: list[str], prefix: str) -> list[str]:
+    """Column names of the output table: the prefix goes before those that are added."""
+    passed = len(names) - len(OUTPUT)
+    return names[:passed] + [prefix + name for name in names[passed:]]

@@ -1,0 +1,150 @@
+"""The restore stage: what an actor runs on each table of decoded rows."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+
+from pipeline.errors import PermanentRowError
+from pipeline.quality.gate import Evidence, Rules, decide
+from pipeline.quality.scores import decibels, mean_squared_error, psnr, ssim
+from pipeline.recipe import Recipe
+from pipeline.restoration.restorer import Request, Restored, Restorer
+from pipeline.schema import DECODED, RESTORED
+from pipeline.stages.table import Row, failure, with_columns, without_columns
+
+log = logging.getLogger(__name__)
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class RestoreStage:
+    """Holds a Restorer for the life of an actor."""
+
+    def __init__(self, recipe: Recipe, device: str, threads: int = 0) -> None:
+        """Load the model.
+
+        Raises:
+            ModelError: there is none, or it cannot be loaded.
+        """
+        if threads and device == "cpu":
+            torch.set_num_threads(threads)
+        options = recipe.restoration
+        self._recipe = recipe
+        self._rules = Rules(**recipe.scoring.model_dump(exclude={"truth"}))
+        self._restorer = Restorer.from_pretrained(
+            options.model, device=device, tile=options.tile, margin=options.margin
+        )
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Restore the rows that decoded; the others pass."""
+        cells = table.select([name for name in table.column_names if name in DECODED.names]).to_pylist()
+        good = [index for index, cell in enumerate(cells) if cell["error_stage"] is None]
+        rows = [{name: cell[name] for name in RESTORED.names if name in cell} for cell in cells]
+        for index in good:
+            rows[index]["__pixels"] = None
+        for index, answer in zip(good, self._restore([cells[index] for index in good]), strict=True):
+            rows[index] |= answer
+        for row in rows:
+            row |= {"model": self._restorer.name, "model_sha256": self._restorer.digest}
+            if row["error_stage"] is not None:
+                row |= {"status": "failed", "__pixels": None}
+        return with_columns(without_columns(table, DECODED), rows, RESTORED)
+
+    def _restore(self, cells: Sequence[Row]) -> list[Row]:
+        """All rows together; if that fails, one by one, so that the others do not share the fate of one."""
+        if not cells:
+            return []
+        started = time.perf_counter()
+        try:
+            results = self._restorer.restore_batch([self._request(cell) for cell in cells])
+        except Exception as error:  # out of memory, or one image that the model cannot take
+            if len(cells) > 1:
+                log.warning("restoring %d rows together failed (%s); now one by one", len(cells), error)
+                return [answer for cell in cells for answer in self._restore([cell])]
+            return [failure("restore", PermanentRowError(f"{type(error).__name__}: {error}"))]
+        seconds = time.perf_counter() - started
+        pixels = sum(cell["__height"] * cell["__width"] for cell in cells)
+        return [
+            self._judge(cell, result) | {"restore_seconds": seconds * cell["__height"] * cell["__width"] / pixels}
+            for cell, result in zip(cells, results, strict=True)
+        ]
+
+    def _request(self, cell: Row) -> Request:
+        height, width = cell["__height"], cell["__width"]
+        mask = cell["__mask"]
+        return Request(
+            pixels=_rgb(_array(cell["__pixels"], height, width, cell["__channels"])),
+            caption=cell["__caption"],
+            mask=None if mask is None else _array(mask, height, width, 1)[..., 0],
+            references=tuple(_array(r["pixels"], r["height"], r["width"], 3) for r in cell["__references"] or ()),
+            colourise=self._recipe.restoration.colourise,
+            keep_luminance=False,
+        )
+
+    def _judge(self, cell: Row, result: Restored) -> Row:
+        """Scores, decision, and the pixels if they are taken."""
+        height, width, channels = cell["__height"], cell["__width"], cell["__channels"]
+        original = _array(cell["__pixels"], height, width, channels)
+        before, after = _rgb(original), result.pixels
+        mask = None if cell["__mask"] is None else _array(cell["__mask"], height, width, 1)
+        evidence = Evidence(
+            damage=result.damage,
+            clean=result.clean,
+            change_psnr=decibels(mean_squared_error(after, before)),
+            expected_psnr=result.expected_psnr,
+            masked=None if mask is None else float((mask > 0).mean()),
+            coloured=self._recipe.restoration.colourise and result.damage.grey,
+        )
+        status, reasons = decide(evidence, self._rules)
+        taken = status != "kept"
+        damage = result.damage
+        row: Row = {
+            "status": status,
+            "reasons": reasons,
+            "noise_sigma": damage.noise_sigma,
+            "jpeg_quality": damage.jpeg_quality,
+            "blur_sigma": damage.blur_sigma,
+            "downscale": damage.downscale,
+            "fading": damage.fading,
+            "missing": damage.missing if evidence.masked is None else evidence.masked,
+            "grey": damage.grey,
+            "clean_probability": result.clean,
+            "caption_agreement": result.agreement,
+            "expected_psnr": evidence.expected_psnr,
+            "change_psnr": evidence.change_psnr,
+        }
+        if taken:
+            output = _with_layout(after, original, coloured=evidence.coloured)
+            row |= {"__pixels": output.tobytes(), "__channels": output.shape[2]}
+        if cell["__truth"] is not None:
+            truth = _array(cell["__truth"], height, width, 3)
+            row |= {"psnr_before": psnr(before, truth), "ssim_before": ssim(before, truth)}
+            row |= {"psnr_after": row["psnr_before"], "ssim_after": row["ssim_before"]}
+            if taken:
+                row |= {"psnr_after": psnr(after, truth), "ssim_after": ssim(after, truth)}
+        return row
+
+
+def _array(data: bytes, height: int, width: int, channels: int) -> Pixels:
+    return np.frombuffer(data, np.uint8).reshape(height, width, channels)
+
+
+def _rgb(pixels: Pixels) -> Pixels:
+    return pixels[..., :3] if pixels.shape[2] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
+
+
+def _with_layout(rgb: Pixels, original: Pixels, coloured: bool) -> Pixels:
+    """The result with as many channels as the original had, its alpha untouched; colours add theirs."""
+    channels = original.shape[2]
+    colours: Any = rgb[..., :1] if channels < 3 and not coloured else rgb
+    if channels in (2, 4):
+        return np.concatenate([colours, original[..., -1:]], axis=2)
+    return np.ascontiguousarray(colours)

@@ -1,0 +1,1 @@
+"""Training: images in memory, the loss, the loop, checkpoints. Plain PyTorch inside."""

@@ -1,0 +1,58 @@
+"""The state of a training run on disk, in safetensors files and one JSON file; a run goes on from it exactly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+LATEST = "checkpoint"
+
+
+def save_checkpoint(
+    folder: Path, model: nn.Module, average: dict[str, Tensor], optimiser: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    """Write beside the last checkpoint, then swap: a kill at any moment leaves one that is whole."""
+    fresh, latest, old = folder / f"{LATEST}.new", folder / LATEST, folder / f"{LATEST}.old"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save_file(_plain(model.state_dict()), fresh / "model.safetensors")
+    save_file(_plain(average), fresh / "average.safetensors")
+    moments: dict[str, Tensor] = {}
+    for index, slots in optimiser.state_dict()["state"].items():
+        moments |= {f"{index}.{key}": value for key, value in slots.items() if isinstance(value, Tensor)}
+    save_file(_plain(moments), fresh / "optimiser.safetensors")
+    (fresh / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+    shutil.rmtree(old, ignore_errors=True)
+    if latest.exists():
+        latest.rename(old)
+    fresh.rename(latest)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(
+    folder: Path, model: nn.Module, average: dict[str, Tensor], optimiser: torch.optim.Optimizer
+) -> dict[str, Any] | None:
+    """Bring a run back to where its last checkpoint left it; None if there is no checkpoint."""
+    place = next((folder / name for name in (LATEST, f"{LATEST}.old") if (folder / name / "state.json").exists()), None)
+    if place is None:
+        return None
+    model.load_state_dict(load_file(place / "model.safetensors"))
+    for name, tensor in load_file(place / "average.safetensors").items():
+        average[name].copy_(tensor)
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in load_file(place / "optimiser.safetensors").items():
+        index, key = name.split(".", 1)
+        slots.setdefault(int(index), {})[key] = tensor
+    optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+    state: dict[str, Any] = json.loads((place / "state.json").read_text())
+    return state
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()}

@@ -1,0 +1,185 @@
+"""The training loop: plain PyTorch, on CPU or GPU, resumable to the step."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConservatorError
+from pipeline.restoration.config import ModelConfig
+from pipeline.restoration.model import CompactModel
+from pipeline.restoration.text import MiniLMEncoder
+from pipeline.restoration.weights import autocast
+from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.training.data import Mixture, Photo, Sampler
+from pipeline.training.objective import colour_loss, look, losses, predict, total
+from pipeline.training.validation import Validation
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingPlan:
+    """Everything that decides what a run yields; a checkpoint is only continued under the same plan."""
+
+    steps: int = 6000
+    batch: int = 16
+    greys: int = 16
+    """Further captioned pictures without colours a step, which only the global view sees: that is cheap."""
+    patch: int = 128
+    """Side in pixels of the patch decoded of each image; a multiple of 8."""
+    learning_rate: float = 1e-3
+    warm_up: int = 100
+    decay: float = 1e-4
+    clip: float = 0.5
+    """Largest norm of the gradient."""
+    average: float = 0.999
+    """Share of the exponential moving average that stays, a step; the average is what ships."""
+    seed: int = 1
+    checkpoint_every: int = 200
+    mixture: Mixture = dataclasses.field(default_factory=Mixture)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: linear warm-up, then a cosine down to 1 %."""
+        if step < self.warm_up:
+            return self.learning_rate * (step + 1) / self.warm_up
+        done = (step - self.warm_up) / max(1, self.steps - self.warm_up)
+        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What the live line shows."""
+
+    step: int
+    steps: int
+    loss: float
+    validation: dict[str, float]
+    patches_per_second: float
+    remaining: float
+    """Seconds."""
+
+
+def train(
+    photos: list[Photo],
+    held_out: list[Photo],
+    folder: Path,
+    config: ModelConfig,
+    plan: TrainingPlan,
+    device: torch.device,
+    report: Callable[[Progress], None],
+) -> CompactModel:
+    """Train, or go on training from `folder`'s checkpoint.
+
+    Returns:
+        The averaged model.
+
+    Raises:
+        ConservatorError: `folder` holds a checkpoint of another plan.
+    """
+    torch.manual_seed(plan.seed)
+    model = CompactModel(config)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=plan.decay, fused=True
+    )
+    identity = _identity(config, plan)
+    state = load_checkpoint(folder, model, average, optimiser)
+    if state is not None and state["identity"] != identity:
+        raise ConservatorError(
+            f"{folder} holds a checkpoint of another plan; give another --output, or the same options"
+        )
+    first = state["step"] if state else 0
+    text = MiniLMEncoder(config.text_tokens, device)
+    sampler = Sampler(photos, plan.mixture, plan.seed, config.thumbnail, device)
+    validation = Validation(held_out, config, text, device) if held_out else None
+    shown: dict[str, float] = {}
+    started, recent = time.monotonic(), 0.0
+    for step in range(first, plan.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = plan.rate(step)
+        terms = _step(model, sampler, text, optimiser, plan, step, device)
+        _average(average, model, min(plan.average, (1 + step) / (10 + step)))
+        recent = terms["pixels"] if step == first else 0.98 * recent + 0.02 * terms["pixels"]
+        done = step + 1
+        if done % plan.checkpoint_every == 0 or done == plan.steps:
+            if validation:
+                with _weights(model, average):
+                    shown = validation(model)
+            save_checkpoint(folder, model, average, optimiser, {"step": done, "identity": identity})
+            _curve(folder, done, {"rate": plan.rate(step), **terms, **shown})
+        if done % 20 == 0 or done == plan.steps:
+            seconds = (time.monotonic() - started) / (done - first)
+            report(Progress(done, plan.steps, recent, shown, plan.batch / seconds, seconds * (plan.steps - done)))
+    model.load_state_dict(average)
+    return model
+
+
+def _step(
+    model: CompactModel,
+    sampler: Sampler,
+    text: MiniLMEncoder,
+    optimiser: torch.optim.Optimizer,
+    plan: TrainingPlan,
+    step: int,
+    device: torch.device,
+) -> dict[str, float]:
+    batch = sampler.batch(step, plan.batch)
+    features = text(batch.captions)
+    with autocast(device):
+        answer = predict(model, batch, features, plan.patch, random.Random(f"{plan.seed}/{step}/patch"))
+    terms = losses(model, batch, features, answer)
+    if plan.greys:
+        greys = sampler.greys(step, plan.greys)
+        with autocast(device):
+            terms["colour"] = colour_loss(look(model, greys, text(greys.captions)), greys)
+    optimiser.zero_grad(set_to_none=True)
+    total(terms).backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
+    optimiser.step()
+    return {name: float(term.detach()) for name, term in terms.items()}
+
+
+@torch.no_grad()
+def _average(average: dict[str, Tensor], model: CompactModel, keep: float) -> None:
+    current = model.state_dict()
+    torch._foreach_lerp_(list(average.values()), [current[name] for name in average], 1 - keep)
+
+
+@contextlib.contextmanager
+def _weights(model: CompactModel, average: dict[str, Tensor]) -> Iterator[None]:
+    """The model with the averaged weights, for as long as it is looked at."""
+    current = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(average)
+    try:
+        yield
+    finally:
+        model.load_state_dict(current)
+
+
+def _identity(config: ModelConfig, plan: TrainingPlan) -> dict[str, Any]:
+    identity: dict[str, Any] = {"config": repr(config), "plan": repr(dataclasses.replace(plan, checkpoint_every=0))}
+    return identity
+
+
+def _curve(folder: Path, step: int, values: dict[str, float]) -> None:
+    """One line of `curve.csv`, for any plotting program."""
+    path = folder / "curve.csv"
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(["step", *values])
+        writer.writerow([step, *(f"{value:.6g}" for value in values.values())])

@@ -1,0 +1,105 @@
+"""What training minimises."""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.restoration.model import DAMAGE_SCALES, CompactModel, GlobalView
+from pipeline.restoration.text import TextFeatures
+from pipeline.restoration.views import CELL, cell_positions, coarse_regions, probes, thumbnails
+from pipeline.training.data import Batch
+
+WEIGHTS = {"pixels": 1.0, "coarse": 0.3, "colour": 1.0, "error": 0.01, "damage": 0.02, "clean": 0.01, "agreement": 0.01}
+
+
+class Prediction(NamedTuple):
+    """The network's answer to a batch, on one patch an image."""
+
+    view: GlobalView
+    restored: Tensor  # [N, 3, P, P]
+    log_error: Tensor  # [N, 1, P, P]
+    truth: Tensor  # [N, 3, P, P]
+
+
+def look(model: CompactModel, batch: Batch, text: TextFeatures) -> GlobalView:
+    """The global view of a batch."""
+    config, images, masks = model.config, batch.damaged.images, batch.masks
+    return model.look(
+        thumbnails(images, masks, config.thumbnail),
+        probes(images, masks, config.probe, config.probes),
+        text.tokens,
+        text.absent,
+        batch.references,
+        batch.references_absent,
+    )
+
+
+def predict(model: CompactModel, batch: Batch, text: TextFeatures, patch: int, dice: random.Random) -> Prediction:
+    """Look at whole images, decode one patch of each."""
+    images, masks = batch.damaged.images, batch.masks
+    side = images.shape[-1]
+    view = look(model, batch, text)
+    corners = [
+        (CELL * dice.randint(0, (side - patch) // CELL), CELL * dice.randint(0, (side - patch) // CELL)) for _ in images
+    ]
+    boxes = torch.tensor([[top, left, top + patch, left + patch] for top, left in corners], device=images.device) / side
+
+    def cut(planes: Tensor) -> Tensor:
+        pairs = zip(planes, corners, strict=True)
+        return torch.stack([plane[:, top : top + patch, left : left + patch] for plane, (top, left) in pairs])
+
+    coarse = coarse_regions(view.coarse, boxes, patch)
+    restored, log_error = model.decode(
+        cut(images), cut(masks), coarse, view.context, cell_positions(boxes, patch // CELL)
+    )
+    return Prediction(view, restored, log_error, cut(batch.truth))
+
+
+def losses(model: CompactModel, batch: Batch, text: TextFeatures, answer: Prediction) -> dict[str, Tensor]:
+    """Each term, unweighted.
+
+    pixels: L1. coarse: L1 of the thumbnail. error: Gaussian negative log-likelihood of the squared error
+    (arXiv:1703.04977), with the error detached, so that it never trades quality for confidence. damage and
+    clean: what was done. agreement: SigLIP (arXiv:2303.15343) over the captioned pairs of the batch.
+    """
+    view = answer.view
+    squared = (answer.restored.detach() - answer.truth).square().mean(1, keepdim=True)
+    log_error = answer.log_error.clamp(-14, 2)
+    wanted = torch.tensor([record.vector() for record in batch.damaged.records], device=squared.device)
+    clean = torch.tensor([not any(r.vector()) for r in batch.damaged.records], device=squared.device)
+    scales = wanted.new_tensor(DAMAGE_SCALES)
+    small = F.interpolate(batch.truth, size=view.coarse.shape[-2:], mode="area")
+    return {
+        "pixels": F.l1_loss(answer.restored, answer.truth),
+        "coarse": F.l1_loss(view.coarse, small),
+        "error": (squared * torch.exp(-log_error) + log_error).mean(),
+        "damage": F.smooth_l1_loss(view.damage / scales, wanted / scales, beta=0.2),
+        "clean": F.binary_cross_entropy_with_logits(view.clean, clean.float()),
+        "agreement": _agreement(model, view, batch.captions),
+    }
+
+
+def colour_loss(view: GlobalView, batch: Batch) -> Tensor:
+    """How far the coarse picture is from the truth: nearly quadratic, since the mean colour is wanted."""
+    small = F.interpolate(batch.truth, size=view.coarse.shape[-2:], mode="area")
+    return F.smooth_l1_loss(view.coarse, small, beta=0.2)
+
+
+def _agreement(model: CompactModel, view: GlobalView, captions: list[str]) -> Tensor:
+    rows = [index for index, caption in enumerate(captions) if caption]
+    if len(rows) < 2:
+        return view.image_feature.sum() * 0
+    scale, bias = model.agreement_scale
+    logits = scale.exp() * view.image_feature[rows] @ view.text_feature[rows].T + bias
+    sign = 2 * torch.eye(len(rows), device=logits.device) - 1
+    return -F.logsigmoid(sign * logits).sum() / len(rows)
+
+
+def total(terms: dict[str, Tensor]) -> Tensor:
+    """The weighted sum."""
+    return torch.stack([WEIGHTS[name] * term for name, term in terms.items()]).sum()

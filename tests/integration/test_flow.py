@@ -1,0 +1,220 @@
+"""The whole job, on a real Ray."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from PIL import Image
+
+from jobs.cli import main
+from pipeline import flow
+from pipeline.errors import OutputError, RecipeError, SourceError
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.schema import OUTPUT
+from tests.conftest import ROOT, encoded, noise
+
+Write = Callable[..., Path]
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def recipe_of(source: Path | str, output: Path | str, *overrides: str) -> Recipe:
+    return load_recipe(overrides=overrides, source__uri=[str(source)], output__uri=str(output))
+
+
+def table_of(output: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(output / "data").to_pylist()
+    return rows
+
+
+def test_the_sample_archive_comes_back_better(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        str(ROOT / "samples/recipe.yaml"), source__uri=[str(ROOT / "samples/archive")], output__uri=str(tmp_path)
+    )
+    summary = flow.restore(flow.prepare(recipe))
+    source = pq.read_table(ROOT / "samples/archive")
+    rows = table_of(tmp_path)
+    assert summary.rows == len(rows) == source.num_rows
+    assert sorted(row["id"] for row in rows) == sorted(source["id"].to_pylist())
+    assert summary.psnr_after is not None and summary.psnr_before is not None
+    assert summary.psnr_after > summary.psnr_before + 2
+    assert summary.worse == 0
+    originals = {row["id"]: row for row in source.to_pylist()}
+    for row in rows:
+        image = Image.open(io.BytesIO(row["image"]))
+        image.load()
+        assert image.size == (row["image_width"], row["image_height"])
+        if row["status"] == "kept":
+            assert row["image"] == originals[row["id"]]["image"]
+        assert row["license"] == originals[row["id"]]["license"]
+    assert {row["recipe_digest"] for row in rows} == {recipe.digest()}
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert written["rows"] == len(rows) and written["by_status"] == summary.by_status
+    page = (tmp_path / "report.html").read_text()
+    assert all(row["id"] in page for row in rows if row["status"] == "restored")
+    assert 'src="http' not in page and "<script" not in page
+
+
+def mixed_rows(count: int = 24) -> list[dict[str, Any]]:
+    """Rows of all sizes, of which seven are broken."""
+    good = [encoded(noise(20 + 37 * n, 400 - 11 * n, n), "JPEG" if n % 2 else "PNG") for n in range(count - 7)]
+    broken = [None, b"", b"<html>", good[0][:60], good[1][:-300], good[2][:8], bytes(1000)]
+    images = good + broken
+    order = np.random.default_rng(0).permutation(count)
+    return [{"id": f"id-{n}", "image": images[n], "caption": None, "shelf": int(n)} for n in order]
+
+
+def test_every_row_comes_out_once_and_broken_ones_say_why(write_table: Write, tmp_path: Path) -> None:
+    rows = mixed_rows()
+    kind = pa.schema([("id", pa.string()), ("image", pa.binary()), ("caption", pa.string()), ("shelf", pa.int64())])
+    write_table(rows[:20], "source/a.parquet", kind)
+    write_table(rows[20:], "source/b.parquet", kind)
+    write_table([{"id": f"typed-{n}", "image": n} for n in range(3)], "source/c.parquet")
+    write_table([{"id": "no-image", "shelf": 7}], "source/d.parquet")
+    summary = flow.restore(flow.prepare(recipe_of(tmp_path / "source", tmp_path / "out")))
+    out = {row["id"]: row for row in table_of(tmp_path / "out")}
+    assert summary.rows == len(out) == 28
+    failed = {name: row for name, row in out.items() if row["status"] == "failed"}
+    assert len(failed) == summary.by_status["failed"] == 7 + 3 + 1
+    assert all(row["error_stage"] == "decode" and row["error_message"] for row in failed.values())
+    assert failed["typed-1"]["error_type"] == "UnsupportedColumn" and "int64" in failed["typed-1"]["error_message"]
+    assert failed["no-image"]["shelf"] == 7
+    for row in rows:
+        assert out[row["id"]]["shelf"] == row["shelf"]
+
+
+def test_decoding_does_not_run_inside_the_restoring_actor(write_table: Write, tmp_path: Path) -> None:
+    write_table([{"id": "a", "image": encoded(noise(40, 40))}])
+    run = flow.prepare(recipe_of(tmp_path / "source", tmp_path / "out"))
+    operators = [
+        line.split(":")[0] for line in flow.compose(run).materialize().stats().splitlines() if line.startswith("Operator")
+    ]
+    actor = [name for name in operators if "RestoreStage" in name]
+    assert len(actor) == 1 and "decode" not in actor[0] and "encode" not in actor[0]
+    assert any("decode" in name for name in operators)
+
+
+def test_a_limit_takes_so_many_rows(write_table: Write, tmp_path: Path) -> None:
+    write_table([{"id": f"{n}", "image": encoded(noise(20, 20, n))} for n in range(9)])
+    recipe = recipe_of(tmp_path / "source", tmp_path / "out", "limits.rows=4")
+    assert flow.restore(flow.prepare(recipe)).rows == len(table_of(tmp_path / "out")) == 4
+
+
+def test_images_beside_the_table_are_fetched_by_uri(write_table: Write, tmp_path: Path) -> None:
+    (tmp_path / "source/scans").mkdir(parents=True)
+    (tmp_path / "source/scans/a.png").write_bytes(encoded(noise(30, 30)))
+    uris = ["scans/a.png", "scans/gone.png", "/etc/passwd"]
+    write_table([{"id": uri, "image": uri} for uri in uris])
+    flow.restore(flow.prepare(recipe_of(tmp_path / "source", tmp_path / "out")))
+    out = {row["id"]: row for row in table_of(tmp_path / "out")}
+    assert [out[uri]["error_type"] for uri in uris] == [None, "UnreadableImage", "ForbiddenURI"]
+    assert out["scans/a.png"]["source_uri"] == "scans/a.png"
+
+
+def test_an_empty_source_gives_an_empty_run(write_table: Write, tmp_path: Path) -> None:
+    write_table([], schema=pa.schema([("id", pa.string()), ("image", pa.binary())]))
+    assert flow.restore(flow.prepare(recipe_of(tmp_path / "source", tmp_path / "out"))).rows == 0
+    assert (tmp_path / "out/report.html").exists()
+
+
+def test_hive_partitions_become_columns(write_table: Write, tmp_path: Path) -> None:
+    write_table([{"id": "a", "image": encoded(noise(20, 20))}], "source/year=1911/a.parquet")
+    flow.restore(flow.prepare(recipe_of(tmp_path / "source", tmp_path / "out")))
+    assert str(table_of(tmp_path / "out")[0]["year"]) == "1911"
+
+
+def test_columns_that_would_collide_need_a_prefix(write_table: Write, tmp_path: Path) -> None:
+    write_table([{"id": "a", "image": encoded(noise(20, 20)), "status": "mine"}])
+    with pytest.raises(SourceError, match=r"status.*output\.prefix"):
+        flow.prepare(recipe_of(tmp_path / "source", tmp_path / "out"))
+    recipe = recipe_of(tmp_path / "source", tmp_path / "out", "output.prefix=new_")
+    summary = flow.restore(flow.prepare(recipe))
+    row = table_of(tmp_path / "out")[0]
+    assert row["status"] == "mine" and row["new_status"] in summary.by_status
+    assert list(row) == ["id", "status", *(f"new_{name}" for name in OUTPUT.names)]
+
+
+def test_a_finished_run_is_only_replaced_on_request(write_table: Write, tmp_path: Path) -> None:
+    write_table([{"id": "a", "image": encoded(noise(20, 20))}])
+    recipe = recipe_of(tmp_path / "source", tmp_path / "out")
+    first = flow.restore(flow.prepare(recipe))
+    with pytest.raises(OutputError, match=first.run_id):
+        flow.restore(flow.prepare(recipe))
+    again = flow.restore(flow.prepare(recipe), fresh=True)
+    assert {row["run_id"] for row in table_of(tmp_path / "out")} == {again.run_id}
+
+
+def test_a_gpu_that_is_not_there_is_not_waited_for(write_table: Write, tmp_path: Path) -> None:
+    if ray.cluster_resources().get("GPU"):
+        pytest.skip("this machine has a GPU")
+    write_table([{"id": "a", "image": encoded(noise(20, 20))}])
+    with pytest.raises(RecipeError, match="no GPU"):
+        flow.restore(flow.prepare(recipe_of(tmp_path / "source", tmp_path / "out", "restoration.device=cuda")))
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--set", "restoration.tiles=1"], 2, "restoration.tile"),
+        (["--source", "/nowhere/at/all"], 2, "does not exist"),
+        (["--set", "columns.image=pic"], 2, "no column 'pic'"),
+        (["--set", "restoration.model=/no/model"], 2, "no model"),
+        (["--recipe", "nothing.yaml"], 2, "nothing.yaml"),
+        ([], 0, ""),
+    ],
+)
+def test_exit_codes_tell_what_was_wrong(
+    write_table: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], code: int, words: str
+) -> None:
+    path = write_table([{"id": "a", "image": encoded(noise(20, 20))}])
+    arguments = ["restore", "--source", str(path), "--output", str(tmp_path / "out"), *options]
+    if "--source" in options:
+        arguments = ["restore", "--output", str(tmp_path / "out"), *options]
+    assert main(arguments) == code
+    assert words in capsys.readouterr().err
+
+
+def test_failed_rows_give_exit_code_three_and_the_report_can_be_made_again(
+    write_table: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "<script>alert(1)</script>"
+    path = write_table([{"id": "a", "image": encoded(noise(20, 20))}, {"id": name, "image": b"broken"}])
+    assert main(["restore", "--source", str(path), "--output", str(tmp_path / "out")]) == 3
+    page = (tmp_path / "out/report.html").read_text()
+    assert "<script" not in page and "&lt;script&gt;" in page
+    (tmp_path / "out/report.html").unlink()
+    assert main(["report", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out/report.html").read_text() == page
+    assert main(["report", str(tmp_path / "source")]) == 2
+    assert "no finished run" in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(
+    write_table: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_table([{"id": f"{n}", "image": encoded(noise(60, 60, n))} for n in range(5)])
+    assert main(["restore", "--source", str(path), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "5 rows of 1 files" in shown and "estimate" in shown and "seconds" in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_job_of_its_own_process_is_quiet_about_deprecations(write_table: Write, tmp_path: Path) -> None:
+    path = write_table([{"id": "a", "image": encoded(noise(20, 20))}])
+    command = [sys.executable, "-W", "always", "-m", "jobs.restore", "--source", str(path), "--output", str(tmp_path / "o")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    ours = [line for line in done.stderr.splitlines() if "deprecat" in line.lower() and "ray" in line.lower()]
+    assert ours == []
+    assert "PSNR" not in done.stdout and "rows" in done.stdout

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from pipeline.errors import StoreUnavailable
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.schema import OUTPUT
+from pipeline.stages.decode import DecodeStage, first_caption
+from pipeline.stages.encode import EncodeStage
+from pipeline.stages.restore import RestoreStage
+from tests.conftest import encoded, noise
+
+RECIPE = Recipe()
+PASSED = pa.schema([("id", pa.string()), ("caption", pa.string()), ("shelf", pa.int64())])
+
+
+def no_store(uri: str) -> bytes:
+    raise StoreUnavailable(f"{uri} is away", attempts=3)
+
+
+def decode(table: pa.Table, recipe: Recipe = RECIPE, passed: pa.Schema = PASSED) -> pa.Table:
+    return pa.concat_tables(list(DecodeStage(recipe, passed, no_store)(table)))
+
+
+@pytest.fixture(scope="module")
+def restore() -> RestoreStage:
+    return RestoreStage(RECIPE, "cpu")
+
+
+def through(table: pa.Table, restore: RestoreStage, recipe: Recipe = RECIPE) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = EncodeStage(recipe, "run")(restore(decode(table, recipe))).to_pylist()
+    return rows
+
+
+def rows_of(**columns: list[Any]) -> pa.Table:
+    count = len(next(iter(columns.values())))
+    return pa.table({"id": [f"row {n}" for n in range(count)]} | columns)
+
+
+def test_each_broken_row_fails_alone_and_says_how(restore: RestoreStage) -> None:
+    good = encoded(noise(40, 50))
+    images = [good, None, b"", b"no image at all", good[: len(good) // 2], good]
+    rows = through(rows_of(image=images, shelf=list(range(6))), restore)
+    assert [row["error_type"] for row in rows] == [
+        None,
+        "MissingImage",
+        "MissingImage",
+        "UnreadableImage",
+        "UnreadableImage",
+        None,
+    ]
+    assert [row["status"] == "failed" for row in rows] == [False, True, True, True, True, False]
+    assert [row["shelf"] for row in rows] == list(range(6))
+    assert all(row["error_stage"] == "decode" and row["attempts"] == 1 for row in rows[1:5])
+    assert all(row["image"] is None for row in rows[1:5])
+    assert [row["recipe_digest"] for row in rows] == [RECIPE.digest()] * 6
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        pa.array([encoded(noise(9, 9))], pa.binary()),
+        pa.array([encoded(noise(9, 9))], pa.large_binary()),
+        pa.array([{"bytes": encoded(noise(9, 9)), "path": "a.png"}]),
+        pa.array([encoded(noise(9, 9))], pa.binary()).dictionary_encode(),
+    ],
+)
+def test_images_come_in_every_shape_of_column(images: pa.Array) -> None:
+    assert decode(rows_of(image=images))["error_type"].to_pylist() == [None]
+
+
+@pytest.mark.parametrize("images", [[1], [1.5], [["a"]], [True]])
+def test_a_column_that_holds_no_images_is_named_with_its_type(images: list[Any]) -> None:
+    row = decode(rows_of(image=images)).to_pylist()[0]
+    assert row["error_type"] == "UnsupportedColumn"
+    assert "'image'" in row["error_message"] and "type" in row["error_message"]
+
+
+def test_a_store_that_is_away_is_told_from_a_broken_file() -> None:
+    row = decode(rows_of(image=["s3://archive/a.jpg"])).to_pylist()[0]
+    assert (row["error_type"], row["attempts"]) == ("StoreUnavailable", 3)
+
+
+def test_pieces_are_bounded_and_no_row_is_lost() -> None:
+    recipe = load_recipe(overrides=["resources.block_mb=1"])
+    table = rows_of(image=[encoded(noise(300, 300, seed)) for seed in range(10)])
+    pieces = list(DecodeStage(recipe, PASSED, no_store)(table))
+    assert len(pieces) > 2
+    assert pa.concat_tables(pieces)["id"].to_pylist() == table["id"].to_pylist()
+
+
+def test_a_table_without_rows_keeps_its_columns(restore: RestoreStage) -> None:
+    table = rows_of(image=[encoded(noise(9, 9))]).slice(0, 0)
+    out = EncodeStage(RECIPE, "run")(restore(decode(table)))
+    assert out.num_rows == 0
+    assert out.schema.names == PASSED.names + OUTPUT.names
+
+
+def test_other_columns_pass_untouched_and_missing_ones_are_null() -> None:
+    tags = pa.array([[{"k": "a", "v": 1}]])
+    passed = pa.schema([("id", pa.string()), ("tags", tags.type), ("elsewhere", pa.int32())])
+    out = decode(rows_of(image=[encoded(noise(9, 9))], tags=tags), passed=passed)
+    assert out["tags"].to_pylist() == tags.to_pylist()
+    assert out["elsewhere"].to_pylist() == [None]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("a cat", "a cat"), (["", "  ", "a cat", "a dog"], "a cat"), (None, None), ([], None), ([None], None), (7, None)],
+)
+def test_the_first_caption_that_says_something_counts(value: Any, text: str | None) -> None:
+    assert first_caption(value) == text
+
+
+def test_a_clean_image_comes_out_byte_identical(restore: RestoreStage, photo: np.ndarray) -> None:
+    file = encoded(photo, "PNG")
+    row = through(rows_of(image=[file]), restore)[0]
+    assert row["status"] == "kept"
+    assert row["image"] == file
+    assert row["source_sha256"] == row["image_sha256"]
+
+
+def test_truth_gives_scores_before_and_after(restore: RestoreStage, photo: np.ndarray) -> None:
+    dirty = (photo + np.random.default_rng(0).normal(0, 30, photo.shape)).clip(0, 255).astype(np.uint8)
+    row = through(rows_of(image=[encoded(dirty)], truth=[encoded(photo)]), restore)[0]
+    assert row["status"] == "restored"
+    assert row["psnr_after"] > row["psnr_before"] + 5
+    assert row["ssim_after"] > row["ssim_before"]
+    assert np.asarray(Image.open(io.BytesIO(row["image"]))).shape == photo.shape
+
+
+def test_a_mask_limits_the_change_to_itself(restore: RestoreStage, photo: np.ndarray) -> None:
+    mask = np.zeros(photo.shape[:2], np.uint8)
+    mask[50:70, 40:160] = 255
+    hidden = photo.copy()
+    hidden[mask > 0] = 0
+    row = through(rows_of(image=[encoded(hidden)], mask=[encoded(mask)], truth=[encoded(photo)]), restore)[0]
+    out = np.asarray(Image.open(io.BytesIO(row["image"])))
+    assert np.array_equal(out[mask == 0], photo[mask == 0])
+    assert row["missing"] == pytest.approx((mask > 0).mean())
+    assert row["psnr_after"] > row["psnr_before"]
+
+
+def test_a_mask_of_another_size_fails_the_row() -> None:
+    row = decode(rows_of(image=[encoded(noise(9, 9))], mask=[encoded(noise(9, 8))])).to_pylist()[0]
+    assert row["error_stage"] == "decode" and "8 x 9" in row["error_message"]
+
+
+def test_a_broken_truth_or_reference_is_noted_and_costs_nothing() -> None:
+    table = rows_of(image=[encoded(noise(9, 9))], truth=[b"broken"], references=[[b"broken", encoded(noise(9, 9))]])
+    row = decode(table).to_pylist()[0]
+    assert row["error_type"] is None
+    assert len(row["__references"]) == 1
+    assert "truth" in row["__notes"][0] and "reference 1" in row["__notes"][1]
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA"])
+def test_channels_stay_as_they_were_and_alpha_is_untouched(restore: RestoreStage, photo: np.ndarray, mode: str) -> None:
+    dirty = (photo + np.random.default_rng(0).normal(0, 30, photo.shape)).clip(0, 255).astype(np.uint8)
+    picture = Image.fromarray(dirty).convert(mode)
+    if mode != "L":
+        picture.putalpha(Image.fromarray(noise(*photo.shape[:2])[..., 0]))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    row = through(rows_of(image=[file.getvalue()]), restore)[0]
+    out = Image.open(io.BytesIO(row["image"]))
+    assert row["status"] == "restored" and out.mode == mode
+    if mode != "L":
+        assert np.array_equal(np.asarray(out)[..., -1], np.asarray(picture)[..., -1])
+
+
+def test_colours_are_given_only_when_asked_for_and_marked_for_review(photo: np.ndarray) -> None:
+    recipe = load_recipe("colourise")
+    grey = encoded(np.asarray(Image.fromarray(photo).convert("L")))
+    row = through(rows_of(image=[grey], caption=["a brown bear"]), RestoreStage(recipe, "cpu"), recipe)[0]
+    assert row["status"] == "review" and "invented" in row["reasons"][0]
+    assert Image.open(io.BytesIO(row["image"])).mode == "RGB"
+    assert row["caption_agreement"] is not None
+
+
+def test_a_prefix_goes_before_the_added_columns_only(restore: RestoreStage) -> None:
+    recipe = load_recipe(overrides=["output.prefix=new_"])
+    row = through(rows_of(image=[encoded(noise(9, 9))], shelf=[4]), restore, recipe)[0]
+    assert row["shelf"] == 4 and row["new_status"] in ("kept", "restored", "review")
+
+
+def test_one_row_that_the_model_cannot_take_does_not_cost_the_others(
+    restore: RestoreStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = restore._restorer.restore_batch
+
+    def trips(requests: Any) -> Any:
+        if any(request.caption == "poison" for request in requests):
+            raise RuntimeError("out of memory")
+        return real(requests)
+
+    monkeypatch.setattr(restore._restorer, "restore_batch", trips)
+    table = rows_of(image=[encoded(noise(9, 9))] * 3, caption=["a", "poison", "b"])
+    rows = through(table, restore)
+    assert [row["error_stage"] for row in rows] == [None, "restore", None]
+    assert "out of memory" in rows[1]["error_message"]

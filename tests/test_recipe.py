@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import RecipeError
+from pipeline.recipe import Recipe, load_recipe, parse_recipe, ready_made
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_valid_name() -> None:
+    with pytest.raises(RecipeError, match=r"'restoration\.tiles'.*'restoration\.tile'"):
+        load_recipe(overrides=["restoration.tiles=256"])
+
+
+def test_a_key_without_its_section_is_pointed_to_its_place() -> None:
+    with pytest.raises(RecipeError, match=r"did you mean 'restoration\.colourise'"):
+        load_recipe(overrides=["colourize=true"])
+
+
+@pytest.mark.parametrize("override", ["restoration.tile=big", "restoration.tile=100", "scoring.clean_above=2"])
+def test_a_value_that_does_not_fit_is_refused_by_name(override: str) -> None:
+    with pytest.raises(RecipeError, match=override.split("=")[0].replace(".", r"\.")):
+        load_recipe(overrides=[override])
+
+
+def test_an_override_without_a_value_is_refused() -> None:
+    with pytest.raises(RecipeError, match="KEY=VALUE"):
+        load_recipe(overrides=["restoration.tile"])
+
+
+def test_overrides_win_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("restoration: {tile: 128, margin: 16}\n")
+    recipe = load_recipe(str(file), ["restoration.tile=256"])
+    assert (recipe.restoration.tile, recipe.restoration.margin) == (256, 16)
+
+
+@pytest.mark.parametrize("content", ["- a list\n", "a: [broken\n", "restoration: 3\n"])
+def test_a_broken_file_is_refused_by_its_name(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(content)
+    with pytest.raises(RecipeError):
+        load_recipe(str(file))
+
+
+def test_a_missing_file_is_refused_with_the_ready_made_ones() -> None:
+    with pytest.raises(RecipeError, match="colourise"):
+        load_recipe("no-such-recipe")
+
+
+@pytest.mark.parametrize("name", ready_made())
+def test_every_ready_made_recipe_loads(name: str) -> None:
+    load_recipe(name)
+
+
+def test_a_printed_recipe_reads_back_the_same() -> None:
+    recipe = load_recipe(overrides=["source.uri=[a.parquet, b.parquet]", "columns.mask=null", "limits.rows=7"])
+    assert parse_recipe(recipe.to_yaml()) == recipe
+
+
+def test_the_digest_changes_with_the_work_and_not_with_the_place() -> None:
+    digest = Recipe().digest()
+    assert load_recipe(overrides=["restoration.tile=256"]).digest() != digest
+    assert load_recipe(overrides=["scoring.clean_above=0.9"]).digest() != digest
+    elsewhere = load_recipe(output__uri="/elsewhere", source__uri=["x"], limits__rows=3, overrides=["resources.actors=2"])
+    assert elsewhere.digest() == digest
