@@ -25,6 +25,7 @@ from pipeline.lake.fetch import UriReader
 from pipeline.lake.output import Output, open_output
 from pipeline.lake.places import is_local
 from pipeline.lake.source import Source, open_source
+from pipeline.progress import Tally
 from pipeline.recipe import Recipe
 from pipeline.reporting.page import render
 from pipeline.reporting.summary import Summary, summarise
@@ -93,12 +94,13 @@ def restore(run: Run, fresh: bool = False) -> Summary:
     record = {"run_id": run.run_id, "recipe_digest": recipe.digest(), "started": _now(), "rows": run.rows}
     output.begin(record, recipe.to_yaml(), fresh)
     if run.rows:
-        compose(run).write_parquet(
-            output.data,
-            filesystem=None if is_local(output.store) else output.store,
-            filename_provider=FilenameProvider(dataset_uuid=run.run_id, file_format="parquet"),
-            min_bytes_per_file=recipe.output.file_mb * 1_000_000,
-        )
+        with Tally(run.rows) as tally:
+            compose(run, tally).write_parquet(
+                output.data,
+                filesystem=None if is_local(output.store) else output.store,
+                filename_provider=FilenameProvider(dataset_uuid=run.run_id, file_format="parquet"),
+                min_bytes_per_file=recipe.output.file_mb * 1_000_000,
+            )
     dataset = output.dataset(run.run_id) if run.rows else _empty(run)
     summary = summarise(dataset, run.run_id, recipe.output.prefix)
     if summary.rows != run.rows:
@@ -111,8 +113,8 @@ def restore(run: Run, fresh: bool = False) -> Summary:
     return summary
 
 
-def compose(run: Run) -> ray.data.Dataset:
-    """The dataset: read, decode, restore, encode."""
+def compose(run: Run, tally: Tally | None = None) -> ray.data.Dataset:
+    """The dataset: read, decode, restore, encode; `tally` is told of the rows that are done."""
     recipe, source = run.recipe, run.source
     resources = recipe.resources
     device, actors = _device(recipe)
@@ -187,8 +189,11 @@ def _decode(table: pa.Table, stage: DecodeStage) -> Any:
     yield from stage(table)
 
 
-def _encode(table: pa.Table, stage: EncodeStage) -> pa.Table:
-    return stage(table)
+def _encode(table: pa.Table, stage: EncodeStage, counter: Any) -> pa.Table:
+    out = stage(table)
+    if counter is not None:
+        counter.add.remote(out.num_rows)
+    return out
 
 
 def _empty(run: Run) -> pads.Dataset:

@@ -63,5 +63,7 @@ def test_the_digest_changes_with_the_work_and_not_with_the_place() -> None:
     digest = Recipe().digest()
     assert load_recipe(overrides=["restoration.tile=256"]).digest() != digest
     assert load_recipe(overrides=["scoring.clean_above=0.9"]).digest() != digest
-    elsewhere = load_recipe(output__uri="/elsewhere", source__uri=["x"], limits__rows=3, overrides=["resources.actors=2"])
+    elsewhere = load_recipe(
+        output__uri="/elsewhere", source__uri=["x"], limits__rows=3, overrides=["resources.actors=2"]
+    )
     assert elsewhere.digest() == digest

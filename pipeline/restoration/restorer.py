@@ -347,13 +347,14 @@ def as_pixels(image: Image.Image | Pixels) -> Pixels:
 
 
 def _as_mask(mask: Image.Image | Pixels, size: tuple[int, ...]) -> Pixels:
-    array = np.asarray(mask.convert("L") if isinstance(mask, Image.Image) else mask)
+    array: Pixels = np.asarray(mask.convert("L") if isinstance(mask, Image.Image) else mask)
     if array.ndim == 3:
-        array = array.any(axis=2)
+        array = array.max(axis=2)
     if array.shape != tuple(size):
         raise ValueError(f"the mask is {list(array.shape)} and the image {list(size)} pixels; they must be of one size")
     threshold = 127 if array.dtype == np.uint8 and array.max(initial=0) > 1 else 0
-    return np.greater(array, threshold)
+    lost: Pixels = np.greater(array, threshold)
+    return lost
 
 
 def _cut_mask(request: Request, tile: Tile, side: int) -> Tensor:

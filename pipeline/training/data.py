@@ -126,7 +126,7 @@ class Sampler:
         return self._draw(dice.choices(names, weights, k=size), dice, step)
 
     def greys(self, step: int, size: int) -> Batch:
-        """`size` captioned pictures without colours: what a caption says shows here, and only the global view learns it."""
+        """`size` captioned pictures without colours: here it shows what a caption says."""
         return self._draw(["grey"] * size, random.Random(f"{self.seed}/{step}/grey"), step)
 
     def _draw(self, drawn: list[str], dice: random.Random, step: int) -> Batch:

@@ -113,4 +113,7 @@ def test_a_damaged_file_keeps_its_truth(photo: np.ndarray) -> None:
     assert done.mask is not None
     lost = np.asarray(Image.open(io.BytesIO(done.mask))) > 0
     assert truth.shape == damaged.shape and lost.shape == truth.shape[:2]
-    assert np.abs(truth[lost].astype(int) - damaged[lost]).mean() > np.abs(truth[~lost].astype(int) - damaged[~lost]).mean()
+    assert (
+        np.abs(truth[lost].astype(int) - damaged[lost]).mean()
+        > np.abs(truth[~lost].astype(int) - damaged[~lost]).mean()
+    )

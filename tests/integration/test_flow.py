@@ -98,7 +98,9 @@ def test_decoding_does_not_run_inside_the_restoring_actor(write_table: Write, tm
     write_table([{"id": "a", "image": encoded(noise(40, 40))}])
     run = flow.prepare(recipe_of(tmp_path / "source", tmp_path / "out"))
     operators = [
-        line.split(":")[0] for line in flow.compose(run).materialize().stats().splitlines() if line.startswith("Operator")
+        line.split(":")[0]
+        for line in flow.compose(run).materialize().stats().splitlines()
+        if line.startswith("Operator")
     ]
     actor = [name for name in operators if "RestoreStage" in name]
     assert len(actor) == 1 and "decode" not in actor[0] and "encode" not in actor[0]
@@ -212,7 +214,17 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
 
 def test_a_job_of_its_own_process_is_quiet_about_deprecations(write_table: Write, tmp_path: Path) -> None:
     path = write_table([{"id": "a", "image": encoded(noise(20, 20))}])
-    command = [sys.executable, "-W", "always", "-m", "jobs.restore", "--source", str(path), "--output", str(tmp_path / "o")]
+    command = [
+        sys.executable,
+        "-W",
+        "always",
+        "-m",
+        "jobs.restore",
+        "--source",
+        str(path),
+        "--output",
+        str(tmp_path / "o"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     ours = [line for line in done.stderr.splitlines() if "deprecat" in line.lower() and "ray" in line.lower()]

@@ -41,7 +41,7 @@ def test_the_same_request_gives_the_same_bits_in_any_company(restorer: Restorer,
     others = [Request(noise(40 + 90 * n, 300 - 30 * n, n), caption=f"picture {n}") for n in range(5)]
     alone = restorer.restore_batch([request])[0]
     for place in (0, 3, 5):
-        company = others[:place] + [request] + others[place:]
+        company = [*others[:place], request, *others[place:]]
         together = restorer.restore_batch(company)[place]
         assert np.array_equal(alone.array, together.array)
         assert alone.damage == together.damage

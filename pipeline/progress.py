@@ -1,0 +1,69 @@
+"""How far a run is: Ray's progress bar on a terminal, one plain log line at intervals elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+import ray
+import ray.data
+
+log = logging.getLogger(__name__)
+
+INTERVAL = 10.0
+"""Seconds between two lines."""
+
+
+class _Counter:
+    """Counts the rows that the tasks say are done. A task that is repeated counts again: this is for show only."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+
+    def add(self, rows: int) -> None:
+        self._rows += rows
+
+    def rows(self) -> int:
+        return self._rows
+
+
+class Tally:
+    """Shows progress while its block runs."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._started = time.monotonic()
+        self.counter: Any = None
+        """The actor to tell; None where Ray shows the progress itself."""
+
+    def __enter__(self) -> Tally:
+        terminal = sys.stderr.isatty()
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = terminal
+        if not terminal:
+            logging.getLogger("ray.data").setLevel(logging.WARNING)
+            self.counter = ray.remote(num_cpus=0)(_Counter).remote()
+            self._thread = threading.Thread(target=self._show, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(2 * INTERVAL)
+            ray.kill(self.counter)
+
+    def _show(self) -> None:
+        while not self._stop.wait(INTERVAL):
+            done = ray.get(self.counter.rows.remote())
+            seconds = time.monotonic() - self._started
+            left = f"about {(self._rows - done) * seconds / done:.0f} s left" if done else "starting"
+            log.info("%d of %d rows, %.0f s, %s", min(done, self._rows), self._rows, seconds, left)
