@@ -45,10 +45,13 @@ def load_checkpoint(
     model.load_state_dict(load_file(place / "model.safetensors"))
     for name, tensor in load_file(place / "average.safetensors").items():
         average[name].copy_(tensor)
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
     for name, tensor in load_file(place / "optimiser.safetensors").items():
         index, key = name.split(".", 1)
-        slots.setdefault(int(index), {})[key] = tensor
+        if tensor.shape == parameters[int(index)].shape:  # fused kernels need the moments laid out as the parameter is
+            tensor = torch.empty_like(parameters[int(index)]).copy_(tensor)
+        slots.setdefault(int(index), {})[key] = tensor.detach()
     optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
     state: dict[str, Any] = json.loads((place / "state.json").read_text())
     return state
