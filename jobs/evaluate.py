@@ -23,13 +23,8 @@ Protocol = Callable[[Restorer, list[Sample]], list[Result]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument(
-        "--data",
-        action="append",
-        required=True,
-        metavar="FOLDER",
-        help=f"folder with some of {', '.join(f'{name}.parquet' for name in PROTOCOLS)}; may be repeated",
-    )
+    sets = ", ".join(f"{name}.parquet" for name in PROTOCOLS)
+    parser.add_argument("data", nargs="+", metavar="FOLDER", help=f"holds some of {sets}, itself or one level down")
     parser.add_argument("--model", default="compact", help="a shipped model's name, a folder, or a URI")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write evaluation.md and evaluation.json there")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of each set")
@@ -42,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         name: path
         for folder in arguments.data
         for name in PROTOCOLS
-        if (path := Path(folder) / f"{name}.parquet").exists()
+        for path in [*Path(folder).glob(f"{name}.parquet"), *Path(folder).glob(f"*/{name}.parquet")]
     }
     if not sets:
         raise SourceError(f"none of {', '.join(f'{n}.parquet' for n in PROTOCOLS)} lies in {', '.join(arguments.data)}")

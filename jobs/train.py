@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captions-column", default="captions")
     parser.add_argument("--steps", type=int, default=plan.steps)
     parser.add_argument("--batch", type=int, default=plan.batch, help="images a step")
+    parser.add_argument("--greys", type=int, default=plan.greys, help="further greys a step, for the global view alone")
     parser.add_argument("--patch", type=int, default=plan.patch, help="pixels, a multiple of 8")
     parser.add_argument("--learning-rate", type=float, default=plan.learning_rate)
     parser.add_argument("--seed", type=int, default=plan.seed)
@@ -55,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     plan = TrainingPlan(
         steps=arguments.steps,
         batch=arguments.batch,
+        greys=arguments.greys,
         patch=arguments.patch,
         learning_rate=arguments.learning_rate,
         seed=arguments.seed,

@@ -71,7 +71,7 @@ def estimate(run: Run) -> Estimate:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
     rows = _first_rows(run)
     decode = DecodeStage(run.recipe, run.source.passed, run.reader())
-    restore = RestoreStage(run.recipe, device, run.recipe.resources.threads or os.cpu_count() or 1)
+    restore = RestoreStage(run.recipe, device, run.recipe.resources.threads)
     encode = EncodeStage(run.recipe, run.run_id)
     marks = [time.perf_counter()]
     decoded = pa.concat_tables(list(decode(rows)))

@@ -127,7 +127,7 @@ def compose(run: Run, tally: Tally | None = None) -> ray.data.Dataset:
         dataset.map_batches(_decode, fn_args=(decode,), batch_format="pyarrow", num_cpus=resources.task_cpus)
         .map_batches(
             RestoreStage,
-            fn_constructor_args=(recipe, device, resources.threads or os.cpu_count()),
+            fn_constructor_args=(recipe, device, resources.threads),
             compute=ray.data.ActorPoolStrategy(size=actors),
             batch_format="pyarrow",
             num_cpus=1,

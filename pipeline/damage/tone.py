@@ -9,8 +9,8 @@ LUMA = (0.299, 0.587, 0.114)  # BT.601
 
 
 def luma(images: Tensor) -> Tensor:
-    """BT.601 luma, full range: [N, 3, H, W] -> [N, 1, H, W]."""
-    return (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+    """BT.601 luma, full range, as JPEG uses it: [..., 3, H, W] -> [..., 1, H, W]."""
+    return (images * images.new_tensor(LUMA)[:, None, None]).sum(-3, keepdim=True)
 
 
 def black_and_white(images: Tensor) -> Tensor:

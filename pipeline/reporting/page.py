@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.dataset as pads
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from pipeline.quality.scores import EQUAL
 from pipeline.reporting.summary import Summary, as_text
 from pipeline.schema import OUTPUT
 
@@ -46,7 +47,8 @@ def render(
                 if len(failed) < FAILURES:
                     failed.append(row)
                 continue
-            item = (-(row["change_psnr"] or 0.0), -number, row)
+            change = EQUAL if row["status"] == "kept" else row["change_psnr"]
+            item = (-change, -number, row)
             (heapq.heappush if len(changed) < PAIRS else heapq.heappushpop)(changed, item)
     rows = [row for _, _, row in sorted(changed, reverse=True)]
     environment = Environment(loader=PackageLoader("pipeline.reporting"), autoescape=select_autoescape(default=True))

@@ -7,14 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-LUMA = (0.299, 0.587, 0.114)
-"""BT.601, full range, as JPEG uses it."""
-
-
-def luma(image: Tensor) -> Tensor:
-    """[3, H, W] -> [1, H, W]."""
-    weights = image.new_tensor(LUMA)
-    return (image * weights[:, None, None]).sum(0, keepdim=True)
+from pipeline.damage.tone import luma
 
 
 def is_grey(pixels: npt.NDArray[np.generic]) -> bool:

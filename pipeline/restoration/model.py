@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.damage.tone import luma
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.decoder import TileDecoder
 from pipeline.restoration.fusion import AttentionFusion, Context
@@ -116,7 +117,7 @@ class CompactModel(nn.Module):
         )
 
     def decode(
-        self, tiles: Tensor, masks: Tensor, coarse: Tensor, context: Context, positions: Tensor
+        self, tiles: Tensor, masks: Tensor, coarse: Tensor, context: Context, positions: Tensor, grey: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Restore tiles.
 
@@ -126,6 +127,7 @@ class CompactModel(nn.Module):
             coarse: [N, 3, T, T], the coarse picture of the tile's region.
             context: one entry a tile.
             positions: [N, (T / 8) ** 2, 2], (y, x) in 0..1 of the whole image.
+            grey: [N] bool, the image has no colours; it starts from those of the coarse picture.
 
         Returns:
             Restored tiles [N, 3, T, T], and the log of the expected squared error [N, 1, T, T].
@@ -133,7 +135,8 @@ class CompactModel(nn.Module):
         base = torch.lerp(tiles, coarse, masks)
         planes = torch.cat([base, masks, coarse], dim=1).contiguous(memory_format=torch.channels_last)
         residual, log_error = self.decoder(planes, context, positions)
-        return base + residual, log_error
+        colours = (coarse - luma(coarse)) * grey[:, None, None, None]
+        return base + residual + colours, log_error
 
     def agreement(self, view: GlobalView) -> Tensor:
         """How well caption and picture agree: [N], 0 (not at all) to 1, after SigLIP (arXiv:2303.15343)."""

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.damage.record import Damage
-from pipeline.restoration.colour import colour_onto, is_grey, luma
+from pipeline.damage.tone import luma
+from pipeline.restoration.colour import colour_onto, is_grey
 from pipeline.restoration.fusion import Context
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.text import MiniLMEncoder
@@ -56,7 +57,7 @@ class Restored:
     """What came of one image."""
 
     array: npt.NDArray[np.float32]
-    """[H, W, 3], 0..1."""
+    """[H, W, 3], 0..1; outside a mask whatever the input was."""
     damage: Damage
     """What was found to be wrong with it."""
     clean: float
@@ -78,7 +79,7 @@ class Restored:
         """The result as [H, W, 3] uint8."""
         out = np.empty(self.array.shape, np.uint8)
         for top in range(0, len(out), STRIP):
-            out[top : top + STRIP] = np.rint(self.array[top : top + STRIP] * 255)
+            out[top : top + STRIP] = np.rint(self.array[top : top + STRIP].clip(0, 1) * 255)
         return out
 
 
@@ -253,11 +254,11 @@ class Restorer:
         context = Context(
             *(torch.stack(parts) for parts in zip(*(views[index].context for index, _ in padded), strict=True))
         )
+        positions = cell_positions(boxes, side // CELL)
+        grey = torch.tensor([views[index].damage.grey for index, _ in padded], device=self.device)
         with autocast(self.device):
             coarse = coarse_regions(torch.stack([views[index].coarse for index, _ in padded]), boxes, side)
-            restored, log_error = self._model.decode(
-                pixels, masks, coarse, context, cell_positions(boxes, side // CELL)
-            )
+            restored, log_error = self._model.decode(pixels, masks, coarse, context, positions, grey)
         restored, error = restored.float().cpu(), log_error.float().clamp(-14, 2).exp().cpu()
         for row, (index, tile) in enumerate(tiles):
             canvases[index].paint(tile, restored[row], error[row, 0])

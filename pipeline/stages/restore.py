@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -31,11 +32,16 @@ class RestoreStage:
     def __init__(self, recipe: Recipe, device: str, threads: int = 0) -> None:
         """Load the model.
 
+        Args:
+            recipe: model, tiles, rules.
+            device: `cpu` or `cuda`.
+            threads: CPU threads if there is no GPU; 0: all cores that this process may use.
+
         Raises:
             ModelError: there is none, or it cannot be loaded.
         """
-        if threads and device == "cpu":
-            torch.set_num_threads(threads)
+        if device == "cpu":
+            torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         options = recipe.restoration
         self._recipe = recipe
         self._rules = Rules(**recipe.scoring.model_dump(exclude={"truth"}))

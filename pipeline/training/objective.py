@@ -54,9 +54,9 @@ def predict(model: CompactModel, batch: Batch, text: TextFeatures, patch: int, d
         return torch.stack([plane[:, top : top + patch, left : left + patch] for plane, (top, left) in pairs])
 
     coarse = coarse_regions(view.coarse, boxes, patch)
-    restored, log_error = model.decode(
-        cut(images), cut(masks), coarse, view.context, cell_positions(boxes, patch // CELL)
-    )
+    grey = (images == images[:, :1]).flatten(1).all(1)
+    positions = cell_positions(boxes, patch // CELL)
+    restored, log_error = model.decode(cut(images), cut(masks), coarse, view.context, positions, grey)
     return Prediction(view, restored, log_error, cut(batch.truth))
 
 

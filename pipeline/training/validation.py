@@ -62,7 +62,8 @@ class Validation:
                 torch.zeros(count, 0, dtype=torch.bool, device=self.device),
             )
             coarse = coarse_regions(view.coarse, boxes, VIEW)
-            restored, _ = model.decode(images, masks, coarse, view.context, cell_positions(boxes, VIEW // CELL))
+            grey = torch.full((count,), name.startswith("grey"), device=self.device)
+            restored, _ = model.decode(images, masks, coarse, view.context, cell_positions(boxes, VIEW // CELL), grey)
         if name.startswith("grey"):
             restored = restored - tone.luma(restored) + images
         errors = (restored.clamp(0, 1) - self.truth).square().mean((1, 2, 3))

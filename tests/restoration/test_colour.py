@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pipeline.restoration.colour import colour_onto, is_grey, luma
+from pipeline.damage.tone import luma
+from pipeline.restoration.colour import colour_onto, is_grey
 
 
 def test_colours_leave_the_luminance_and_stay_in_range() -> None:
