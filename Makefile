@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all lint format samples clean
+.PHONY: demo test test-all lint format clean
 
 demo: $(VENV)/.installed  ## restore the sample archive into out/demo
 	$(BIN)/conservator restore --recipe samples/recipe.yaml --source samples/archive --output out/demo --fresh

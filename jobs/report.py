@@ -7,8 +7,8 @@ import sys
 
 from jobs.console import OK, main
 from pipeline.errors import OutputError
+from pipeline.imaging.cells import redacted
 from pipeline.lake.output import open_output
-from pipeline.lake.places import redacted
 from pipeline.recipe import parse_recipe
 from pipeline.reporting.summary import as_text, summarise
 

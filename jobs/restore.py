@@ -7,6 +7,7 @@ import logging
 import sys
 
 from jobs.console import FAILED_ROWS, OK, main
+from pipeline.imaging.cells import redacted
 from pipeline.recipe import Recipe, load_recipe, ready_made
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def _restore(recipe: Recipe, fresh: bool) -> int:
     flow.start_ray(recipe)
     summary = flow.restore(run, fresh)
     print(as_text(summary))
-    print(f"\n{run.output.uri.rstrip('/')}/report.html shows the images before and after")
+    print(f"\n{redacted(run.output.uri).rstrip('/')}/report.html shows the images before and after")
     return FAILED_ROWS if summary.by_status.get("failed") else OK
 
 

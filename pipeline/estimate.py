@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from pipeline.errors import RecipeError
 from pipeline.flow import Run
-from pipeline.lake.places import redacted
-from pipeline.stages.decode import DecodeStage
+from pipeline.imaging.cells import redacted
 from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage
 
@@ -69,8 +69,10 @@ def estimate(run: Run) -> Estimate:
     """Run the first rows through the stages here, and write nothing."""
     wanted = run.recipe.restoration.device
     device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("restoration.device is cuda, but this machine has no GPU to measure on; use auto or cpu")
     rows = _first_rows(run)
-    decode = DecodeStage(run.recipe, run.source.passed, run.reader())
+    decode = run.decode_stage(run.source.files[0].root)
     restore = RestoreStage(run.recipe, device, run.recipe.resources.threads)
     encode = EncodeStage(run.recipe, run.run_id)
     marks = [time.perf_counter()]

@@ -19,8 +19,10 @@ import pyarrow.dataset as pads
 import ray
 import ray.data
 from ray.data.datasource import FilenameProvider
+from ray.data.datasource.partitioning import Partitioning
 
 from pipeline.errors import RecipeError, RunError, SourceError
+from pipeline.imaging.cells import redacted
 from pipeline.lake.fetch import UriReader
 from pipeline.lake.output import Output, open_output
 from pipeline.lake.places import is_local
@@ -29,6 +31,7 @@ from pipeline.progress import Tally
 from pipeline.recipe import Recipe
 from pipeline.reporting.page import render
 from pipeline.reporting.summary import Summary, summarise
+from pipeline.restoration.text import minilm_folder
 from pipeline.restoration.weights import load_model
 from pipeline.schema import OUTPUT
 from pipeline.stages.decode import DecodeStage
@@ -53,11 +56,12 @@ class Run:
         limit = self.recipe.limits.rows
         return self.source.rows if limit is None else min(limit, self.source.rows)
 
-    def reader(self) -> UriReader:
-        """Reads the images that the source names by URI."""
-        source, limits = self.source, self.recipe.limits
-        base = source.base if is_local(source.store) else source.store.unstrip_protocol(source.base)
-        return UriReader(base, self.recipe.source.allowed_uris, int(limits.max_image_mb * 1e6), limits.attempts)
+    def decode_stage(self, root: str) -> DecodeStage:
+        """Decodes rows of files below `root`."""
+        store, limits = self.source.store, self.recipe.limits
+        base = root if is_local(store) else store.unstrip_protocol(root)
+        fetch = UriReader(base, self.recipe.source.allowed_uris, int(limits.max_image_mb * 1e6), limits.attempts)
+        return DecodeStage(self.recipe, self.source.passed, fetch)
 
 
 def prepare(recipe: Recipe) -> Run:
@@ -66,7 +70,7 @@ def prepare(recipe: Recipe) -> Run:
     Raises:
         ConservatorError: one of them cannot be used.
     """
-    source = open_source(recipe.source.uri, recipe.columns)
+    source, output = open_source(recipe.source.uri, recipe.columns), open_output(recipe.output.uri)
     own = {recipe.output.prefix + name for name in OUTPUT.names}
     taken = [name for name in source.passed.names if name in own]
     if taken:
@@ -74,8 +78,10 @@ def prepare(recipe: Recipe) -> Run:
             f"the source's columns {', '.join(taken)} have names that the output needs; "
             "give the added columns a prefix: --set output.prefix=restored_"
         )
+    _keep_apart(source, output)
     load_model(recipe.restoration.model)
-    return Run(recipe, source, open_output(recipe.output.uri), _run_id())
+    minilm_folder()
+    return Run(recipe, source, output, _run_id())
 
 
 def restore(run: Run, fresh: bool = False) -> Summary:
@@ -91,8 +97,9 @@ def restore(run: Run, fresh: bool = False) -> Summary:
     """
     started = time.monotonic()
     recipe, output = run.recipe, run.output
+    _device(recipe)
     record = {"run_id": run.run_id, "recipe_digest": recipe.digest(), "started": _now(), "rows": run.rows}
-    output.begin(record, recipe.to_yaml(), fresh)
+    output.begin(record, recipe.to_yaml(redacted), fresh)
     if run.rows:
         with Tally(run.rows) as tally:
             compose(run, tally).write_parquet(
@@ -115,16 +122,14 @@ def restore(run: Run, fresh: bool = False) -> Summary:
 
 def compose(run: Run, tally: Tally | None = None) -> ray.data.Dataset:
     """The dataset: read, decode, restore, encode; `tally` is told of the rows that are done."""
-    recipe, source = run.recipe, run.source
-    resources = recipe.resources
+    recipe, resources = run.recipe, run.recipe.resources
     device, actors = _device(recipe)
-    decode = DecodeStage(recipe, source.passed, run.reader())
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = resources.block_mb * 1_000_000  # else small blocks are put together again
+    context.execution_options.preserve_order = recipe.limits.rows is not None  # "the first N" means the first
     encode = EncodeStage(recipe, run.run_id)
-    dataset = _read(source, resources.task_cpus)
-    if recipe.limits.rows is not None:
-        dataset = dataset.limit(recipe.limits.rows)
     return (
-        dataset.map_batches(_decode, fn_args=(decode,), batch_format="pyarrow", num_cpus=resources.task_cpus)
+        _decoded(run)
         .map_batches(
             RestoreStage,
             fn_constructor_args=(recipe, device, resources.threads),
@@ -136,12 +141,33 @@ def compose(run: Run, tally: Tally | None = None) -> ray.data.Dataset:
         )
         .map_batches(
             _encode,
-            fn_args=(encode,),
+            fn_args=(encode, tally.counter if tally else None),
             batch_format="pyarrow",
             num_cpus=resources.task_cpus,
             udf_modifying_row_count=False,
         )
     )
+
+
+def _decoded(run: Run) -> ray.data.Dataset:
+    """The source's rows with their pixels. Files that cannot be read together are decoded, and so alike, first."""
+    filesystem = None if is_local(run.source.store) else run.source.store
+    cpus, left = run.recipe.resources.task_cpus, run.recipe.limits.rows
+    parts = []
+    for group in run.source.groups(left):
+        part = ray.data.read_parquet(
+            [file.path for file in group],
+            filesystem=filesystem,
+            partitioning=Partitioning("hive", base_dir=group[0].root) if group[0].partitions else None,
+            file_extensions=None,
+            num_cpus=cpus,
+        )
+        if left is not None:
+            taken = min(left, sum(file.rows for file in group))
+            part, left = part.limit(taken), left - taken
+        decode = run.decode_stage(group[0].root)
+        parts.append(part.map_batches(_decode, fn_args=(decode,), batch_format="pyarrow", num_cpus=cpus))
+    return parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
 
 
 def start_ray(recipe: Recipe) -> None:
@@ -151,7 +177,9 @@ def start_ray(recipe: Recipe) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING)
     else:
+        os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")  # else 32 for every group of files
         ray.init(
+            num_cpus=max(2, len(os.sched_getaffinity(0))),
             include_dashboard=False,
             object_store_memory=recipe.resources.object_store_mb * 1_000_000,
             logging_level=logging.WARNING,
@@ -166,23 +194,32 @@ def report(output: Output, dataset: pads.Dataset, summary: Summary, recipe: Reci
     output.write("report.html", render(dataset, summary, columns.id, columns.caption, recipe.output.prefix))
 
 
-def _read(source: Source, cpus: float) -> ray.data.Dataset:
-    filesystem = None if is_local(source.store) else source.store
-    parts = [
-        ray.data.read_parquet([file.path for file in group], filesystem=filesystem, num_cpus=cpus)
-        for group in source.groups()
-    ]
-    return parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
+def _keep_apart(source: Source, output: Output) -> None:
+    """A run must not read what it or another run writes."""
+    if type(source.store) is not type(output.store):
+        return
+    for root in {file.root for file in source.files}:
+        inside = any(file.path.startswith(output.data + "/") for file in source.files)
+        if inside or f"{output.data}/".startswith(f"{root}/"):
+            raise SourceError(
+                f"the output {redacted(output.uri)} lies in the source's folder {redacted(root)}, or the source in the "
+                "output's data; the next run would read what this one writes: give another --output"
+            )
 
 
 def _device(recipe: Recipe) -> tuple[str, int]:
     """Where the model runs, and how many actors do."""
     wanted, actors = recipe.restoration.device, recipe.resources.actors
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    if wanted == "cuda" and not gpus:
-        raise RecipeError("restoration.device is cuda, but the cluster has no GPU; use auto or cpu")
-    device = "cuda" if gpus and wanted != "cpu" else "cpu"
-    return device, actors or (gpus if device == "cuda" else len([node for node in ray.nodes() if node["Alive"]]))
+    cpus = ray.cluster_resources().get("CPU", 0)
+    if wanted == "cuda" and not gpus and not os.environ.get("RAY_ADDRESS"):
+        raise RecipeError("restoration.device is cuda, but this machine has no GPU; use auto or cpu")
+    if wanted == "cuda" or (wanted == "auto" and gpus):  # a cluster may start its GPU machines when they are asked for
+        return "cuda", actors or max(gpus, 1)
+    actors = actors or len([node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")])
+    if actors + 2 * recipe.resources.task_cpus > cpus and not os.environ.get("RAY_ADDRESS"):
+        raise RecipeError(f"resources.actors is {actors}, which leaves none of {cpus:g} CPUs to decode and encode")
+    return "cpu", max(actors, 1)
 
 
 def _decode(table: pa.Table, stage: DecodeStage) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -124,8 +124,8 @@ class Resources(_Section):
 class Limits(_Section):
     """What is refused, so that one bad row cannot stop the others."""
 
-    max_megapixels: float = Field(default=250, gt=0)
-    """Larger images become `failed` rows."""
+    max_megapixels: float = Field(default=100, gt=0)
+    """Larger images become `failed` rows. A restoring actor takes about 30 MB a megapixel of its largest image."""
     max_image_mb: float = Field(default=500, gt=0)
     """Larger image files become `failed` rows."""
     max_references: int = Field(default=4, ge=0)
@@ -155,9 +155,12 @@ class Recipe(_Section):
         content["limits"].pop("rows")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def to_yaml(self) -> str:
-        """The recipe as a file that `load_recipe` reads."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+    def to_yaml(self, shown: Callable[[str], str] = str) -> str:
+        """The recipe as a file that `load_recipe` reads; `shown` may take secrets out of its URIs."""
+        tree = self.model_dump(mode="json")
+        tree["source"] = {key: [shown(uri) for uri in uris] for key, uris in tree["source"].items()}
+        tree["output"]["uri"] = shown(tree["output"]["uri"])
+        return yaml.safe_dump(tree, sort_keys=False)
 
 
 def load_recipe(place: str | None = None, overrides: Sequence[str] = (), **given: Any) -> Recipe:

@@ -59,18 +59,19 @@ _REFERENCE = pa.struct([("pixels", pa.large_binary()), ("height", pa.int32()), (
 
 DECODED = pa.schema(
     [
-        pa.field("__file", pa.large_binary()),  # the image file as it came
-        pa.field("__format", pa.string()),
-        pa.field("__icc", pa.binary()),  # ICC profile
-        pa.field("__pixels", pa.large_binary()),  # uint8, height x width x channels
-        pa.field("__height", pa.int32()),
-        pa.field("__width", pa.int32()),
-        pa.field("__channels", pa.int32()),  # 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha
-        pa.field("__mask", pa.large_binary()),  # uint8, height x width, 255 where lost
-        pa.field("__truth", pa.large_binary()),  # uint8, height x width x 3
-        pa.field("__references", pa.list_(_REFERENCE)),  # uint8 RGB
-        pa.field("__caption", pa.string()),
-        pa.field("__notes", pa.list_(pa.string())),
+        pa.field("file", pa.large_binary()),  # the image file as it came
+        pa.field("format", pa.string()),
+        pa.field("icc", pa.binary()),  # ICC profile
+        pa.field("exif", pa.binary()),  # EXIF, without orientation
+        pa.field("pixels", pa.large_binary()),  # uint8, height x width x channels
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("channels", pa.int32()),  # 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha
+        pa.field("mask", pa.large_binary()),  # uint8, height x width, 255 where lost
+        pa.field("truth", pa.large_binary()),  # uint8, height x width x 3
+        pa.field("references", pa.list_(_REFERENCE)),  # uint8 RGB
+        pa.field("caption", pa.string()),
+        pa.field("notes", pa.list_(pa.string())),
         pa.field("before_preview", pa.binary()),
         pa.field("source_uri", pa.string()),
         pa.field("source_sha256", pa.string()),
@@ -81,11 +82,7 @@ DECODED = pa.schema(
 
 RESTORED = pa.schema(
     [
-        *(
-            DECODED.field(name)
-            for name in DECODED.names
-            if name not in ("__mask", "__truth", "__references", "__caption")
-        ),
+        *(DECODED.field(name) for name in DECODED.names if name not in ("mask", "truth", "references", "caption")),
         *(
             OUTPUT.field(name)
             for name in OUTPUT.names
@@ -98,4 +95,4 @@ RESTORED = pa.schema(
         ),
     ]
 )
-"""What restoring hands to encoding; `__pixels` now holds the restored ones, null where the original is kept."""
+"""What restoring hands to encoding; `pixels` now holds the restored ones, null where the original is kept."""

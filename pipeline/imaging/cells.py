@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
@@ -15,13 +16,6 @@ Fetch = Callable[[str], bytes]
 """Reads the file behind a URI; raises a RowError if it must not or cannot."""
 
 
-class File(NamedTuple):
-    """One image file, wherever it lay."""
-
-    data: bytes
-    uri: str | None
-
-
 def holds_images(kind: pa.DataType) -> bool:
     """Whether a column of this type can hold images: bytes, URIs, or Hugging Face's struct of `bytes` and `path`."""
     if pa.types.is_dictionary(kind):
@@ -31,8 +25,8 @@ def holds_images(kind: pa.DataType) -> bool:
     return _is_bytes(kind) or _is_text(kind) or pa.types.is_null(kind)
 
 
-def read_cell(value: Any, kind: pa.DataType, column: str, fetch: Fetch) -> File:
-    """The image file in one cell.
+def read_cell(value: Any, kind: pa.DataType, column: str, fetch: Fetch) -> bytes:
+    """The image file in one cell, or behind the URI that it holds.
 
     Raises:
         MissingImage: the cell is null.
@@ -41,16 +35,32 @@ def read_cell(value: Any, kind: pa.DataType, column: str, fetch: Fetch) -> File:
     """
     if not holds_images(kind):
         raise UnsupportedColumn(f"column {column!r} has the type {kind}; {IMAGE_TYPES}")
-    if isinstance(value, dict):
-        data, uri = value.get("bytes"), value.get("path")
-        if data is None and uri:
-            return File(fetch(uri), uri)
-        if data is None:
-            raise MissingImage(f"column {column!r} is null")
-        return File(data, uri)
-    if value is None:
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(data, bytes):
+        return data
+    uri = _uri(value)
+    if uri is None:
         raise MissingImage(f"column {column!r} is null")
-    return File(fetch(value), value) if isinstance(value, str) else File(value, None)
+    return fetch(uri)
+
+
+def uri_of(value: Any) -> str | None:
+    """The URI that a cell holds, as it may be shown: without user name, password or query."""
+    uri = _uri(value)
+    return None if uri is None else redacted(uri)
+
+
+def _uri(value: Any) -> str | None:
+    place = value.get("path") if isinstance(value, dict) else value
+    return place if isinstance(place, str) and place else None
+
+
+def redacted(uri: str) -> str:
+    """A URI without user name, password or query, as it may stand in messages and tables."""
+    parts = urlsplit(uri)
+    if "://" not in uri or ("@" not in parts.netloc and not parts.query):
+        return uri
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

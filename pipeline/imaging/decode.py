@@ -28,6 +28,8 @@ class Decoded:
     """The file's format in lower case, such as `jpeg`."""
     icc: bytes | None
     """Its colour profile."""
+    exif: bytes | None
+    """Its EXIF block, without the orientation, which is applied."""
     notes: tuple[str, ...]
     """What could not be kept, in words."""
 
@@ -82,31 +84,31 @@ def _decode(image: Image.Image) -> Decoded:
     if frames > 1:
         notes.append(f"first of {frames} frames")
     name, icc = (image.format or "unknown").lower(), image.info.get("icc_profile")
+    if image.mode in _CHANNELS and any("16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+        notes.append("depth of 16 bits reduced to 8")
     image.load()
     upright = ImageOps.exif_transpose(image)
+    exif = upright.getexif().tobytes() or None
     mode = upright.mode
     if mode in ("I", "F") or mode.startswith("I;16"):
         notes.append(f"depth of mode {mode} reduced to 8 bits")
-        return Decoded(_eight_bits(np.asarray(upright), mode)[..., None], name, icc, tuple(notes))
+        return Decoded(_eight_bits(np.asarray(upright), mode)[..., None], name, icc, exif, tuple(notes))
     target = _target_mode(upright)
-    if target != mode and mode not in ("1", "P"):
+    if target != mode and mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         notes.append(f"converted from {mode} to {target}")
         icc = None  # it described the other colours
     array = np.asarray(upright.convert(target))
-    return Decoded(array.reshape(*array.shape[:2], _CHANNELS[target]), name, icc, tuple(notes))
+    return Decoded(array.reshape(*array.shape[:2], _CHANNELS[target]), name, icc, exif, tuple(notes))
 
 
 def _target_mode(image: Image.Image) -> str:
-    if image.mode in _CHANNELS:
-        return image.mode
-    if image.mode == "1":
-        return "L"
-    if image.has_transparency_data:
-        return "RGBA"
-    return "RGB"
+    if image.mode in ("1", "L", "LA"):
+        return "LA" if image.has_transparency_data else "L"
+    return "RGBA" if image.has_transparency_data else "RGB"
 
 
 def _eight_bits(values: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint8]:
-    scaled = values.astype(np.float64)
+    scaled = np.nan_to_num(values.astype(np.float32), posinf=0, neginf=0)
     white = (1.0 if scaled.max(initial=0) <= 1 else 255.0) if mode == "F" else 65535.0
-    return np.rint(np.clip(np.nan_to_num(scaled) / white, 0, 1) * 255).astype(np.uint8)
+    eight: npt.NDArray[np.uint8] = np.rint(np.clip(scaled / white, 0, 1) * 255).astype(np.uint8)
+    return eight

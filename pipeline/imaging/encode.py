@@ -16,13 +16,16 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 PREVIEW_QUALITY = 82
 
 
-def encode_image(pixels: npt.NDArray[np.uint8], format: str = "png", icc: bytes | None = None) -> bytes:
+def encode_image(
+    pixels: npt.NDArray[np.uint8], format: str = "png", icc: bytes | None = None, exif: bytes | None = None
+) -> bytes:
     """[H, W, C] uint8 with 1 to 4 channels, as `Decoded.pixels`, to a lossless file."""
     image = _picture(pixels)
     if format == "webp" and image.mode in ("L", "LA"):
         image = image.convert("RGB" if image.mode == "L" else "RGBA")
     file = io.BytesIO()
-    image.save(file, format=format.upper(), icc_profile=icc, **_OPTIONS[format])
+    options = _OPTIONS[format] | ({"exif": exif} if exif else {})
+    image.save(file, format=format.upper(), icc_profile=icc, **options)
     return file.getvalue()
 
 

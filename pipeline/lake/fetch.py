@@ -6,10 +6,10 @@ import dataclasses
 import posixpath
 import random
 import time
-from urllib.parse import urlsplit
 
 from pipeline.errors import ConservatorError, ForbiddenURI, StoreUnavailable, UnreadableImage
-from pipeline.lake.places import open_store, redacted
+from pipeline.imaging.cells import redacted
+from pipeline.lake.places import open_store
 
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 20.0
@@ -59,20 +59,20 @@ class UriReader:
     def _resolved(self, uri: str) -> str:
         if not uri.strip():
             raise UnreadableImage("the URI is empty")
-        absolute = bool(urlsplit(uri).scheme) or uri.startswith("/")
+        absolute = "://" in uri or uri.startswith("/")
         place = _normal(uri if absolute else f"{self.base.rstrip('/')}/{uri}")
         prefixes = [_normal(prefix).rstrip("/") + "/" for prefix in (self.base, *self.allowed)]
-        if not any(place.startswith(prefix) for prefix in prefixes):
+        if not any(place.startswith(prefix) for prefix in prefixes) or ".." in place.split("/"):
             raise ForbiddenURI(
-                f"{redacted(uri)} lies outside {', '.join(redacted(p) for p in prefixes)}; "
+                f"{redacted(uri)} lies outside {', '.join(redacted(prefix) for prefix in prefixes)}; "
                 "allow its folder with source.allowed_uris"
             )
         return place
 
 
 def _normal(uri: str) -> str:
-    """With `.` and `..` worked out, so that no prefix can be escaped; local paths without `file://`."""
-    parts = urlsplit(uri)
-    if parts.scheme in ("", "file", "local"):
-        return posixpath.normpath(posixpath.abspath(parts.path if parts.scheme else uri))
-    return f"{parts.scheme}://{parts.netloc}{posixpath.normpath(parts.path) if parts.path else ''}"
+    """Local paths absolute, without `.`, `..` and `file://`; other URIs as they are."""
+    scheme, separator, path = uri.partition("://")
+    if separator and scheme not in ("file", "local"):
+        return uri
+    return posixpath.abspath(path if separator else uri)

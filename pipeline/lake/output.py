@@ -11,7 +11,8 @@ import fsspec
 import pyarrow.dataset as pads
 
 from pipeline.errors import OutputError, SourceError
-from pipeline.lake.places import explained, join, open_store, redacted
+from pipeline.imaging.cells import redacted
+from pipeline.lake.places import explained, join, open_store
 
 RUN = "state/run.json"
 RECIPE = "state/recipe.yaml"
@@ -57,6 +58,9 @@ class Output:
         last = self.run()
         if last is None and self._data_files():
             raise OutputError(f"{redacted(self.uri)}/data holds Parquet files of something else; give an empty output")
+        if last is not None and last["state"] == "whole":
+            self.finish(last)
+            last = self.run()
         if last is not None and last["state"] == "finished" and not fresh:
             raise OutputError(
                 f"{redacted(self.uri)} holds the finished run {last['run_id']}; "
@@ -75,7 +79,8 @@ class Output:
         return sorted(path for path in self._data_files() if _belongs(path, run_id))
 
     def finish(self, run: dict[str, Any]) -> None:
-        """The run's table is whole: files of the run that it replaces go."""
+        """The run's table is whole: files of the run that it replaces go. May be repeated after a crash."""
+        self.write(RUN, json.dumps(run | {"state": "whole"}, indent=2))
         self.remove([path for path in self._data_files() if not _belongs(path, run["run_id"])])
         self.write(RUN, json.dumps(run | {"state": "finished"}, indent=2))
 

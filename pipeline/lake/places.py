@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import posixpath
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.core import url_to_fs
 
-from pipeline.errors import OutputError, SourceError
+from pipeline.errors import ConservatorError, OutputError, SourceError
+from pipeline.imaging.cells import redacted
 
 
 def open_store(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -33,14 +33,6 @@ def is_local(store: fsspec.AbstractFileSystem) -> bool:
     return protocol in ("file", "local")
 
 
-def redacted(uri: str) -> str:
-    """A URI without user name, password or query, as it may stand in messages and tables."""
-    parts = urlsplit(uri)
-    if not parts.scheme or ("@" not in parts.netloc and not parts.query):
-        return uri
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
 def join(folder: str, *names: str) -> str:
     """A path below a folder, on any store."""
     return posixpath.join(folder, *names)
@@ -55,5 +47,7 @@ def explained(uri: str, kind: type[SourceError] | type[OutputError]) -> Iterator
         raise kind(f"no access to {redacted(uri)}: {error}; check the credentials and the rights") from error
     except FileNotFoundError as error:
         raise kind(f"{redacted(uri)} does not exist ({error})") from error
-    except OSError as error:
+    except ConservatorError:
+        raise
+    except Exception as error:  # drivers raise what their libraries do: no credentials, no such host, …
         raise kind(f"cannot use {redacted(uri)}: {type(error).__name__}: {error}") from error

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from fsspec.utils import get_protocol
 
 from pipeline.errors import SourceError
-from pipeline.imaging.cells import IMAGE_TYPES, holds_images
-from pipeline.lake.places import explained, open_store, redacted
+from pipeline.imaging.cells import IMAGE_TYPES, holds_images, redacted
+from pipeline.lake.places import explained, open_store
 from pipeline.recipe import Columns
 
 READERS = 16
@@ -26,10 +26,18 @@ class ParquetFile:
     """One input file, known by its footer."""
 
     path: str
+    root: str
+    """The folder that was asked for; partitions and images named by a relative URI are taken from there."""
     rows: int
     size: int
     """Bytes."""
     schema: pa.Schema
+
+    @property
+    def partitions(self) -> tuple[str, ...]:
+        """Names of the Hive partitions (`key=value` folders) between the root and the file."""
+        folders = self.path.removeprefix(self.root).split("/")[:-1]
+        return tuple(folder.split("=")[0] for folder in folders if "=" in folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +45,6 @@ class Source:
     """The input table."""
 
     store: fsspec.AbstractFileSystem
-    base: str
-    """The folder against which images named by a relative URI are resolved."""
     files: tuple[ParquetFile, ...]
     passed: pa.Schema
     """The columns that go through to the output."""
@@ -53,12 +59,19 @@ class Source:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
 
-    def groups(self) -> list[list[ParquetFile]]:
-        """Files of one schema together: a column may have another type, or be missing, in some of them."""
-        groups: dict[str, list[ParquetFile]] = {}
+    def groups(self, limit: int | None = None) -> list[list[ParquetFile]]:
+        """Files that can be read together: of one root, with the same partitions and the same schema.
+
+        A column may have another type, or be missing, in some files. With a `limit`, only the files that hold the
+        first so many rows.
+        """
+        groups: dict[tuple[str, ...], list[ParquetFile]] = {}
+        before = 0
         for file in self.files:
-            if file.rows:
-                groups.setdefault(str(file.schema.remove_metadata()), []).append(file)
+            if file.rows and (limit is None or before < limit):
+                key = (file.root, *file.partitions, str(file.schema.remove_metadata()))
+                groups.setdefault(key, []).append(file)
+                before += file.rows
         return list(groups.values())
 
 
@@ -74,46 +87,48 @@ def open_source(uris: Sequence[str], columns: Columns) -> Source:
     protocols = {get_protocol(uri) for uri in uris}
     if len(protocols) > 1:
         raise SourceError(f"all sources of a run must lie in one store, not in {' and '.join(sorted(protocols))}")
-    store, first = open_store(uris[0])
-    paths: dict[str, int] = {}
+    store, _ = open_store(uris[0])
+    found: dict[str, tuple[str, int]] = {}
     for uri in uris:
         with explained(uri, SourceError):
-            found = _find(store, open_store(uri)[1])
-        if not found:
+            path = open_store(uri)[1]
+            root, files = _find(store, path)
+        if not files:
             raise SourceError(
                 f"no Parquet files at {redacted(uri)}; give a .parquet file, a folder with some, or a glob"
             )
-        paths |= found
+        found |= {name: (root, size) for name, size in files.items() if name not in found}
     with ThreadPoolExecutor(READERS) as pool:
-        files = tuple(pool.map(lambda item: _footer(store, *item), sorted(paths.items())))
-    _check_columns(files, columns)
-    base = first.split("*")[0].rsplit("/", 1)[0] if "*" in first or first.endswith(".parquet") else first.rstrip("/")
-    return Source(store, base, files, _passed(files, columns))
+        footers = tuple(pool.map(lambda item: _footer(store, item[0], *item[1]), sorted(found.items())))
+    _check_columns(footers, columns)
+    return Source(store, footers, _passed(footers, columns))
 
 
-def _find(store: fsspec.AbstractFileSystem, path: str) -> dict[str, int]:
-    if any(mark in path for mark in "*?["):
+def _find(store: fsspec.AbstractFileSystem, path: str) -> tuple[str, dict[str, int]]:
+    """The root, and the files below it with their sizes."""
+    if any(mark in path for mark in "*?[") and not store.exists(path):
         entries = store.glob(path, detail=True)
+        first = min(path.find(mark) for mark in "*?[" if mark in path)
+        root = path[:first].rpartition("/")[0]
     elif store.isdir(path):
-        entries = store.find(path, detail=True)
+        entries, root = store.find(path, detail=True), path.rstrip("/")
     else:
-        entries = {path: store.info(path)}
-    hidden = len([part for part in path.split("/") if part.startswith(("_", "."))])
-    return {
+        entries, root = {path: store.info(path)}, path.rpartition("/")[0]
+    return root, {
         name: int(info["size"])
         for name, info in entries.items()
         if info["type"] == "file"
         and (name.endswith((".parquet", ".parq")) or name == path)
-        and len([part for part in name.split("/") if part.startswith(("_", "."))]) <= hidden
+        and not any(part.startswith(("_", ".")) for part in name.removeprefix(root).split("/"))
     }
 
 
-def _footer(store: fsspec.AbstractFileSystem, path: str, size: int) -> ParquetFile:
+def _footer(store: fsspec.AbstractFileSystem, path: str, root: str, size: int) -> ParquetFile:
     with explained(path, SourceError):
         try:
             with store.open(path, "rb") as file:
                 parquet = pq.ParquetFile(file)
-                return ParquetFile(path, parquet.metadata.num_rows, size, parquet.schema_arrow)
+                return ParquetFile(path, root, parquet.metadata.num_rows, size, parquet.schema_arrow)
         except pa.ArrowInvalid as error:
             raise SourceError(f"{redacted(path)} is not a Parquet file, or a broken one: {error}") from error
 
@@ -140,12 +155,18 @@ def _check_columns(files: Sequence[ParquetFile], columns: Columns) -> None:
 
 
 def _passed(files: Sequence[ParquetFile], columns: Columns) -> pa.Schema:
-    """All columns but those with images; where files disagree on a type, the wider one."""
-    consumed = {columns.image, columns.mask, columns.references, columns.truth}
+    """All columns but those with images; where files disagree on a type, the wider one. Partitions are strings."""
+    consumed = {columns.image, columns.mask, columns.references, columns.truth} - {columns.id, columns.caption}
     schemas = []
     for file in files:
+        both = sorted(set(file.partitions) & set(file.schema.names))
+        if both:
+            raise SourceError(
+                f"{redacted(file.path)} has {', '.join(both)} both as a column and as a folder name; "
+                "give that folder itself as --source"
+            )
         fields = [field for field in file.schema if field.name not in consumed]
-        schemas.append(pa.schema(fields))
+        schemas.append(pa.schema([*fields, *((name, pa.string()) for name in file.partitions)]))
     try:
         return pa.unify_schemas(schemas, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

@@ -32,8 +32,6 @@ class Evidence:
     """The result's own, expected by the model, dB."""
     masked: float | None
     """Share of the area that a mask asked to fill; None without a mask."""
-    coloured: bool
-    """Colours were asked for and given."""
 
     @property
     def expected_gain(self) -> float:
@@ -54,8 +52,6 @@ def decide(evidence: Evidence, rules: Rules) -> tuple[Status, list[str]]:
         if evidence.expected_psnr < rules.review_below:
             return "review", [f"uncertain: {evidence.expected_psnr:.1f} dB expected"]
         return "restored", [f"{evidence.masked:.1%} of the area was filled"]
-    if evidence.coloured:
-        return "review", ["colours are invented"]
     if evidence.clean >= rules.clean_above:
         return "kept", [f"judged undamaged (probability {evidence.clean:.2f})"]
     if evidence.change_psnr >= rules.least_change:

@@ -11,15 +11,17 @@ Pixels = npt.NDArray[np.uint8]
 
 EQUAL = 100.0
 """PSNR in dB given to two equal images."""
-_STRIP = 1024
+_STRIP_PIXELS = 2_000_000
+"""Pixels scored at a time; SSIM holds some twenty floats for each."""
 _WINDOW = 11
 
 
 def mean_squared_error(image: Pixels, other: Pixels) -> float:
     """Over all values of two [H, W, C] uint8 images, in units of white = 1."""
     total = 0.0
-    for top in range(0, len(image), _STRIP):
-        difference = image[top : top + _STRIP].astype(np.int32) - other[top : top + _STRIP]
+    strip = _strip(image)
+    for top in range(0, len(image), strip):
+        difference = image[top : top + strip].astype(np.int32) - other[top : top + strip]
         total += float(np.square(difference).sum())
     return total / image.size / 255**2
 
@@ -43,15 +45,20 @@ def ssim(image: Pixels, truth: Pixels) -> float | None:
     if min(height, width) < _WINDOW:
         return None
     total, rows = 0.0, 0
-    reach = _WINDOW // 2
-    for top in range(0, height, _STRIP):
-        bottom = min(height, top + _STRIP)
+    reach, strip = _WINDOW // 2, _strip(image)
+    for top in range(0, height, strip):
+        bottom = min(height, top + strip)
         lines = slice(max(0, min(top - reach, height - _WINDOW)), min(height, bottom + reach))
         value = structural_similarity_index_measure(_batch(image[lines]), _batch(truth[lines]), data_range=1.0)
         assert isinstance(value, torch.Tensor)
         total += float(value) * (bottom - top)
         rows += bottom - top
     return total / rows
+
+
+def _strip(image: Pixels) -> int:
+    """Rows of an image that are scored at a time."""
+    return max(_WINDOW, _STRIP_PIXELS // int(image.shape[1]))
 
 
 def _batch(pixels: Pixels) -> torch.Tensor:

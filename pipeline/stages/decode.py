@@ -7,14 +7,14 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from PIL import Image
 
 from pipeline.errors import PermanentRowError, RowError, UnsupportedColumn
-from pipeline.imaging.cells import Fetch, holds_images, read_cell
+from pipeline.imaging.cells import Fetch, holds_images, read_cell, uri_of
 from pipeline.imaging.decode import Decoded, decode_image
 from pipeline.imaging.encode import encode_preview
+from pipeline.imaging.mask import lost_pixels
 from pipeline.recipe import Recipe
 from pipeline.schema import DECODED
 from pipeline.stages.table import Row, failure, with_columns
@@ -40,7 +40,7 @@ class DecodeStage:
         for index in range(table.num_rows):
             row = self._row(table, index)
             rows.append(row)
-            size += len(row.get("__pixels") or b"") + len(row.get("__file") or b"")
+            size += len(row.get("pixels") or b"") + len(row.get("file") or b"")
             if size >= limit:
                 yield self._table(table.slice(start, len(rows)), rows)
                 start, rows, size = index + 1, [], 0
@@ -59,37 +59,40 @@ class DecodeStage:
     def _row(self, table: pa.Table, index: int) -> Row:
         columns, row = self.recipe.columns, Row(attempts=1)
         try:
-            row |= self._image(table, index)
-            size = (row["__height"], row["__width"])
-            row["__mask"] = self._mask(table, index, size)
-            row["__truth"] = self._truth(table, index, size, row["__notes"])
-            row["__references"] = self._references(table, index, row["__notes"])
-            row["__caption"] = first_caption(_cell(table, columns.caption, index))
+            self._image(table, index, row)
+            size = (row["height"], row["width"])
+            row["mask"] = self._mask(table, index, size)
+            row["truth"] = self._truth(table, index, size, row["notes"])
+            row["references"] = self._references(table, index, row["notes"])
+            row["caption"] = first_caption(_cell(table, columns.caption, index))
         except RowError as error:
             return _failed(row, error)
         except Exception as error:  # one row's surprise must not cost the others
             return _failed(row, PermanentRowError(f"{type(error).__name__}: {error}"))
         return row
 
-    def _image(self, table: pa.Table, index: int) -> Row:
+    def _image(self, table: pa.Table, index: int, row: Row) -> None:
+        """Fill in what is known of the image, step by step, so that a failed row still tells where it came from."""
         column = self.recipe.columns.image
         if column not in table.column_names:
             raise UnsupportedColumn(f"the row's file has no column {column!r}")
-        file = read_cell(_cell(table, column, index), table.schema.field(column).type, column, self.fetch)
-        decoded = self._decode(file.data)
+        value, kind = _cell(table, column, index), table.schema.field(column).type
+        row["source_uri"] = uri_of(value)
+        data = read_cell(value, kind, column, self.fetch)
+        row["source_sha256"] = hashlib.sha256(data).hexdigest()
+        decoded = self._decode(data)
         height, width, channels = decoded.pixels.shape
-        return {
-            "__file": file.data,
-            "__format": decoded.format,
-            "__icc": decoded.icc,
-            "__pixels": decoded.pixels.tobytes(),
-            "__height": height,
-            "__width": width,
-            "__channels": channels,
-            "__notes": list(decoded.notes),
+        row |= {
+            "file": data,
+            "format": decoded.format,
+            "icc": decoded.icc,
+            "exif": decoded.exif,
+            "pixels": decoded.pixels.tobytes(),
+            "height": height,
+            "width": width,
+            "channels": channels,
+            "notes": list(decoded.notes),
             "before_preview": encode_preview(decoded.pixels, self.recipe.output.previews),
-            "source_uri": file.uri,
-            "source_sha256": hashlib.sha256(file.data).hexdigest(),
         }
 
     def _decode(self, data: bytes) -> Decoded:
@@ -102,15 +105,15 @@ class DecodeStage:
         if column is None or value is None:
             return None
         try:
-            rgb = self._decode(read_cell(value, table.schema.field(column).type, column, self.fetch).data).rgb
+            mask = self._decode(read_cell(value, table.schema.field(column).type, column, self.fetch)).pixels
         except PermanentRowError as error:
             raise type(error)(f"the mask: {error.message}") from error
-        if rgb.shape[:2] != size:
+        if mask.shape[:2] != size:
             raise PermanentRowError(
-                f"the mask has {rgb.shape[1]} x {rgb.shape[0]} pixels, the image {size[1]} x {size[0]}; "
+                f"the mask has {mask.shape[1]} x {mask.shape[0]} pixels, the image {size[1]} x {size[0]}; "
                 "they must be equal"
             )
-        return (np.where(rgb.max(axis=2) >= 128, 255, 0)).astype(np.uint8).tobytes()
+        return lost_pixels(mask).tobytes()
 
     def _truth(self, table: pa.Table, index: int, size: tuple[int, int], notes: list[str]) -> bytes | None:
         column = self.recipe.columns.truth
@@ -118,7 +121,7 @@ class DecodeStage:
         if column is None or value is None or not self.recipe.scoring.truth:
             return None
         try:
-            rgb = self._decode(read_cell(value, table.schema.field(column).type, column, self.fetch).data).rgb
+            rgb = self._decode(read_cell(value, table.schema.field(column).type, column, self.fetch)).rgb
         except RowError as error:
             notes.append(f"no score, the truth cannot be read: {error.message}")
             return None
@@ -143,7 +146,7 @@ class DecodeStage:
         found = []
         for number, value in enumerate(values[: self.recipe.limits.max_references], start=1):
             try:
-                picture = Image.fromarray(self._decode(read_cell(value, kind, column, self.fetch).data).rgb)
+                picture = Image.fromarray(self._decode(read_cell(value, kind, column, self.fetch)).rgb)
             except RowError as error:
                 notes.append(f"reference {number} ignored: {error.message}")
                 continue
@@ -154,8 +157,8 @@ class DecodeStage:
 
 def _failed(row: Row, error: RowError) -> Row:
     """What is left of a row that failed: no pixels, but what tells where it came from."""
-    kept = {name: row[name] for name in ("before_preview", "source_uri", "source_sha256") if name in row}
-    return kept | {"__notes": row.get("__notes")} | failure("decode", error)
+    kept = {name: row.get(name) for name in ("notes", "before_preview", "source_uri", "source_sha256")}
+    return kept | failure("decode", error)
 
 
 def first_caption(value: Any) -> str | None:

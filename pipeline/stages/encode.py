@@ -11,8 +11,8 @@ import pyarrow as pa
 from pipeline.errors import PermanentRowError
 from pipeline.imaging.encode import encode_image, encode_preview
 from pipeline.recipe import Recipe
-from pipeline.schema import OUTPUT, RESTORED
-from pipeline.stages.table import Row, failure, with_columns, without_columns
+from pipeline.schema import OUTPUT
+from pipeline.stages.table import Row, failure, source_columns, stage_rows, with_columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +24,13 @@ class EncodeStage:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Every row of `table`, in order, with the columns of `OUTPUT` (under the recipe's prefix)."""
-        cells = table.select([name for name in table.column_names if name in RESTORED.names]).to_pylist()
+        cells = stage_rows(table)
         digest = self.recipe.digest()
         rows = [self._row(cell) | {"run_id": self.run_id, "recipe_digest": digest} for cell in cells]
-        out = with_columns(without_columns(table, RESTORED), rows, OUTPUT)
-        return out.rename_columns(output_names(out.schema.names, self.recipe.output.prefix))
+        return with_columns(source_columns(table), rows, OUTPUT, self.recipe.output.prefix)
 
     def _row(self, cell: Row) -> Row:
-        row = {name: cell[name] for name in OUTPUT.names if name in cell} | {"notes": cell["__notes"]}
+        row = {name: cell[name] for name in OUTPUT.names if name in cell}
         if cell["status"] == "failed":
             return row
         try:
@@ -40,14 +39,14 @@ class EncodeStage:
             return row | failure("encode", PermanentRowError(f"{type(error).__name__}: {error}")) | {"status": "failed"}
 
     def _file(self, cell: Row) -> Row:
-        height, width = cell["__height"], cell["__width"]
+        height, width = cell["height"], cell["width"]
         preview = cell["before_preview"]
-        if cell["__pixels"] is None:
-            data, format = cell["__file"], cell["__format"]
+        if cell["pixels"] is None:
+            data, format = cell["file"], cell["format"]
         else:
             format = self.recipe.output.format
-            pixels = np.frombuffer(cell["__pixels"], np.uint8).reshape(height, width, cell["__channels"])
-            data = encode_image(pixels, format, cell["__icc"])
+            pixels = np.frombuffer(cell["pixels"], np.uint8).reshape(height, width, cell["channels"])
+            data = encode_image(pixels, format, cell["icc"], cell["exif"])
             preview = encode_preview(pixels, self.recipe.output.previews)
         return {
             "image": data,
@@ -57,9 +56,3 @@ class EncodeStage:
             "image_sha256": hashlib.sha256(data).hexdigest(),
             "after_preview": preview,
         }
-
-
-def output_names(names: list[str], prefix: str) -> list[str]:
-    """Column names of the output table: the prefix goes before those that are added."""
-    passed = len(names) - len(OUTPUT)
-    return names[:passed] + [prefix + name for name in names[passed:]]

@@ -1,4 +1,7 @@
-"""Rows of a stage as Arrow tables, beside the source's own columns."""
+"""Rows of a stage as Arrow tables, beside the source's own columns.
+
+A stage's columns carry a prefix that no source column may have, so that no name can collide on the way.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +14,33 @@ from pipeline.errors import ConservatorError
 
 Row = dict[str, Any]
 
+INTERNAL = "__conservator_"
+"""What the names of a stage's columns begin with, until the last stage gives them their own."""
 
-def with_columns(source: pa.Table, rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
-    """The source's columns with those of `schema`, a dict of values for each row; absent values are null."""
+
+def with_columns(source: pa.Table, rows: Sequence[Row], schema: pa.Schema, prefix: str = INTERNAL) -> pa.Table:
+    """The source's columns, then those of `schema`: a dict of values for each row; absent values are null."""
     table = source
     for field in schema:
         values = pa.array([row.get(field.name) for row in rows], type=field.type)
-        table = table.append_column(field, values)
+        table = table.append_column(field.with_name(prefix + field.name), values)
     return table
 
 
-def without_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Only the columns that are not of `schema`."""
-    return table.select([name for name in table.column_names if name not in schema.names])
+def source_columns(table: pa.Table) -> pa.Table:
+    """Only the source's own columns."""
+    return table.select([name for name in table.column_names if not name.startswith(INTERNAL)])
+
+
+def stage_rows(table: pa.Table) -> list[Row]:
+    """Only the stage's columns, a dict a row, under their plain names."""
+    names = [name for name in table.column_names if name.startswith(INTERNAL)]
+    rows: list[Row] = table.select(names).rename_columns([name.removeprefix(INTERNAL) for name in names]).to_pylist()
+    return rows
 
 
 def failure(stage: str, error: Exception) -> Row:
     """The error columns of a row that failed in `stage`."""
     message = error.message if isinstance(error, ConservatorError) else str(error) or type(error).__name__
-    name = type(error).__name__
     attempts = getattr(error, "attempts", 1)
-    return {"error_stage": stage, "error_type": name, "error_message": message, "attempts": attempts}
+    return {"error_stage": stage, "error_type": type(error).__name__, "error_message": message, "attempts": attempts}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import logging
 import random
 from collections.abc import Sequence
@@ -13,11 +12,12 @@ import numpy as np
 import pyarrow.dataset as pads
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from pipeline.damage.mixture import Damaged, damage
-from pipeline.errors import SourceError
+from pipeline.errors import RowError, SourceError
+from pipeline.imaging.decode import decode_image
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def load_photos(paths: Sequence[str], image: str = "image", captions: str = "cap
             for row in batch.to_pylist():
                 try:
                     photos.append(_photo(row[image], row.get(captions)))
-                except (UnidentifiedImageError, OSError, TypeError) as error:
+                except (RowError, TypeError) as error:
                     unreadable += 1
                     log.warning("an image of %s is left out: %s", path, error)
     if not photos:
@@ -97,7 +97,7 @@ def _photo(data: object, captions: object) -> Photo:
         data = data["bytes"]
     if not isinstance(data, bytes):
         raise TypeError(f"expected bytes, found {type(data).__name__}")
-    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    picture = Image.fromarray(decode_image(data).rgb)
     scale = VIEW / min(picture.size)
     if scale > 1:
         picture = picture.resize(

@@ -58,6 +58,26 @@ def test_sixteen_bits_are_scaled_and_noted() -> None:
     assert "8 bits" in decoded.notes[0]
 
 
+def test_a_float_image_with_a_hole_of_nan_is_not_black() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.array([[0, 0.5, 1, np.nan, np.inf]], np.float32)).save(file, "TIFF")
+    assert decode_image(file.getvalue()).pixels[0, :, 0].tolist() == [0, 128, 255, 0, 0]
+
+
+def test_exif_goes_through_without_its_orientation() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a scan"
+    decoded = decode_image(encoded(noise(20, 30), "JPEG", exif=exif))
+    again = Image.open(io.BytesIO(encode_image(decoded.pixels, "png", None, decoded.exif)))
+    assert dict(again.getexif()) == {0x010E: "a scan"}
+
+
+def test_a_transparent_colour_becomes_alpha() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.array([[[1, 2, 3], [9, 9, 9]]], np.uint8)).save(file, "PNG", transparency=(9, 9, 9))
+    assert decode_image(file.getvalue()).pixels[0].tolist() == [[1, 2, 3, 255], [9, 9, 9, 0]]
+
+
 def test_further_frames_are_noted() -> None:
     frames = [Image.fromarray(noise(8, 8, seed)) for seed in range(3)]
     file = io.BytesIO()

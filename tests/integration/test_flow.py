@@ -107,10 +107,21 @@ def test_decoding_does_not_run_inside_the_restoring_actor(write_table: Write, tm
     assert any("decode" in name for name in operators)
 
 
-def test_a_limit_takes_so_many_rows(write_table: Write, tmp_path: Path) -> None:
-    write_table([{"id": f"{n}", "image": encoded(noise(20, 20, n))} for n in range(9)])
-    recipe = recipe_of(tmp_path / "source", tmp_path / "out", "limits.rows=4")
-    assert flow.restore(flow.prepare(recipe)).rows == len(table_of(tmp_path / "out")) == 4
+def test_a_limit_takes_the_first_rows(write_table: Write, tmp_path: Path) -> None:
+    write_table([{"id": f"a{n}", "image": encoded(noise(20, 20, n))} for n in range(5)], "source/a.parquet")
+    write_table([{"id": f"b{n}", "image": encoded(noise(20, 20, n)), "shelf": n} for n in range(5)], "source/b.parquet")
+    recipe = recipe_of(tmp_path / "source", tmp_path / "out", "limits.rows=7")
+    assert flow.restore(flow.prepare(recipe)).rows == 7
+    assert sorted(row["id"] for row in table_of(tmp_path / "out")) == ["a0", "a1", "a2", "a3", "a4", "b0", "b1"]
+
+
+def test_images_are_taken_from_beside_their_own_table(write_table: Write, tmp_path: Path) -> None:
+    for name, side in (("one", 20), ("two", 30)):
+        write_table([{"id": name, "image": "scan.png"}], f"{name}/a.parquet")
+        (tmp_path / name / "scan.png").write_bytes(encoded(noise(side, side)))
+    recipe = load_recipe(source__uri=[str(tmp_path / "one"), str(tmp_path / "two")], output__uri=str(tmp_path / "out"))
+    flow.restore(flow.prepare(recipe))
+    assert {row["id"]: row["image_width"] for row in table_of(tmp_path / "out")} == {"one": 20, "two": 30}
 
 
 def test_images_beside_the_table_are_fetched_by_uri(write_table: Write, tmp_path: Path) -> None:
@@ -145,6 +156,13 @@ def test_columns_that_would_collide_need_a_prefix(write_table: Write, tmp_path: 
     row = table_of(tmp_path / "out")[0]
     assert row["status"] == "mine" and row["new_status"] in summary.by_status
     assert list(row) == ["id", "status", *(f"new_{name}" for name in OUTPUT.names)]
+
+
+@pytest.mark.parametrize("output", ["source/out", "source", "."])
+def test_an_output_inside_the_source_is_refused(write_table: Write, tmp_path: Path, output: str) -> None:
+    write_table([{"id": "a", "image": encoded(noise(20, 20))}])
+    with pytest.raises(SourceError, match="another --output"):
+        flow.prepare(recipe_of(tmp_path / "source" if output != "." else tmp_path, tmp_path / output))
 
 
 def test_a_finished_run_is_only_replaced_on_request(write_table: Write, tmp_path: Path) -> None:

@@ -5,14 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pytest
 
 from pipeline.errors import ConservatorError, ForbiddenURI, OutputError, SourceError, StoreUnavailable, UnreadableImage
+from pipeline.imaging.cells import redacted
 from pipeline.lake import fetch
 from pipeline.lake.fetch import UriReader
 from pipeline.lake.output import open_output
-from pipeline.lake.places import redacted
 from pipeline.lake.source import open_source
 from pipeline.recipe import Columns
 
@@ -66,6 +67,33 @@ def test_files_of_other_types_make_groups_of_their_own(write_table: Write, tmp_p
     assert source.passed == pa.schema([("id", pa.string()), ("shelf", pa.int64())])
 
 
+def test_a_limit_takes_the_files_that_hold_the_first_rows(write_table: Write, tmp_path: Path) -> None:
+    for name in "abc":
+        write_table(ROWS, f"source/{name}.parquet")
+    groups = open_source([str(tmp_path / "source")], Columns()).groups(limit=3)
+    assert [Path(file.path).name for group in groups for file in group] == ["a.parquet", "b.parquet"]
+
+
+def test_partitions_are_columns_and_must_not_stand_in_the_file_too(write_table: Write, tmp_path: Path) -> None:
+    write_table(ROWS, "source/year=1911/a.parquet")
+    write_table(ROWS, "source/b.parquet")
+    source = open_source([str(tmp_path / "source")], Columns())
+    assert source.passed.names == ["id", "year"] and len(source.groups()) == 2
+    write_table(ROWS, "twice/id=7/a.parquet")
+    with pytest.raises(SourceError, match="folder name"):
+        open_source([str(tmp_path / "twice")], Columns())
+
+
+def test_an_id_that_is_the_images_uri_is_kept(write_table: Write) -> None:
+    path = write_table([{"uri": "a.jpg"}])
+    assert open_source([str(path)], Columns(id="uri", image="uri")).passed.names == ["uri"]
+
+
+def test_names_with_marks_of_globs_are_found(write_table: Write, tmp_path: Path) -> None:
+    write_table(ROWS, "scans [1910] a+b/part 1.parquet")
+    assert open_source([str(tmp_path / "scans [1910] a+b")], Columns()).rows == 2
+
+
 def reader(base: Path, **changes: Any) -> UriReader:
     return UriReader(**({"base": str(base), "allowed": (), "max_bytes": 1000, "attempts": 3} | changes))
 
@@ -80,6 +108,12 @@ def test_uris_are_read_beside_the_table_and_under_allowed_places(tmp_path: Path)
         with pytest.raises(ForbiddenURI, match="allowed_uris"):
             read(uri)
     assert reader(tmp_path / "table", allowed=(str(tmp_path),))("../b.jpg") == b"outside"
+
+
+def test_a_query_belongs_to_the_uri() -> None:
+    with fsspec.open("memory://scans/a.jpg#5?id=2", "wb") as file:
+        file.write(b"the fifth")
+    assert UriReader("memory://scans", (), 100, 1)("a.jpg#5?id=2") == b"the fifth"
 
 
 def test_a_file_that_is_not_there_fails_at_once(tmp_path: Path) -> None:
@@ -145,6 +179,19 @@ def test_a_crash_while_replacing_keeps_the_finished_run(tmp_path: Path) -> None:
     (tmp_path / "out/data/two_0.parquet").touch()
     output.begin({"run_id": "three"}, "", fresh=False)
     assert [path.name for path in (tmp_path / "out/data").iterdir()] == ["one_0.parquet"]
+
+
+def test_a_crash_before_the_old_files_are_gone_keeps_the_new_run(tmp_path: Path) -> None:
+    output = open_output(str(tmp_path / "out"))
+    output.begin({"run_id": "one"}, "", fresh=False)
+    (tmp_path / "out/data/one_0.parquet").touch()
+    output.finish({"run_id": "one"})
+    output.begin({"run_id": "two"}, "", fresh=True)
+    (tmp_path / "out/data/two_0.parquet").touch()
+    output.write("state/run.json", '{"run_id": "two", "state": "whole"}')
+    with pytest.raises(OutputError, match="two"):
+        output.begin({"run_id": "three"}, "", fresh=False)
+    assert [path.name for path in (tmp_path / "out/data").iterdir()] == ["two_0.parquet"]
 
 
 def test_foreign_data_is_not_touched(tmp_path: Path) -> None:

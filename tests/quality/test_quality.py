@@ -14,7 +14,7 @@ RULES = Rules(clean_above=0.5, least_change=45, least_gain=0.3, review_below=20)
 
 
 def evidence(**changes: object) -> Evidence:
-    values = {"clean": 0.0, "change_psnr": 25.0, "expected_psnr": 30.0, "masked": None, "coloured": False}
+    values = {"clean": 0.0, "change_psnr": 25.0, "expected_psnr": 30.0, "masked": None}
     return Evidence(damage=Damage(), **(values | changes))  # type: ignore[arg-type]
 
 
@@ -61,7 +61,6 @@ def test_a_damaged_image_that_gets_better_is_restored() -> None:
         ({"masked": 0.0}, "kept", "empty"),
         ({"masked": 0.1, "clean": 1.0}, "restored", "10.0%"),
         ({"masked": 0.6, "expected_psnr": 15.0}, "review", "uncertain"),
-        ({"coloured": True, "clean": 1.0}, "review", "invented"),
     ],
 )
 def test_the_gate_says_why(changes: dict[str, object], status: str, word: str) -> None:

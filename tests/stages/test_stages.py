@@ -14,6 +14,7 @@ from pipeline.schema import OUTPUT
 from pipeline.stages.decode import DecodeStage, first_caption
 from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage
+from pipeline.stages.table import stage_rows
 from tests.conftest import encoded, noise
 
 RECIPE = Recipe()
@@ -31,6 +32,10 @@ def decode(table: pa.Table, recipe: Recipe = RECIPE, passed: pa.Schema = PASSED)
 @pytest.fixture(scope="module")
 def restore() -> RestoreStage:
     return RestoreStage(RECIPE, "cpu")
+
+
+def decoded(table: pa.Table, recipe: Recipe = RECIPE) -> list[dict[str, Any]]:
+    return stage_rows(decode(table, recipe))
 
 
 def through(table: pa.Table, restore: RestoreStage, recipe: Recipe = RECIPE) -> list[dict[str, Any]]:
@@ -72,19 +77,20 @@ def test_each_broken_row_fails_alone_and_says_how(restore: RestoreStage) -> None
     ],
 )
 def test_images_come_in_every_shape_of_column(images: pa.Array) -> None:
-    assert decode(rows_of(image=images))["error_type"].to_pylist() == [None]
+    assert decoded(rows_of(image=images))[0]["error_type"] is None
 
 
 @pytest.mark.parametrize("images", [[1], [1.5], [["a"]], [True]])
 def test_a_column_that_holds_no_images_is_named_with_its_type(images: list[Any]) -> None:
-    row = decode(rows_of(image=images)).to_pylist()[0]
+    row = decoded(rows_of(image=images))[0]
     assert row["error_type"] == "UnsupportedColumn"
     assert "'image'" in row["error_message"] and "type" in row["error_message"]
 
 
 def test_a_store_that_is_away_is_told_from_a_broken_file() -> None:
-    row = decode(rows_of(image=["s3://archive/a.jpg"])).to_pylist()[0]
+    row = decoded(rows_of(image=["s3://key:secret@archive/a.jpg"]))[0]
     assert (row["error_type"], row["attempts"]) == ("StoreUnavailable", 3)
+    assert row["source_uri"] == "s3://archive/a.jpg"
 
 
 def test_pieces_are_bounded_and_no_row_is_lost() -> None:
@@ -147,17 +153,51 @@ def test_a_mask_limits_the_change_to_itself(restore: RestoreStage, photo: np.nda
     assert row["psnr_after"] > row["psnr_before"]
 
 
+@pytest.mark.parametrize("layout", ["0/1", "RGBA", "P"])
+def test_masks_may_be_drawn_in_many_ways(layout: str) -> None:
+    lost = np.zeros((12, 16), np.uint8)
+    lost[3:6, 4:9] = 1
+    if layout == "0/1":
+        file = encoded(lost)
+    else:
+        picture = Image.fromarray(np.full((12, 16, 3), 255, np.uint8)).convert("RGBA")
+        picture.putalpha(Image.fromarray(lost * 255))
+        buffer = io.BytesIO()
+        (picture if layout == "RGBA" else picture.quantize()).save(buffer, "PNG")
+        file = buffer.getvalue()
+    row = decoded(rows_of(image=[encoded(noise(12, 16))], mask=[file]))[0]
+    assert np.array_equal(np.frombuffer(row["mask"], bool).reshape(12, 16), lost > 0)
+
+
+def test_colours_never_come_with_a_mask(photo: np.ndarray) -> None:
+    recipe = load_recipe("colourise")
+    grey = np.asarray(Image.fromarray(photo).convert("L"))
+    mask = np.zeros(grey.shape, np.uint8)
+    mask[20:60, 20:60] = 255
+    row = through(rows_of(image=[encoded(grey)], mask=[encoded(mask)]), RestoreStage(recipe, "cpu"), recipe)[0]
+    out = np.asarray(Image.open(io.BytesIO(row["image"])))
+    assert out.ndim == 2 and np.array_equal(out[mask == 0], grey[mask == 0])
+
+
+def test_a_clean_grey_picture_keeps_its_luminance_when_coloured(photo: np.ndarray) -> None:
+    recipe = load_recipe("colourise", ["scoring.clean_above=0"])
+    grey = np.asarray(Image.fromarray(photo).convert("L"))
+    row = through(rows_of(image=[encoded(grey)], caption=["a bear"]), RestoreStage(recipe, "cpu"), recipe)[0]
+    out = np.asarray(Image.open(io.BytesIO(row["image"])))
+    assert np.abs(out @ np.array([0.299, 0.587, 0.114]) - grey).max() <= 1
+
+
 def test_a_mask_of_another_size_fails_the_row() -> None:
-    row = decode(rows_of(image=[encoded(noise(9, 9))], mask=[encoded(noise(9, 8))])).to_pylist()[0]
+    row = decoded(rows_of(image=[encoded(noise(9, 9))], mask=[encoded(noise(9, 8))]))[0]
     assert row["error_stage"] == "decode" and "8 x 9" in row["error_message"]
 
 
 def test_a_broken_truth_or_reference_is_noted_and_costs_nothing() -> None:
     table = rows_of(image=[encoded(noise(9, 9))], truth=[b"broken"], references=[[b"broken", encoded(noise(9, 9))]])
-    row = decode(table).to_pylist()[0]
+    row = decoded(table)[0]
     assert row["error_type"] is None
-    assert len(row["__references"]) == 1
-    assert "truth" in row["__notes"][0] and "reference 1" in row["__notes"][1]
+    assert len(row["references"]) == 1
+    assert "truth" in row["notes"][0] and "reference 1" in row["notes"][1]
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA"])
@@ -179,7 +219,7 @@ def test_colours_are_given_only_when_asked_for_and_marked_for_review(photo: np.n
     recipe = load_recipe("colourise")
     grey = encoded(np.asarray(Image.fromarray(photo).convert("L")))
     row = through(rows_of(image=[grey], caption=["a brown bear"]), RestoreStage(recipe, "cpu"), recipe)[0]
-    assert row["status"] == "review" and "invented" in row["reasons"][0]
+    assert row["status"] == "review" and "colours are invented" in row["reasons"]
     assert Image.open(io.BytesIO(row["image"])).mode == "RGB"
     assert row["caption_agreement"] is not None
 

@@ -47,10 +47,6 @@ def test_a_killed_run_goes_on_to_the_same_weights(photos: list[Photo], tmp_path:
     class Killed(BaseException):
         pass
 
-    def kill(progress: Progress) -> None:
-        raise Killed
-
-    stopped = dataclasses.replace(PLAN, checkpoint_every=3)
     original = Sampler.batch
 
     def batch(self: Sampler, step: int, size: int) -> object:
@@ -60,7 +56,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(photos: list[Photo], tmp_path:
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Sampler, "batch", batch)
-        train(photos, photos[:2], tmp_path / "killed", TINY, stopped, CPU, kill)
+        run(photos, tmp_path / "killed")
     again = run(photos, tmp_path / "killed")
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
 

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.cli import COMMANDS, main
+from pipeline import Restorer
+from tests.conftest import encoded, noise
+
+Write = Callable[..., Path]
+
+
+@pytest.mark.parametrize("words", [["--help"], *([command, "--help"] for command in COMMANDS)])
+def test_every_command_has_its_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(words)
+    assert exit.value.code == 0
+    assert "usage: conservator" in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_refused() -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["repair"])
+    assert exit.value.code == 2
+
+
+def test_a_damaged_archive_has_truth_masks_records_and_licences(write_table: Write, tmp_path: Path) -> None:
+    rows = [
+        {"id": f"{n}", "image": encoded(noise(80, 90, n)), "captions": ["blots"], "license": "CC0"} for n in range(4)
+    ]
+    path, out = write_table(rows), tmp_path / "damaged.parquet"
+    words = [
+        "damage",
+        "--source",
+        str(path),
+        "--output",
+        str(out),
+        "--kinds",
+        "noise,holes,grey+jpeg,clean",
+        "--references",
+    ]
+    assert main(words) == 0
+    table = pq.read_table(out).to_pylist()
+    kinds = [json.loads(row["damage"])["kinds"] for row in table]
+    assert kinds == [["noise"], ["holes"], ["grey", "jpeg"], ["clean"]]
+    assert [row["mask"] is not None for row in table] == [False, True, False, False]
+    assert [row["references"] is not None for row in table] == [False, True, True, False]
+    assert all(row["truth"] and row["license"] == "CC0" and row["caption"] == ["blots"] for row in table)
+    again = tmp_path / "again.parquet"
+    main([*words[:4], str(again), *words[5:]])
+    assert pq.read_table(again) == pq.read_table(out)
+    assert main([*words[:6], "rust"]) == 2
+
+
+def test_a_trained_model_can_be_evaluated(
+    write_table: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"id": f"{n}", "image": encoded(noise(230, 230, n)), "captions": ["blots"]} for n in range(3)]
+    path = write_table(rows, "sets/captioned.parquet")
+    write_table(rows[:1], "sets/kodak24.parquet")
+    folder = tmp_path / "run"
+    words = ["train", "--data", str(path), "--held-out", str(path), "--output", str(folder), "--steps", "2"]
+    words += ["--batch", "2", "--greys", "2", "--patch", "32", "--checkpoint-every", "1"]
+    assert main(words) == 0
+    assert len(list(csv.reader((folder / "curve.csv").open()))) == 3
+    card = (folder / "model/MODEL_CARD.md").read_text()
+    assert "captioned.parquet" in card and "noise_25" in card
+    model = str(folder / "model")
+    assert Restorer.from_pretrained(model, device="cpu").restore(noise(20, 20)).array.shape == (20, 20, 3)
+    capsys.readouterr()
+    assert (
+        main(["evaluate", str(tmp_path), "--model", model, "--output", str(tmp_path / "results"), "--limit", "1"]) == 0
+    )
+    table = capsys.readouterr().out
+    assert "noise, sigma 25" in table and "greys, shuffled captions" in table
+    written = json.loads((tmp_path / "results/evaluation.json").read_text())
+    assert set(written["sets"]) == {"kodak24", "captioned"}
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+
+
+def test_training_without_data_says_where_it_looked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--data", str(tmp_path / "*.parquet"), "--output", str(tmp_path / "run")]) == 2
+    assert "*.parquet" in capsys.readouterr().err
