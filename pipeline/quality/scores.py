@@ -62,4 +62,4 @@ def _strip(image: Pixels) -> int:
 
 
 def _batch(pixels: Pixels) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255

@@ -14,7 +14,19 @@ from pipeline.restoration.text import TextFeatures
 from pipeline.restoration.views import CELL, cell_positions, coarse_regions, probes, thumbnails
 from pipeline.training.data import Batch
 
-WEIGHTS = {"pixels": 1.0, "coarse": 0.3, "colour": 1.0, "error": 0.01, "damage": 0.02, "clean": 0.01, "agreement": 0.01}
+WEIGHTS = {
+    "pixels": 0.03,
+    "coarse": 0.3,
+    "colour": 1.0,
+    "error": 0.01,
+    "damage": 0.02,
+    "clean": 0.01,
+    "agreement": 0.01,
+}
+
+
+LEAST_ERROR = 0.002
+"""Mean absolute error below which nothing is left to learn: half a grey level."""
 
 
 class Prediction(NamedTuple):
@@ -63,7 +75,8 @@ def predict(model: CompactModel, batch: Batch, text: TextFeatures, patch: int, d
 def losses(model: CompactModel, batch: Batch, text: TextFeatures, answer: Prediction) -> dict[str, Tensor]:
     """Each term, unweighted.
 
-    pixels: L1. coarse: L1 of the thumbnail. error: Gaussian negative log-likelihood of the squared error
+    pixels: the logarithm of each image's L1, for PSNR is one too: a slightly damaged image counts as much as a
+    noisy one. coarse: L1 of the thumbnail. error: Gaussian negative log-likelihood of the squared error
     (arXiv:1703.04977), with the error detached, so that it never trades quality for confidence. damage and
     clean: what was done. agreement: SigLIP (arXiv:2303.15343) over the captioned pairs of the batch.
     """
@@ -75,7 +88,7 @@ def losses(model: CompactModel, batch: Batch, text: TextFeatures, answer: Predic
     scales = wanted.new_tensor(DAMAGE_SCALES)
     small = F.interpolate(batch.truth, size=view.coarse.shape[-2:], mode="area")
     return {
-        "pixels": F.l1_loss(answer.restored, answer.truth),
+        "pixels": ((answer.restored - answer.truth).abs().mean((1, 2, 3)) + LEAST_ERROR).log().mean(),
         "coarse": F.l1_loss(view.coarse, small),
         "error": (squared * torch.exp(-log_error) + log_error).mean(),
         "damage": F.smooth_l1_loss(view.damage / scales, wanted / scales, beta=0.2),

@@ -100,7 +100,7 @@ def test_training_lowers_the_loss(photos: list[Photo], tmp_path: Path) -> None:
     shown: list[Progress] = []
     train(photos, photos, tmp_path, TINY, plan, CPU, shown.append)
     first, last = shown[0], shown[-1]
-    assert last.loss < 0.9 * first.loss
+    assert last.loss < first.loss - 0.1  # a logarithm
     assert last.validation["noise_25"] > 20.7  # the input has 20.2
     assert last.remaining == 0 and last.patches_per_second > 0
 
