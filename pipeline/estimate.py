@@ -16,6 +16,7 @@ from pipeline.flow import Run
 from pipeline.imaging.cells import redacted
 from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage
+from pipeline.stages.table import INTERNAL
 
 SAMPLE = 8
 """Rows tried."""
@@ -83,9 +84,8 @@ def estimate(run: Run) -> Estimate:
     encode(restored)
     marks.append(time.perf_counter())
     count = max(1, rows.num_rows)
-    area = sum(
-        (h or 0) * (w or 0) for h, w in zip(*(decoded[n].to_pylist() for n in ("__height", "__width")), strict=True)
-    )
+    sides = [decoded[INTERNAL + name].to_pylist() for name in ("height", "width")]
+    area = sum((height or 0) * (width or 0) for height, width in zip(*sides, strict=True))
     steps = [(after - before) / count for before, after in itertools.pairwise(marks)]
     return Estimate(run, device, rows.num_rows, area / count / 1e6, *steps)
 

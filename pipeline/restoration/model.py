@@ -27,7 +27,7 @@ class GlobalView(NamedTuple):
 
     context: Context
     coarse: Tensor  # [N, 3, S, S], the restored thumbnail with its colours, about 0..1
-    damage: Tensor  # [N, 6], in the order and units of MEASURES
+    damage: Tensor  # [N, 6], in the order and units of MEASURES; may fall below 0, which means none
     clean: Tensor  # [N], logit that nothing is wrong with the image
     image_feature: Tensor  # [N, agreement_width], unit length
     text_feature: Tensor  # [N, agreement_width], unit length
@@ -110,7 +110,7 @@ class CompactModel(nn.Module):
         return GlobalView(
             context=context,
             coarse=coarse,
-            damage=F.softplus(judged[:, :-1]) * scales,
+            damage=judged[:, :-1] * scales,
             clean=judged[:, -1],
             image_feature=F.normalize(self.image_agreement(pyramid[-1].mean((2, 3))).float(), dim=1),
             text_feature=F.normalize(self.text_agreement(sentence).float(), dim=1),

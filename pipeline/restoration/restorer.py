@@ -22,7 +22,7 @@ from pipeline.restoration.colour import colour_onto, is_grey
 from pipeline.restoration.fusion import Context
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.text import MiniLMEncoder
-from pipeline.restoration.tiles import Tile, cut, plan_tiles
+from pipeline.restoration.tiles import Tile, as_floats, cut, plan_tiles
 from pipeline.restoration.views import CELL, cell_positions, coarse_regions, probe_corners, thumbnails
 from pipeline.restoration.weights import autocast, load_model, save_model
 
@@ -292,8 +292,7 @@ class _Canvas:
         inner = (slice(top - tile.top, bottom - tile.top), slice(left - tile.left, right - tile.left))
         here = (slice(top, bottom), slice(left, right))
         after, error = restored[:, inner[0], inner[1]], error[inner]
-        before = torch.from_numpy(np.ascontiguousarray(request.pixels[here])).permute(2, 0, 1)
-        before = before.float() / 255 if before.dtype == torch.uint8 else before.float()
+        before = as_floats(request.pixels[here])
         if self._grey and request.colourise and request.mask is None:
             luminance = before[:1] if request.keep_luminance else luma(after)
             after = colour_onto(luminance, after)
@@ -301,7 +300,7 @@ class _Canvas:
             after = luma(after).expand(3, -1, -1)
         after = after.clamp(0, 1)
         if request.mask is not None:
-            lost = torch.from_numpy(np.ascontiguousarray(request.mask[here]))
+            lost = torch.from_numpy(request.mask[here].copy())
             after = torch.where(lost, after, before)
             error = torch.where(lost, error, 0.0)
         self._array[here] = after.permute(1, 2, 0).numpy()
@@ -368,11 +367,10 @@ def _padded(images: list[Tensor]) -> Tensor:
 
 def _planes(pixels: Pixels, mask: Pixels | None) -> tuple[Tensor, Tensor]:
     """[H, W, 3] and [H, W] -> floats [1, 3, H, W] and [1, 1, H, W]."""
-    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
-    image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    image = as_floats(pixels)[None]
     lost = torch.zeros_like(image[:, :1])
     if mask is not None:
-        lost = torch.from_numpy(np.ascontiguousarray(mask)).float()[None, None]
+        lost = torch.from_numpy(mask.copy()).float()[None, None]
     return image, lost
 
 

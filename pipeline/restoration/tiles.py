@@ -60,8 +60,13 @@ def cut(pixels: npt.NDArray[np.generic], tile: Tile, side: int) -> Tensor:
     columns = _mirrored(tile.left, side, width)
     part = pixels[rows[0] : rows[0] + side] if height >= side else pixels[rows]
     part = part[:, columns[0] : columns[0] + side] if width >= side else part[:, columns]
-    tensor = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)
-    return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
+    return as_floats(part)
+
+
+def as_floats(pixels: npt.NDArray[np.generic]) -> Tensor:
+    """[H, W, C] of uint8, bool or float -> [C, H, W], float32 in 0..1."""
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float()
+    return tensor / 255 if pixels.dtype == np.uint8 else tensor
 
 
 def _mirrored(start: int, side: int, length: int) -> npt.NDArray[np.intp]:

@@ -19,8 +19,8 @@ WEIGHTS = {
     "coarse": 0.3,
     "colour": 1.0,
     "error": 0.01,
-    "damage": 0.02,
-    "clean": 0.01,
+    "damage": 0.1,
+    "clean": 0.03,
     "agreement": 0.01,
 }
 
