@@ -188,7 +188,7 @@ class Restorer:
         views: list[_View] = []
         for start in range(0, len(requests), IMAGES_A_LOOK):
             views += self._look(requests[start : start + IMAGES_A_LOOK])
-        canvases = [_Canvas(request) for request in requests]
+        canvases = [_Canvas(request, view.damage.grey) for request, view in zip(requests, views, strict=True)]
         tiles = [
             (index, tile)
             for index, request in enumerate(requests)
@@ -277,10 +277,10 @@ class _View:
 class _Canvas:
     """Where an image's tiles come together, under what its request forbids to change."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, grey: bool) -> None:
         height, width = request.pixels.shape[:2]
         self._request = request
-        self._grey = is_grey(request.pixels)
+        self._grey = grey
         self._array = np.empty((height, width, 3), np.float32)
         self._uncertainty = np.empty((height, width), np.float16)
         self._squared = 0.0
