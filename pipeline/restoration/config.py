@@ -45,13 +45,10 @@ class ModelConfig:
     agreement_width: int = 96
     """Features of the space in which a caption is compared with a picture."""
 
-    thin_width: int = 16
-    """Channels of the decoder's full-resolution path."""
+    decoder_widths: tuple[int, ...] = (32, 64, 128, 256)
+    """Channels of the decoder at full resolution, 1/2, 1/4 and 1/8 of the tile."""
 
-    decoder_widths: tuple[int, ...] = (64, 128, 256)
-    """Channels of the decoder at 1/2, 1/4 and 1/8 of the tile."""
-
-    decoder_blocks: tuple[int, ...] = (1, 1, 2)
+    decoder_blocks: tuple[int, ...] = (1, 1, 1, 2)
     """Residual blocks at each of those levels, on the way down and (but for the last) again on the way up."""
 
     @property

@@ -1,11 +1,12 @@
 """The decoder: a U-Net of dense convolutions over tiles of one size, told what the global view knows.
 
-Most of its work runs at half resolution and below on wide, dense 3x3 convolutions, which keep matrix units
-busy; a thin path at full resolution carries the detail that pixel-unshuffling would cost.
+Dense 3x3 convolutions keep matrix units busy. The level at full resolution carries the detail that
+pixel-unshuffling would cost; it is thin and not told of the global view, since both are dear there.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -50,7 +51,7 @@ class ContextAttention(nn.Module):
 class Level(nn.ModuleList):
     """The residual blocks of one resolution."""
 
-    def __init__(self, channels: int, condition: int, blocks: int) -> None:
+    def __init__(self, channels: int, condition: int | None, blocks: int) -> None:
         super().__init__(ResidualBlock(channels, condition) for _ in range(blocks))
 
     def forward(
@@ -69,25 +70,18 @@ class TileDecoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        thin, widths, blocks = config.thin_width, config.decoder_widths, config.decoder_blocks
-        self.enter = nn.Conv2d(INPUT_PLANES, thin, 3, padding=1)
-        self.thin = ResidualBlock(thin)
-        self.down, self.encode, self.up, self.decode = (nn.ModuleList() for _ in range(4))
-        before = thin
-        for width, repeat in zip(widths, blocks, strict=True):
-            self.down.append(nn.Conv2d(before, width, 2, stride=2))
-            self.encode.append(Level(width, config.width, repeat))
-            before = width
+        widths, blocks = config.decoder_widths, config.decoder_blocks
+        conditions = [None] + [config.width] * (len(widths) - 1)
+        levels = list(zip(widths, conditions, blocks, strict=True))
+        pairs = list(itertools.pairwise(widths))
+        self.enter = nn.Conv2d(INPUT_PLANES, widths[0], 3, padding=1)
+        self.encode = nn.ModuleList(Level(*level) for level in levels)
+        self.down = nn.ModuleList(nn.Conv2d(finer, coarser, 2, stride=2) for finer, coarser in pairs)
         self.attention = ContextAttention(widths[-1], config)
-        for finer, coarser, repeat in zip(widths[-2::-1], widths[:0:-1], blocks[-2::-1], strict=True):
-            self.up.append(nn.ConvTranspose2d(coarser, finer, 2, stride=2))
-            self.decode.append(Level(finer, config.width, repeat))
-        self.rise = nn.ConvTranspose2d(widths[0], thin, 2, stride=2)
-        self.merge = nn.Conv2d(thin, thin, 3, padding=1)
-        self.leave = nn.Conv2d(thin, OUTPUT_PLANES, 3, padding=1)
+        self.up = nn.ModuleList(nn.ConvTranspose2d(coarser, finer, 2, stride=2) for finer, coarser in pairs)
+        self.decode = nn.ModuleList(Level(*level) for level in levels[:-1])
+        self.leave = nn.Conv2d(widths[0], OUTPUT_PLANES, 3, padding=1)
         with torch.no_grad():
-            nn.init.kaiming_normal_(self.enter.weight)
-            nn.init.kaiming_normal_(self.merge.weight)
             self.leave.weight[3].mul_(0.1)
             assert self.leave.bias is not None
             self.leave.bias.copy_(
@@ -110,17 +104,13 @@ class TileDecoder(nn.Module):
             answer: Tensor = self.attention(features, context.tokens, context.absent, positions)
             return answer
 
-        thin = self.thin(self.enter(planes))
-        features, skips = thin, []
-        for down, blocks in zip(self.down, self.encode, strict=True):
+        features, skips = self.enter(planes), []
+        for blocks, down in zip(self.encode, self.down, strict=False):
+            features = blocks(features, context.vector)
+            skips.append(features)
             features = down(features)
-            if down is self.down[-1]:
-                features = blocks(features, context.vector, before_last=attend)
-            else:
-                features = blocks(features, context.vector)
-                skips.append(features)
-        for up, blocks in zip(self.up, self.decode, strict=True):
+        features = self.encode[-1](features, context.vector, before_last=attend)
+        for up, blocks in zip(reversed(self.up), reversed(self.decode), strict=True):
             features = blocks(up(features) + skips.pop(), context.vector)
-        merged = torch.relu_(self.merge(self.rise(features) + thin))
-        out = self.leave(merged).float()
+        out = self.leave(features).float()
         return out[:, :3], out[:, 3:]

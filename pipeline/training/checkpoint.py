@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ LATEST = "checkpoint"
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, average: dict[str, Tensor], optimiser: torch.optim.Optimizer, state: dict[str, Any]
+    folder: Path,
+    model: nn.Module,
+    average: dict[str, Tensor],
+    optimisers: Sequence[torch.optim.Optimizer],
+    state: dict[str, Any],
 ) -> None:
     """Write beside the last checkpoint, then swap: a kill at any moment leaves one that is whole."""
     fresh, latest, old = folder / f"{LATEST}.new", folder / LATEST, folder / f"{LATEST}.old"
@@ -24,8 +29,9 @@ def save_checkpoint(
     save_file(_plain(model.state_dict()), fresh / "model.safetensors")
     save_file(_plain(average), fresh / "average.safetensors")
     moments: dict[str, Tensor] = {}
-    for index, slots in optimiser.state_dict()["state"].items():
-        moments |= {f"{index}.{key}": value for key, value in slots.items() if isinstance(value, Tensor)}
+    for part, optimiser in enumerate(optimisers):
+        for index, slots in optimiser.state_dict()["state"].items():
+            moments |= {f"{part}.{index}.{key}": value for key, value in slots.items() if isinstance(value, Tensor)}
     save_file(_plain(moments), fresh / "optimiser.safetensors")
     (fresh / "state.json").write_text(json.dumps(state, indent=2) + "\n")
     shutil.rmtree(old, ignore_errors=True)
@@ -36,7 +42,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, average: dict[str, Tensor], optimiser: torch.optim.Optimizer
+    folder: Path, model: nn.Module, average: dict[str, Tensor], optimisers: Sequence[torch.optim.Optimizer]
 ) -> dict[str, Any] | None:
     """Bring a run back to where its last checkpoint left it; None if there is no checkpoint."""
     place = next((folder / name for name in (LATEST, f"{LATEST}.old") if (folder / name / "state.json").exists()), None)
@@ -45,14 +51,18 @@ def load_checkpoint(
     model.load_state_dict(load_file(place / "model.safetensors"))
     for name, tensor in load_file(place / "average.safetensors").items():
         average[name].copy_(tensor)
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in load_file(place / "optimiser.safetensors").items():
-        index, key = name.split(".", 1)
-        if tensor.shape == parameters[int(index)].shape:  # fused kernels need the moments laid out as the parameter is
-            tensor = torch.empty_like(parameters[int(index)]).copy_(tensor)
-        slots.setdefault(int(index), {})[key] = tensor.detach()
-    optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+    moments = load_file(place / "optimiser.safetensors")
+    for part, optimiser in enumerate(optimisers):
+        parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name in [name for name in moments if name.startswith(f"{part}.")]:
+            _, index, key = name.split(".")
+            like = parameters[int(index)]
+            tensor = moments[name]
+            if tensor.shape == like.shape:  # fused kernels need the moments laid out as the parameter is
+                tensor = torch.empty_like(like).copy_(tensor)
+            slots.setdefault(int(index), {})[key] = tensor.detach()
+        optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
     state: dict[str, Any] = json.loads((place / "state.json").read_text())
     return state
 

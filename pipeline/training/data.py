@@ -37,15 +37,15 @@ class Mixture:
     """How often what happens to a training image; shares of the batches."""
 
     kinds: tuple[tuple[str, float], ...] = (
-        ("noise", 0.38),
+        ("noise", 0.35),
         ("jpeg", 0.22),
-        ("grey", 0.15),
-        ("clean", 0.05),
+        ("grey", 0.13),
+        ("clean", 0.04),
         ("blur", 0.03),
-        ("low_resolution", 0.05),
+        ("low_resolution", 0.08),
         ("fading", 0.04),
-        ("holes", 0.05),
-        ("scratches", 0.03),
+        ("holes", 0.07),
+        ("scratches", 0.04),
     )
     second: float = 0.1
     """Share of damaged images that get light noise or JPEG on top."""

@@ -24,6 +24,7 @@ from pipeline.restoration.weights import autocast
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.data import Mixture, Photo, Sampler
 from pipeline.training.objective import colour_loss, look, losses, predict, total
+from pipeline.training.optimiser import Optimiser
 from pipeline.training.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -33,21 +34,21 @@ log = logging.getLogger(__name__)
 class TrainingPlan:
     """Everything that decides what a run yields; a checkpoint is only continued under the same plan."""
 
-    steps: int = 6000
+    steps: int = 7000
     batch: int = 16
-    greys: int = 16
+    greys: int = 8
     """Further captioned pictures without colours a step, which only the global view sees: that is cheap."""
     patch: int = 128
     """Side in pixels of the patch decoded of each image; a multiple of 8."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     warm_up: int = 100
-    decay: float = 1e-4
+    decay: float = 0.01
     clip: float = 0.5
     """Largest norm of the gradient."""
     average: float = 0.999
     """Share of the exponential moving average that stays, a step; the average is what ships."""
     seed: int = 1
-    checkpoint_every: int = 200
+    checkpoint_every: int = 250
     mixture: Mixture = dataclasses.field(default_factory=Mixture)
 
     def rate(self, step: int) -> float:
@@ -92,11 +93,9 @@ def train(
     model = CompactModel(config)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=plan.decay, fused=True
-    )
+    optimiser = Optimiser(model, plan.learning_rate, plan.decay)
     identity = _identity(config, plan)
-    state = load_checkpoint(folder, model, average, optimiser)
+    state = load_checkpoint(folder, model, average, optimiser.parts)
     if state is not None and state["identity"] != identity:
         raise ConservatorError(
             f"{folder} holds a checkpoint of another plan; give another --output, or the same options"
@@ -108,8 +107,6 @@ def train(
     shown: dict[str, float] = {}
     started, recent = time.monotonic(), 0.0
     for step in range(first, plan.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = plan.rate(step)
         terms = _step(model, sampler, text, optimiser, plan, step, device)
         _average(average, model, min(plan.average, (1 + step) / (10 + step)))
         recent = terms["pixels"] if step == first else 0.98 * recent + 0.02 * terms["pixels"]
@@ -118,7 +115,7 @@ def train(
             if validation:
                 with _weights(model, average):
                     shown = validation(model)
-            save_checkpoint(folder, model, average, optimiser, {"step": done, "identity": identity})
+            save_checkpoint(folder, model, average, optimiser.parts, {"step": done, "identity": identity})
             _curve(folder, done, {"rate": plan.rate(step), **terms, **shown})
         if done % 20 == 0 or done == plan.steps:
             seconds = (time.monotonic() - started) / (done - first)
@@ -131,7 +128,7 @@ def _step(
     model: CompactModel,
     sampler: Sampler,
     text: MiniLMEncoder,
-    optimiser: torch.optim.Optimizer,
+    optimiser: Optimiser,
     plan: TrainingPlan,
     step: int,
     device: torch.device,
@@ -145,10 +142,9 @@ def _step(
         greys = sampler.greys(step, plan.greys)
         with autocast(device):
             terms["colour"] = colour_loss(look(model, greys, text(greys.captions)), greys)
-    optimiser.zero_grad(set_to_none=True)
     total(terms).backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
-    optimiser.step()
+    optimiser.step(plan.rate(step))
     return {name: float(term.detach()) for name, term in terms.items()}
 
 

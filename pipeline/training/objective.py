@@ -15,7 +15,7 @@ from pipeline.restoration.views import CELL, cell_positions, coarse_regions, pro
 from pipeline.training.data import Batch
 
 WEIGHTS = {
-    "pixels": 0.03,
+    "pixels": 0.1,
     "coarse": 0.3,
     "colour": 1.0,
     "error": 0.01,
@@ -25,8 +25,9 @@ WEIGHTS = {
 }
 
 
-LEAST_ERROR = 0.002
-"""Mean absolute error below which nothing is left to learn: half a grey level."""
+EASY_ERROR = 0.05
+"""Mean absolute error of a usual damaged image. Much less than this must not weigh much more: with 0.002 the
+undamaged images, whose errors have random signs, drowned what noise and JPEG had to teach."""
 
 
 class Prediction(NamedTuple):
@@ -75,8 +76,8 @@ def predict(model: CompactModel, batch: Batch, text: TextFeatures, patch: int, d
 def losses(model: CompactModel, batch: Batch, text: TextFeatures, answer: Prediction) -> dict[str, Tensor]:
     """Each term, unweighted.
 
-    pixels: the logarithm of each image's L1, for PSNR is one too: a slightly damaged image counts as much as a
-    noisy one. coarse: L1 of the thumbnail. error: Gaussian negative log-likelihood of the squared error
+    pixels: the logarithm of each image's L1, for PSNR is one too: a slightly damaged image counts somewhat more
+    than a noisy one. coarse: L1 of the thumbnail. error: Gaussian negative log-likelihood of the squared error
     (arXiv:1703.04977), with the error detached, so that it never trades quality for confidence. damage and
     clean: what was done. agreement: SigLIP (arXiv:2303.15343) over the captioned pairs of the batch.
     """
@@ -88,7 +89,7 @@ def losses(model: CompactModel, batch: Batch, text: TextFeatures, answer: Predic
     scales = wanted.new_tensor(DAMAGE_SCALES)
     small = F.interpolate(batch.truth, size=view.coarse.shape[-2:], mode="area")
     return {
-        "pixels": ((answer.restored - answer.truth).abs().mean((1, 2, 3)) + LEAST_ERROR).log().mean(),
+        "pixels": ((answer.restored - answer.truth).abs().mean((1, 2, 3)) + EASY_ERROR).log().mean(),
         "coarse": F.l1_loss(view.coarse, small),
         "error": (squared * torch.exp(-log_error) + log_error).mean(),
         "damage": F.smooth_l1_loss(view.damage / scales, wanted / scales, beta=0.2),

@@ -23,9 +23,8 @@ TINY = ModelConfig(
     fusion_layers=1,
     heads=2,
     agreement_width=8,
-    thin_width=8,
-    decoder_widths=(8, 8, 16),
-    decoder_blocks=(1, 1, 1),
+    decoder_widths=(8, 8, 16, 16),
+    decoder_blocks=(1, 1, 1, 1),
 )
 PLAN = TrainingPlan(steps=6, batch=2, patch=32, warm_up=2, checkpoint_every=3)
 CPU = torch.device("cpu")
