@@ -10,10 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.restoration.views import CELL
+
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """One tile's place in its image. Pixels; the tile may reach beyond a small image."""
+    """One tile's place in its image, in pixels; the tile may reach beyond the lower and right edges."""
 
     top: int
     left: int
@@ -26,15 +28,20 @@ class Tile:
 
 
 def _spans(length: int, side: int, margin: int) -> Iterator[tuple[int, int, int]]:
-    """Start, and the span kept, of the fewest tiles that cover `length` with `margin` off every inner edge."""
+    """Start, and the span kept, of the fewest tiles that cover `length` with `margin` off every inner edge.
+
+    Tiles start on multiples of CELL, as the patches did in training: JPEG's blocks lie alike in every tile then.
+    """
     if length <= side:
         yield 0, 0, length
         return
     inner = side - 2 * margin
+    inner -= inner % CELL if inner > CELL else 0
     count = -(-(length - 2 * margin) // inner)
+    last = -(-(length - side) // CELL) * CELL
     kept = 0
     for index in range(count):
-        start = min(index * inner, length - side)
+        start = min(index * inner, last)
         end = length if index == count - 1 else start + side - margin
         yield start, kept, end
         kept = end
@@ -53,13 +60,13 @@ def plan_tiles(height: int, width: int, side: int, margin: int) -> list[Tile]:
 def cut(pixels: npt.NDArray[np.generic], tile: Tile, side: int) -> Tensor:
     """The tile's pixels [C, side, side], float32 in 0..1, from [H, W, C] of uint8 or float.
 
-    Beyond the edges of a small image its picture is mirrored.
+    Beyond the edges of the image its picture is mirrored.
     """
     height, width = pixels.shape[:2]
     rows = _mirrored(tile.top, side, height)
     columns = _mirrored(tile.left, side, width)
-    part = pixels[rows[0] : rows[0] + side] if height >= side else pixels[rows]
-    part = part[:, columns[0] : columns[0] + side] if width >= side else part[:, columns]
+    part = pixels[tile.top : tile.top + side] if tile.top + side <= height else pixels[rows]
+    part = part[:, tile.left : tile.left + side] if tile.left + side <= width else part[:, columns]
     return as_floats(part)
 
 

@@ -31,6 +31,14 @@ def test_no_kept_pixel_lies_in_the_margin_of_an_inner_edge(size: tuple[int, int]
         assert right == width or right <= tile.left + 64 - 8
 
 
+@pytest.mark.parametrize("margin", [8, 10])
+def test_every_tile_starts_on_a_block_of_jpeg(margin: int) -> None:
+    for length in range(1, 300):
+        for tile in plan_tiles(length, 77, side=64, margin=margin):
+            assert tile.top % 8 == 0
+            assert tile.left % 8 == 0
+
+
 def test_tiles_put_together_again_are_the_image() -> None:
     image = np.random.default_rng(0).integers(0, 256, (150, 97, 3), dtype=np.uint8)
     again = np.zeros_like(image)

@@ -10,8 +10,10 @@ import torch
 
 from pipeline.errors import ConservatorError, SourceError
 from pipeline.restoration.config import ModelConfig
+from pipeline.restoration.model import CompactModel
 from pipeline.training.data import Mixture, Photo, Sampler, load_photos
 from pipeline.training.loop import Progress, TrainingPlan, train
+from pipeline.training.optimiser import Optimiser
 from tests.conftest import encoded, noise
 
 TINY = ModelConfig(
@@ -38,6 +40,17 @@ def photos() -> list[Photo]:
 
 def run(photos: list[Photo], folder: Path, plan: TrainingPlan = PLAN) -> dict[str, torch.Tensor]:
     return train(photos, photos[:2], folder, TINY, plan, CPU, lambda progress: None).state_dict()
+
+
+def test_every_weight_that_has_a_gradient_is_moved() -> None:
+    model = CompactModel(TINY).to(memory_format=torch.channels_last)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optimiser = Optimiser(model, rate=1e-3, decay=0.0)
+    for weight in model.parameters():
+        weight.grad = torch.randn_like(weight)
+    optimiser.step(rate=1e-3)
+    assert [name for name, weight in model.named_parameters() if torch.equal(weight, before[name])] == []
+    assert all(weight.grad is None for weight in model.parameters())
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(photos: list[Photo], tmp_path: Path) -> None:
