@@ -13,7 +13,8 @@ from PIL import Image
 
 from pipeline.evaluation.tables import Sample
 from pipeline.quality.scores import psnr, ssim
-from pipeline.restoration.restorer import Request, Restored, Restorer
+from pipeline.restoration.request import Request
+from pipeline.restoration.restorer import Restored, Restorer
 
 BATCH = 16
 

@@ -12,6 +12,9 @@ from pipeline.errors import MissingImage, UnsupportedColumn
 
 IMAGE_TYPES = "images are bytes, URIs (string), or a struct with 'bytes' and 'path'"
 
+LONGEST_URI = 2048
+"""Characters; longer text in an image column is something else, such as an image in base64."""
+
 Fetch = Callable[[str], bytes]
 """Reads the file behind a URI; raises a RowError if it must not or cannot."""
 
@@ -22,7 +25,7 @@ def holds_images(kind: pa.DataType) -> bool:
         return holds_images(kind.value_type)
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0)
-    return _is_bytes(kind) or _is_text(kind) or pa.types.is_null(kind)
+    return _is_bytes(kind) or is_text(kind) or pa.types.is_null(kind)
 
 
 def read_cell(value: Any, kind: pa.DataType, column: str, fetch: Fetch) -> bytes:
@@ -36,23 +39,36 @@ def read_cell(value: Any, kind: pa.DataType, column: str, fetch: Fetch) -> bytes
     if not holds_images(kind):
         raise UnsupportedColumn(f"column {column!r} has the type {kind}; {IMAGE_TYPES}")
     data = value.get("bytes") if isinstance(value, dict) else value
-    if isinstance(data, bytes):
-        return data
     uri = _uri(value)
+    if isinstance(data, bytes) and (data or uri is None):
+        return data
     if uri is None:
-        raise MissingImage(f"column {column!r} is null")
+        raise MissingImage(f"column {column!r} is {'empty' if value else 'null'}")
     return fetch(uri)
 
 
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds nothing: null, no bytes, no text, or a struct of such."""
+    if isinstance(value, dict):
+        return is_empty(value.get("bytes")) and is_empty(value.get("path"))
+    return value is None or (isinstance(value, bytes | str) and not value)
+
+
 def uri_of(value: Any) -> str | None:
-    """The URI that a cell holds, as it may be shown: without user name, password or query."""
+    """The URI that a cell holds, as it may be shown: without user name, password or query, and not endless."""
     uri = _uri(value)
-    return None if uri is None else redacted(uri)
+    return None if uri is None else shown(uri)
 
 
 def _uri(value: Any) -> str | None:
     place = value.get("path") if isinstance(value, dict) else value
     return place if isinstance(place, str) and place else None
+
+
+def shown(uri: str) -> str:
+    """A URI from a cell as it may stand in messages and tables; one that is too long to be one is cut."""
+    text = redacted(uri)
+    return text if len(text) <= LONGEST_URI else f"{text[:40]}… ({len(text)} characters)"
 
 
 def redacted(uri: str) -> str:
@@ -68,5 +84,11 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Whether cells are lists."""
+    return any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether cells are strings."""
     return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))

@@ -36,8 +36,12 @@ class Decoded:
     @property
     def rgb(self) -> npt.NDArray[np.uint8]:
         """[H, W, 3], without alpha."""
-        channels = self.pixels.shape[2]
-        return self.pixels[..., :3] if channels >= 3 else np.repeat(self.pixels[..., :1], 3, axis=2)
+        return without_alpha(self.pixels)
+
+
+def without_alpha(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """[H, W, C] of grey, grey and alpha, RGB, or RGB and alpha -> [H, W, 3]."""
+    return pixels[..., :3] if pixels.shape[2] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
 
 
 def decode_image(data: bytes | None, max_megapixels: float = math.inf, max_mb: float = math.inf) -> Decoded:
@@ -84,21 +88,51 @@ def _decode(image: Image.Image) -> Decoded:
     if frames > 1:
         notes.append(f"first of {frames} frames")
     name, icc = (image.format or "unknown").lower(), image.info.get("icc_profile")
-    if image.mode in _CHANNELS and any("16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+    if image.mode in _CHANNELS and any(_is_deep(tile[3]) for tile in getattr(image, "tile", ())):
         notes.append("depth of 16 bits reduced to 8")
     image.load()
-    upright = ImageOps.exif_transpose(image)
-    exif = upright.getexif().tobytes() or None
-    mode = upright.mode
+    upright, exif = _upright(image, notes)
+    pixels = eight_bit_pixels(upright, notes)
+    if upright.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        icc = None  # it described the other colours
+    return Decoded(pixels, name, icc, exif, tuple(notes))
+
+
+def _is_deep(arguments: Any) -> bool:
+    """Whether the raw mode among a Pillow decoder's arguments is one of 16 bits, such as `RGB;16B`."""
+    raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return isinstance(raw, str) and ";16" in raw
+
+
+def _upright(image: Image.Image, notes: list[str]) -> tuple[Image.Image, bytes | None]:
+    """The image turned as its EXIF says, and what else the EXIF block holds; a broken block is left behind."""
+    try:
+        upright = ImageOps.exif_transpose(image)
+        return upright, upright.getexif().tobytes() or None
+    except MemoryError:
+        raise
+    except Exception as error:  # the block is parsed lazily, and its parser raises whatever it trips over
+        notes.append(f"EXIF cannot be read and is dropped ({type(error).__name__})")
+        return image, None
+
+
+def upright_pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """An opened image [H, W, C], as `Decoded.pixels`."""
+    notes: list[str] = []
+    return eight_bit_pixels(_upright(image, notes)[0], notes)
+
+
+def eight_bit_pixels(image: Image.Image, notes: list[str]) -> npt.NDArray[np.uint8]:
+    """A loaded image of any mode as [H, W, C], as `Decoded.pixels`; what is lost is told in `notes`."""
+    mode = image.mode
     if mode in ("I", "F") or mode.startswith("I;16"):
         notes.append(f"depth of mode {mode} reduced to 8 bits")
-        return Decoded(_eight_bits(np.asarray(upright), mode)[..., None], name, icc, exif, tuple(notes))
-    target = _target_mode(upright)
+        return _eight_bits(np.asarray(image), mode)[..., None]
+    target = _target_mode(image)
     if target != mode and mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         notes.append(f"converted from {mode} to {target}")
-        icc = None  # it described the other colours
-    array = np.asarray(upright.convert(target))
-    return Decoded(array.reshape(*array.shape[:2], _CHANNELS[target]), name, icc, exif, tuple(notes))
+    array = np.asarray(image.convert(target))
+    return array.reshape(*array.shape[:2], _CHANNELS[target])
 
 
 def _target_mode(image: Image.Image) -> str:

@@ -17,16 +17,14 @@ from torch import Tensor
 
 from pipeline.damage.record import Damage
 from pipeline.damage.tone import luma
-from pipeline.imaging.mask import lost_pixels
 from pipeline.restoration.colour import colour_onto, is_grey
 from pipeline.restoration.fusion import Context
 from pipeline.restoration.model import CompactModel
+from pipeline.restoration.request import Pixels, Request, as_caption, as_mask, as_pixels, as_references
 from pipeline.restoration.text import MiniLMEncoder
 from pipeline.restoration.tiles import Tile, as_floats, cut, plan_tiles
 from pipeline.restoration.views import CELL, cell_positions, coarse_regions, probe_corners, thumbnails
 from pipeline.restoration.weights import autocast, load_model, save_model
-
-Pixels = npt.NDArray[Any]
 
 IMAGES_A_LOOK = 4
 """Images in one run of the global view; always so many (padded), so that none depends on its company."""
@@ -34,23 +32,6 @@ TILES_A_BATCH = {"cpu": 4, "cuda": 32}
 """Tiles in one run of the decoder; always so many (padded), for the same reason."""
 STRIP = 512
 """Rows of a large image held as floats while its thumbnail is made."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One image to restore."""
-
-    pixels: Pixels
-    """[H, W, 3], uint8, or float32 with 0..1 as black to white (values beyond are taken as they are)."""
-    caption: str | None = None
-    mask: npt.NDArray[np.bool_] | None = None
-    """[H, W], true where the picture is lost. Only those pixels are changed then, and no colours are given."""
-    references: tuple[Pixels, ...] = ()
-    """Other pictures of the same subject, [h, w, 3] uint8 each."""
-    colourise: bool = False
-    """Colour a grey picture."""
-    keep_luminance: bool = True
-    """With `colourise`: leave the luminance as it is; otherwise it is restored too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,32 +123,32 @@ class Restorer:
     def restore(
         self,
         image: Image.Image | Pixels,
-        caption: str | None = None,
+        caption: str | Sequence[str] | None = None,
         mask: Image.Image | Pixels | None = None,
-        references: Iterable[Image.Image | Pixels] = (),
+        references: Iterable[Image.Image | Pixels] | Image.Image | Pixels | None = (),
         colourise: bool = False,
     ) -> Restored:
         """Restore one image.
 
         Args:
-            image: a PIL image, a uint8 array [H, W, 3] (or [H, W]), or a float32 array with 0..1 as black to
-                white; values outside that range are taken as they are (noise).
-            caption: what the picture shows, if known.
+            image: a PIL image (turned upright as its EXIF says, without its alpha), a uint8 array [H, W, 3] (or
+                [H, W]), or a float32 array with 0..1 as black to white; values outside that range are taken as
+                they are (noise).
+            caption: what the picture shows, if known; of several texts the first that is not blank.
             mask: nonzero where the picture is lost; [H, W]. Then no pixel outside it is changed.
-            references: other pictures of the same subject.
+            references: other pictures of the same subject, or one.
             colourise: give a grey picture colours; its luminance stays as it is.
 
         Raises:
+            TypeError: an image is neither a PIL image nor an array.
             ValueError: an array has another shape or type, is empty, holds NaN, or the mask has another size.
         """
         pixels = as_pixels(image)
-        if not pixels.size:
-            raise ValueError("the image has no pixels")
         request = Request(
             pixels=pixels,
-            caption=caption,
-            mask=None if mask is None else _as_mask(mask, pixels.shape[:2]),
-            references=tuple(as_pixels(reference) for reference in references),
+            caption=as_caption(caption),
+            mask=None if mask is None else as_mask(mask, pixels.shape[:2]),
+            references=as_references(references),
             colourise=colourise,
         )
         return self.restore_batch([request])[0]
@@ -318,40 +299,6 @@ class _Canvas:
             expected_psnr=float(-10 * np.log10(expected)),
             agreement=view.agreement,
         )
-
-
-def as_pixels(image: Image.Image | Pixels) -> Pixels:
-    """A picture as [H, W, 3], uint8 or float32.
-
-    Raises:
-        ValueError: an array of another shape or type, or with NaN in it.
-    """
-    if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
-    if image.ndim == 3 and image.shape[2] == 1:
-        image = image[..., 0]
-    if image.ndim == 2:
-        image = np.repeat(image[..., None], 3, axis=2)
-    if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"expected an image [H, W, 3] or [H, W], found an array of shape {list(image.shape)}")
-    if np.issubdtype(image.dtype, np.floating):
-        if not np.isfinite(image).all():
-            raise ValueError("the image holds NaN or infinite values")
-        return image.astype(np.float32, copy=False)
-    if image.dtype != np.uint8:
-        raise ValueError(
-            f"expected uint8, or float32 in 0..1, found {image.dtype}; divide integers by their white first"
-        )
-    return image
-
-
-def _as_mask(mask: Image.Image | Pixels, size: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    if isinstance(mask, Image.Image):
-        mask = mask.convert("RGBA" if mask.has_transparency_data else "RGB")
-    lost = lost_pixels(np.asarray(mask))
-    if lost.shape != tuple(size):
-        raise ValueError(f"the mask is {list(lost.shape)} and the image {list(size)} pixels; they must be of one size")
-    return lost
 
 
 def _cut_mask(request: Request, tile: Tile, side: int) -> Tensor:

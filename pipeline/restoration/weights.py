@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -44,9 +43,10 @@ def load_model(place: str | Path) -> tuple[CompactModel, str]:
     root = str(SHIPPED / str(place)) if str(place) in shipped_models() else str(place)
     try:
         content = {name: _read(f"{root.rstrip('/')}/{name}") for name in FILES}
-    except OSError as error:
+    except Exception as error:  # a driver that is missing, a scheme unknown, or what a store raises
         raise ModelError(
-            f"no model at {root!r} ({type(error).__name__}); give a folder or URI that holds {' and '.join(FILES)}, "
+            f"no model at {root!r} ({type(error).__name__}: {str(error)[:200]}); "
+            f"give a folder or URI that holds {' and '.join(FILES)}, "
             f"or one of the shipped models: {', '.join(shipped_models()) or 'none'}"
         ) from error
     try:
@@ -54,7 +54,7 @@ def load_model(place: str | Path) -> tuple[CompactModel, str]:
         model = CompactModel(config)
         tensors: dict[str, Tensor] = load(content["model.safetensors"])
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    except (ValueError, json.JSONDecodeError, SafetensorError, RuntimeError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, SafetensorError, RuntimeError) as error:
         raise ModelError(f"the model at {root!r} cannot be loaded: {error}") from error
     return model, hashlib.sha256(content["model.safetensors"]).hexdigest()
 

@@ -11,13 +11,14 @@ import pyarrow as pa
 from PIL import Image
 
 from pipeline.errors import PermanentRowError, RowError, UnsupportedColumn
-from pipeline.imaging.cells import Fetch, holds_images, read_cell, uri_of
+from pipeline.imaging.cells import Fetch, holds_images, is_empty, read_cell, uri_of
 from pipeline.imaging.decode import Decoded, decode_image
 from pipeline.imaging.encode import encode_preview
 from pipeline.imaging.mask import lost_pixels
-from pipeline.recipe import Recipe
+from pipeline.recipe import Columns, Recipe
+from pipeline.restoration.request import as_caption
 from pipeline.schema import DECODED
-from pipeline.stages.table import Row, failure, with_columns
+from pipeline.stages.table import Row, as_type, failure, with_columns
 
 REFERENCE_SIDE = 512
 """References are only seen as thumbnails; larger ones are shrunk to this longest side in pixels at once."""
@@ -28,6 +29,8 @@ class DecodeStage:
     """Decodes tables; hands them on in pieces of bounded size, whatever came in."""
 
     recipe: Recipe
+    columns: Columns
+    """Which of the source's columns hold what."""
     passed: pa.Schema
     """The source's own columns that go through to the output."""
     fetch: Fetch
@@ -51,20 +54,20 @@ class DecodeStage:
         columns = {}
         for field in self.passed:
             if field.name in source.column_names:
-                columns[field.name] = source[field.name].cast(field.type)
+                columns[field.name] = as_type(source[field.name], field.type)
             else:  # another file of the source has it
                 columns[field.name] = pa.nulls(source.num_rows, field.type)
         return with_columns(pa.table(columns), rows, DECODED)
 
     def _row(self, table: pa.Table, index: int) -> Row:
-        columns, row = self.recipe.columns, Row(attempts=1)
+        columns, row = self.columns, Row(attempts=1)
         try:
             self._image(table, index, row)
             size = (row["height"], row["width"])
             row["mask"] = self._mask(table, index, size)
             row["truth"] = self._truth(table, index, size, row["notes"])
             row["references"] = self._references(table, index, row["notes"])
-            row["caption"] = first_caption(_cell(table, columns.caption, index))
+            row["caption"] = as_caption(_cell(table, columns.caption, index))
         except RowError as error:
             return _failed(row, error)
         except Exception as error:  # one row's surprise must not cost the others
@@ -73,7 +76,7 @@ class DecodeStage:
 
     def _image(self, table: pa.Table, index: int, row: Row) -> None:
         """Fill in what is known of the image, step by step, so that a failed row still tells where it came from."""
-        column = self.recipe.columns.image
+        column = self.columns.image
         if column not in table.column_names:
             raise UnsupportedColumn(f"the row's file has no column {column!r}")
         value, kind = _cell(table, column, index), table.schema.field(column).type
@@ -100,9 +103,9 @@ class DecodeStage:
         return decode_image(data, limits.max_megapixels, limits.max_image_mb)
 
     def _mask(self, table: pa.Table, index: int, size: tuple[int, int]) -> bytes | None:
-        column = self.recipe.columns.mask
+        column = self.columns.mask
         value = _cell(table, column, index)
-        if column is None or value is None:
+        if column is None or is_empty(value):
             return None
         try:
             mask = self._decode(read_cell(value, table.schema.field(column).type, column, self.fetch)).pixels
@@ -116,9 +119,9 @@ class DecodeStage:
         return lost_pixels(mask).tobytes()
 
     def _truth(self, table: pa.Table, index: int, size: tuple[int, int], notes: list[str]) -> bytes | None:
-        column = self.recipe.columns.truth
+        column = self.columns.truth
         value = _cell(table, column, index)
-        if column is None or value is None or not self.recipe.scoring.truth:
+        if column is None or is_empty(value) or not self.recipe.scoring.truth:
             return None
         try:
             rgb = self._decode(read_cell(value, table.schema.field(column).type, column, self.fetch)).rgb
@@ -131,13 +134,13 @@ class DecodeStage:
         return rgb.tobytes()
 
     def _references(self, table: pa.Table, index: int, notes: list[str]) -> list[dict[str, Any]]:
-        column = self.recipe.columns.references
+        column = self.columns.references
         values = _cell(table, column, index)
         if column is None or not values:
             return []
         kind = table.schema.field(column).type
         if isinstance(values, list):
-            kind = kind.value_type
+            kind, values = kind.value_type, [value for value in values if not is_empty(value)]
         else:
             values = [values]
         if not holds_images(kind):
@@ -159,12 +162,6 @@ def _failed(row: Row, error: RowError) -> Row:
     """What is left of a row that failed: no pixels, but what tells where it came from."""
     kept = {name: row.get(name) for name in ("notes", "before_preview", "source_uri", "source_sha256")}
     return kept | failure("decode", error)
-
-
-def first_caption(value: Any) -> str | None:
-    """The first text that is not blank, of a string or a list of strings."""
-    texts = value if isinstance(value, list) else [value]
-    return next((text for text in texts if isinstance(text, str) and text.strip()), None)
 
 
 def _cell(table: pa.Table, column: str | None, index: int) -> Any:

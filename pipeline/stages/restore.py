@@ -15,11 +15,13 @@ import torch
 from PIL import Image
 
 from pipeline.errors import PermanentRowError
+from pipeline.imaging.decode import without_alpha
 from pipeline.quality.gate import Evidence, Rules, decide
 from pipeline.quality.scores import decibels, mean_squared_error, psnr, ssim
 from pipeline.recipe import Recipe
 from pipeline.restoration.colour import colour_onto
-from pipeline.restoration.restorer import Request, Restored, Restorer
+from pipeline.restoration.request import Request
+from pipeline.restoration.restorer import Restored, Restorer
 from pipeline.schema import RESTORED
 from pipeline.stages.table import Row, failure, source_columns, stage_rows, with_columns
 
@@ -90,7 +92,7 @@ class RestoreStage:
         height, width = cell["height"], cell["width"]
         mask = cell["mask"]
         return Request(
-            pixels=_rgb(_array(cell["pixels"], height, width, cell["channels"])),
+            pixels=without_alpha(_array(cell["pixels"], height, width, cell["channels"])),
             caption=cell["caption"],
             mask=None if mask is None else _mask(mask, height, width),
             references=tuple(_array(r["pixels"], r["height"], r["width"], 3) for r in cell["references"] or ()),
@@ -102,7 +104,7 @@ class RestoreStage:
         """Scores, decision, and the pixels if they are taken."""
         height, width, channels = cell["height"], cell["width"], cell["channels"]
         original = _array(cell["pixels"], height, width, channels)
-        before, after = _rgb(original), result.pixels
+        before, after = without_alpha(original), result.pixels
         coloured = self._recipe.restoration.colourise and result.damage.grey and cell["mask"] is None
         plain = _grey(after) if coloured else after  # the repair is judged without the colours
         mask = None if cell["mask"] is None else _mask(cell["mask"], height, width)
@@ -154,10 +156,6 @@ def _array(data: bytes, height: int, width: int, channels: int) -> Pixels:
 
 def _mask(data: bytes, height: int, width: int) -> npt.NDArray[np.bool_]:
     return np.frombuffer(data, np.bool_).reshape(height, width)
-
-
-def _rgb(pixels: Pixels) -> Pixels:
-    return pixels[..., :3] if pixels.shape[2] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)
 
 
 def _grey(rgb: Pixels) -> Pixels:

@@ -125,3 +125,25 @@ def test_a_preview_fits_its_side() -> None:
     assert preview is not None
     assert Image.open(io.BytesIO(preview)).size == (80, 20)
     assert encode_preview(noise(10, 10), 0) is None
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_a_broken_exif_block_costs_only_itself(format: str) -> None:
+    decoded = decode_image(encoded(noise(20, 30), format, exif=b"Exif\0\0 this is no TIFF header"))
+    assert decoded.pixels.shape == (20, 30, 3) and decoded.exif is None
+    assert any("EXIF" in note for note in decoded.notes)
+
+
+def test_only_deep_images_are_said_to_be_deep() -> None:
+    for width in (720, 516, 160):
+        assert decode_image(encoded(noise(16, width), "BMP")).notes == ()
+        assert decode_image(encoded(noise(16, width), "TIFF")).notes == ()
+
+
+def test_deep_colours_are_said_to_be_reduced() -> None:
+    rows = b"".join(b"\0" + bytes(6 * 5) for _ in range(4))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 5, 4, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    parts = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    ]
+    assert decode_image(b"\x89PNG\r\n\x1a\n" + b"".join(parts)).notes == ("depth of 16 bits reduced to 8",)

@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline import Restorer
 from pipeline.errors import ModelError
 from pipeline.quality.scores import psnr
-from pipeline.restoration.restorer import Request
+from pipeline.restoration.request import Request
 from tests.conftest import noise
 
 LUMA = np.array([0.299, 0.587, 0.114])

@@ -10,8 +10,9 @@ from PIL import Image
 
 from pipeline.errors import StoreUnavailable
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.restoration.request import as_caption
 from pipeline.schema import OUTPUT
-from pipeline.stages.decode import DecodeStage, first_caption
+from pipeline.stages.decode import DecodeStage
 from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage
 from pipeline.stages.table import stage_rows
@@ -26,7 +27,7 @@ def no_store(uri: str) -> bytes:
 
 
 def decode(table: pa.Table, recipe: Recipe = RECIPE, passed: pa.Schema = PASSED) -> pa.Table:
-    return pa.concat_tables(list(DecodeStage(recipe, passed, no_store)(table)))
+    return pa.concat_tables(list(DecodeStage(recipe, recipe.columns, passed, no_store)(table)))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_a_store_that_is_away_is_told_from_a_broken_file() -> None:
 def test_pieces_are_bounded_and_no_row_is_lost() -> None:
     recipe = load_recipe(overrides=["resources.block_mb=1"])
     table = rows_of(image=[encoded(noise(300, 300, seed)) for seed in range(10)])
-    pieces = list(DecodeStage(recipe, PASSED, no_store)(table))
+    pieces = list(DecodeStage(recipe, recipe.columns, PASSED, no_store)(table))
     assert len(pieces) > 2
     assert pa.concat_tables(pieces)["id"].to_pylist() == table["id"].to_pylist()
 
@@ -121,7 +122,7 @@ def test_other_columns_pass_untouched_and_missing_ones_are_null() -> None:
     [("a cat", "a cat"), (["", "  ", "a cat", "a dog"], "a cat"), (None, None), ([], None), ([None], None), (7, None)],
 )
 def test_the_first_caption_that_says_something_counts(value: Any, text: str | None) -> None:
-    assert first_caption(value) == text
+    assert as_caption(value) == text
 
 
 def test_a_clean_image_comes_out_byte_identical(restore: RestoreStage, photo: np.ndarray) -> None:

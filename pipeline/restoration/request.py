@@ -1,0 +1,97 @@
+"""What is asked of the Restorer: one image with what is known of it, and the checks that it can be taken."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pipeline.imaging.decode import upright_pixels, without_alpha
+from pipeline.imaging.mask import lost_pixels
+
+Pixels = npt.NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One image to restore."""
+
+    pixels: Pixels
+    """[H, W, 3], uint8, or float32 with 0..1 as black to white (values beyond are taken as they are)."""
+    caption: str | None = None
+    mask: npt.NDArray[np.bool_] | None = None
+    """[H, W], true where the picture is lost. Only those pixels are changed then, and no colours are given."""
+    references: tuple[Pixels, ...] = ()
+    """Other pictures of the same subject, [h, w, 3] uint8 each."""
+    colourise: bool = False
+    """Colour a grey picture."""
+    keep_luminance: bool = True
+    """With `colourise`: leave the luminance as it is; otherwise it is restored too."""
+
+
+def as_pixels(image: Image.Image | Pixels) -> Pixels:
+    """A picture as [H, W, 3], uint8 or float32. PIL images are turned upright, as their EXIF says.
+
+    Raises:
+        TypeError: neither a PIL image nor an array.
+        ValueError: no pixels, an array of another shape or type, or with NaN in it.
+    """
+    if isinstance(image, Image.Image):
+        image = without_alpha(upright_pixels(image))
+    if not isinstance(image, np.ndarray):
+        raise TypeError(
+            f"expected a PIL image or an array, found {type(image).__name__}; open files with PIL.Image.open"
+        )
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
+    if image.ndim == 2:
+        image = np.repeat(image[..., None], 3, axis=2)
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"expected an image [H, W, 3] or [H, W], found an array of shape {list(image.shape)}")
+    if not image.size:
+        raise ValueError("the image has no pixels")
+    if np.issubdtype(image.dtype, np.floating):
+        if not np.isfinite(image).all():
+            raise ValueError("the image holds NaN or infinite values")
+        return image.astype(np.float32, copy=False)
+    if image.dtype != np.uint8:
+        raise ValueError(
+            f"expected uint8, or float32 in 0..1, found {image.dtype}; divide integers by their white first"
+        )
+    return image
+
+
+def as_references(references: Iterable[Image.Image | Pixels] | Image.Image | Pixels | None) -> tuple[Pixels, ...]:
+    """References as `as_pixels` gives them; one alone counts as a list of it, None as none."""
+    if references is None:
+        return ()
+    if isinstance(references, Image.Image | np.ndarray):
+        references = (references,)
+    return tuple(as_pixels(reference) for reference in references)
+
+
+def as_caption(value: object) -> str | None:
+    """The first text that is not blank, of a string or a list of strings; None where there is none."""
+    texts = value if isinstance(value, list | tuple) else [value]
+    return next((text for text in texts if isinstance(text, str) and text.strip()), None)
+
+
+def as_mask(mask: Image.Image | Pixels, size: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """A mask as [H, W], true where the picture is lost (see `lost_pixels`).
+
+    Raises:
+        TypeError: neither a PIL image nor an array.
+        ValueError: it has another size than the image.
+    """
+    if isinstance(mask, Image.Image):
+        mask = upright_pixels(mask)
+    if not isinstance(mask, np.ndarray):
+        raise TypeError(f"expected a PIL image or an array as mask, found {type(mask).__name__}")
+    lost = lost_pixels(mask)
+    if lost.shape != tuple(size):
+        raise ValueError(f"the mask is {list(lost.shape)} and the image {list(size)} pixels; they must be of one size")
+    return lost
