@@ -44,6 +44,14 @@ def execute(run: Callable[[argparse.Namespace], int], arguments: argparse.Namesp
         return CRASH
 
 
+def positive(text: str) -> int:
+    """A whole number above 0, as an argument's type."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
+    return number
+
+
 def main(job: Job, arguments: Sequence[str] | None = None) -> int:
     """Entry point of `python -m jobs.NAME`."""
     name = (job.__doc__ or "").split(":")[0]

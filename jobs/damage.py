@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from jobs.console import OK, WRONG, main
+from jobs.console import OK, main, positive
 from pipeline.damage.archive import damage_file
 from pipeline.damage.mixture import KINDS
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, SourceError
 from pipeline.evaluation.tables import Sample, read_samples
 
 EVERYTHING = "noise,jpeg,blur,low_resolution,fading,grey,holes,scratches,noise+jpeg,clean"
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--references", action="store_true", help="give greys and holes another crop of the same picture"
     )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N images")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,12 +59,14 @@ def run(arguments: argparse.Namespace) -> int:
         if missing:
             raise RecipeError(f"--ids: the source has no {', '.join(missing)}")
         samples = [by_id[name] for name in arguments.ids.split(",")]
+    if not samples:
+        raise SourceError(f"there are no images in {', '.join(arguments.source)}")
     samples = samples[: arguments.limit]
     rows = [_row(sample, kinds[number % len(kinds)], arguments) for number, sample in enumerate(samples)]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, _schema(rows)), arguments.output, compression="zstd")
     print(f"{len(rows)} damaged images in {arguments.output} ({arguments.output.stat().st_size / 1e6:.1f} MB)")
-    return OK if rows else WRONG
+    return OK
 
 
 def _row(sample: Sample, kinds: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -104,7 +106,7 @@ def _schema(rows: list[dict[str, Any]]) -> pa.Schema:
     kinds = {"image": pa.binary(), "mask": pa.binary(), "truth": pa.binary(), "caption": pa.list_(pa.string())}
     kinds |= {"references": pa.list_(pa.binary())}
     kinds |= {"width": pa.int32(), "height": pa.int32()}
-    names = list(rows[0]) if rows else ["id", "image"]
+    names = list(rows[0])
     return pa.schema([(name, kinds.get(name, pa.string())) for name in names])
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.console import OK, main
+from jobs.console import OK, main, positive
 from pipeline.errors import SourceError
 from pipeline.evaluation.protocols import Result, colourise, denoise, jpeg, upscale
 from pipeline.evaluation.tables import Sample, read_samples
@@ -27,18 +27,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="+", metavar="FOLDER", help=f"holds some of {sets}, itself or one level down")
     parser.add_argument("--model", default="compact", help="a shipped model's name, a folder, or a URI")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write evaluation.md and evaluation.json there")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of each set")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N images of each set")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate on every set that is found."""
-    sets = {
-        name: path
-        for folder in arguments.data
-        for name in PROTOCOLS
-        for path in [*Path(folder).glob(f"{name}.parquet"), *Path(folder).glob(f"*/{name}.parquet")]
-    }
+    sets: dict[str, Path] = {}
+    for folder in arguments.data:
+        for name in PROTOCOLS:
+            for path in [*Path(folder).glob(f"{name}.parquet"), *Path(folder).glob(f"*/{name}.parquet")]:
+                if sets.setdefault(name, path).resolve() != path.resolve():
+                    raise SourceError(f"{sets[name]} and {path} are both {name}; evaluate one at a time")
     if not sets:
         raise SourceError(f"none of {', '.join(f'{n}.parquet' for n in PROTOCOLS)} lies in {', '.join(arguments.data)}")
     restorer = Restorer.from_pretrained(arguments.model, device=arguments.device)

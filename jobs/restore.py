@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from typing import TYPE_CHECKING
 
 from jobs.console import FAILED_ROWS, OK, main
 from pipeline.imaging.cells import redacted
-from pipeline.recipe import Recipe, load_recipe, ready_made
+from pipeline.recipe import load_recipe, ready_made
+
+if TYPE_CHECKING:
+    from pipeline.flow import Run
 
 log = logging.getLogger(__name__)
 
@@ -39,29 +43,28 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_recipe:
         print(recipe.to_yaml(), end="")
         return OK
-    return _dry_run(recipe) if arguments.dry_run else _restore(recipe, arguments.fresh)
+    from pipeline import flow
+
+    run = flow.prepare(recipe, arguments.fresh)
+    return _dry_run(run) if arguments.dry_run else _restore(run)
 
 
-def _restore(recipe: Recipe, fresh: bool) -> int:
+def _restore(run: Run) -> int:
     from pipeline import flow
     from pipeline.reporting.summary import as_text
 
-    run = flow.prepare(recipe)
-    log.info(
-        "run %s: %d rows of %d files, recipe %s", run.run_id, run.rows, len(run.source.files), recipe.digest()[:12]
-    )
-    flow.start_ray(recipe)
-    summary = flow.restore(run, fresh)
+    digest = run.recipe.digest()[:12]
+    log.info("run %s: %d rows of %d files, recipe %s", run.run_id, run.rows, len(run.source.files), digest)
+    flow.start_ray(run.recipe)
+    summary = flow.restore(run)
     print(as_text(summary))
     print(f"\n{redacted(run.output.uri).rstrip('/')}/report.html shows the images before and after")
     return FAILED_ROWS if summary.by_status.get("failed") else OK
 
 
-def _dry_run(recipe: Recipe) -> int:
-    from pipeline import flow
+def _dry_run(run: Run) -> int:
     from pipeline.estimate import estimate
 
-    run = flow.prepare(recipe)
     print(estimate(run).as_text())
     return OK
 

@@ -14,6 +14,7 @@ import torch
 from pipeline.errors import RecipeError
 from pipeline.flow import Run
 from pipeline.imaging.cells import redacted
+from pipeline.lake.source import ParquetFile
 from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage
 from pipeline.stages.table import INTERNAL
@@ -51,11 +52,12 @@ class Estimate:
     def as_text(self) -> str:
         """For the console."""
         run, recipe = self.run, self.run.recipe
-        files = len(run.source.files)
-        source = f"{run.rows} rows of {files} files ({run.source.size / 1e6:.1f} MB)"
+        read = [file for file, _ in run.source.first(recipe.limits.rows)]
+        places = ", ".join(redacted(uri) for uri in recipe.source.uri)
+        source = f"{run.rows} rows of {len(read)} files ({sum(file.size for file in read) / 1e6:.1f} MB)"
         sample = f"{self.sampled} rows of {self.megapixels:.2f} MP in the mean"
         lines = [
-            f"read     {source} at {redacted(recipe.source.uri[0])}",
+            f"read     {source} at {places}",
             f"decode   CPU tasks, {self.decode * 1000:.0f} ms a row",
             f"restore  model {recipe.restoration.model} on {self.device}, tiles of {recipe.restoration.tile}, "
             f"{self.restore * 1000:.0f} ms a row",
@@ -72,8 +74,9 @@ def estimate(run: Run) -> Estimate:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
     if device == "cuda" and not torch.cuda.is_available():
         raise RecipeError("restoration.device is cuda, but this machine has no GPU to measure on; use auto or cpu")
-    rows = _first_rows(run)
-    decode = run.decode_stage(run.source.files[0].root)
+    file = next((file for file in run.source.files if file.rows), run.source.files[0])
+    rows = _first_rows(run, file)
+    decode = run.decode_stage(file.root)
     restore = RestoreStage(run.recipe, device, run.recipe.resources.threads)
     encode = EncodeStage(run.recipe, run.run_id)
     marks = [time.perf_counter()]
@@ -90,14 +93,10 @@ def estimate(run: Run) -> Estimate:
     return Estimate(run, device, rows.num_rows, area / count / 1e6, *steps)
 
 
-def _first_rows(run: Run) -> pa.Table:
-    source = run.source
-    for file in source.files:
-        if file.rows:
-            with source.store.open(file.path, "rb") as opened:
-                batch = next(pq.ParquetFile(opened).iter_batches(batch_size=min(SAMPLE, run.rows)))
-            return pa.Table.from_batches([batch])
-    return source.files[0].schema.empty_table()
+def _first_rows(run: Run, file: ParquetFile) -> pa.Table:
+    with run.source.store.open(file.path, "rb") as opened:
+        batches = pq.ParquetFile(opened).iter_batches(batch_size=max(1, min(SAMPLE, run.rows)))
+        return pa.Table.from_batches(itertools.islice(batches, 1), file.schema)
 
 
 def _duration(seconds: float) -> str:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import ray
 import ray.data
+import ray.exceptions
 from ray.data.datasource import FilenameProvider
 from ray.data.datasource.partitioning import Partitioning
 
@@ -25,7 +26,7 @@ from pipeline.errors import RecipeError, RunError, SourceError
 from pipeline.imaging.cells import redacted
 from pipeline.lake.fetch import UriReader
 from pipeline.lake.output import Output, open_output
-from pipeline.lake.places import is_local
+from pipeline.lake.places import is_local, join
 from pipeline.lake.source import Source, open_source
 from pipeline.progress import Tally
 from pipeline.recipe import Recipe
@@ -49,6 +50,8 @@ class Run:
     source: Source
     output: Output
     run_id: str
+    fresh: bool
+    """Whether it replaces the finished run that the output holds."""
 
     @property
     def rows(self) -> int:
@@ -61,11 +64,15 @@ class Run:
         store, limits = self.source.store, self.recipe.limits
         base = root if is_local(store) else store.unstrip_protocol(root)
         fetch = UriReader(base, self.recipe.source.allowed_uris, int(limits.max_image_mb * 1e6), limits.attempts)
-        return DecodeStage(self.recipe, self.source.passed, fetch)
+        return DecodeStage(self.recipe, self.source.columns, self.source.passed, fetch)
 
 
-def prepare(recipe: Recipe) -> Run:
+def prepare(recipe: Recipe, fresh: bool = False) -> Run:
     """Look at source, output and model, and find what is wrong with them before anything starts.
+
+    Args:
+        recipe: what to do.
+        fresh: replace the finished run that the output holds.
 
     Raises:
         ConservatorError: one of them cannot be used.
@@ -79,17 +86,14 @@ def prepare(recipe: Recipe) -> Run:
             "give the added columns a prefix: --set output.prefix=restored_"
         )
     _keep_apart(source, output)
+    output.check(fresh)
     load_model(recipe.restoration.model)
     minilm_folder()
-    return Run(recipe, source, output, _run_id())
+    return Run(recipe, source, output, _run_id(), fresh)
 
 
-def restore(run: Run, fresh: bool = False) -> Summary:
-    """Restore the whole source.
-
-    Args:
-        run: as `prepare` made it.
-        fresh: replace the finished run that the output holds.
+def restore(run: Run) -> Summary:
+    """Restore the whole source, as `prepare` found it.
 
     Raises:
         OutputError: the output cannot be used.
@@ -99,16 +103,12 @@ def restore(run: Run, fresh: bool = False) -> Summary:
     recipe, output = run.recipe, run.output
     _device(recipe)
     record = {"run_id": run.run_id, "recipe_digest": recipe.digest(), "started": _now(), "rows": run.rows}
-    output.begin(record, recipe.to_yaml(redacted), fresh)
+    output.begin(record, recipe.to_yaml(redacted), run.fresh)
     if run.rows:
-        with Tally(run.rows) as tally:
-            compose(run, tally).write_parquet(
-                output.data,
-                filesystem=None if is_local(output.store) else output.store,
-                filename_provider=FilenameProvider(dataset_uuid=run.run_id, file_format="parquet"),
-                min_bytes_per_file=recipe.output.file_mb * 1_000_000,
-            )
-    dataset = output.dataset(run.run_id) if run.rows else _empty(run)
+        _write(run)
+    else:
+        output.write_table(f"{run.run_id}_0.parquet", _no_rows(run))
+    dataset = output.dataset(run.run_id)
     summary = summarise(dataset, run.run_id, recipe.output.prefix)
     if summary.rows != run.rows:
         raise RunError(
@@ -120,13 +120,46 @@ def restore(run: Run, fresh: bool = False) -> Summary:
     return summary
 
 
+def _write(run: Run) -> None:
+    """Run the flow into the output's `data/`.
+
+    Raises:
+        SourceError: a file of the source is broken inside.
+        RunError: a file of the source or the output could not be read or written.
+    """
+    output = run.output
+    try:
+        with Tally(run.rows) as tally:
+            compose(run, tally).write_parquet(
+                output.data,
+                filesystem=None if is_local(output.store) else output.store,
+                filename_provider=FilenameProvider(dataset_uuid=run.run_id, file_format="parquet"),
+                min_bytes_per_file=run.recipe.output.file_mb * 1_000_000,
+            )
+    except ray.exceptions.RayError as error:
+        cause = _cause(error)
+        if isinstance(cause, pa.ArrowInvalid):
+            raise SourceError(f"a file of the source is broken: {cause}; repair or remove it, and run again") from error
+        if isinstance(cause, OSError):
+            raise RunError(
+                f"a file could not be read or written ({type(cause).__name__}: {cause}); "
+                "see to it, and run again: what this run has left is cleared away"
+            ) from error
+        raise
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What lies at the bottom of an error that came through Ray."""
+    deeper = getattr(error, "cause", None) or error.__cause__
+    return _cause(deeper) if isinstance(deeper, BaseException) else error
+
+
 def compose(run: Run, tally: Tally | None = None) -> ray.data.Dataset:
     """The dataset: read, decode, restore, encode; `tally` is told of the rows that are done."""
     recipe, resources = run.recipe, run.recipe.resources
     device, actors = _device(recipe)
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = resources.block_mb * 1_000_000  # else small blocks are put together again
-    context.execution_options.preserve_order = recipe.limits.rows is not None  # "the first N" means the first
     encode = EncodeStage(recipe, run.run_id)
     return (
         _decoded(run)
@@ -152,19 +185,23 @@ def compose(run: Run, tally: Tally | None = None) -> ray.data.Dataset:
 def _decoded(run: Run) -> ray.data.Dataset:
     """The source's rows with their pixels. Files that cannot be read together are decoded, and so alike, first."""
     filesystem = None if is_local(run.source.store) else run.source.store
-    cpus, left = run.recipe.resources.task_cpus, run.recipe.limits.rows
+    cpus = run.recipe.resources.task_cpus
+    groups = run.source.groups(run.recipe.limits.rows)
+    ordered = any(taken is not None for _, taken in groups)
+    ray.data.DataContext.get_current().execution_options.preserve_order = ordered
+    if ordered:  # Ray reads a file's row groups in order only if all go into one bin
+        os.environ["RAY_DATA_PARQUET_BIN_PACKING_BYTES"] = str(2**62)
     parts = []
-    for group in run.source.groups(left):
+    for group, taken in groups:
         part = ray.data.read_parquet(
             [file.path for file in group],
             filesystem=filesystem,
             partitioning=Partitioning("hive", base_dir=group[0].root) if group[0].partitions else None,
-            file_extensions=None,
+            file_extensions=sorted({file.path.rpartition(".")[2] for file in group}),
             num_cpus=cpus,
         )
-        if left is not None:
-            taken = min(left, sum(file.rows for file in group))
-            part, left = part.limit(taken), left - taken
+        if taken is not None:
+            part = part.limit(taken)
         decode = run.decode_stage(group[0].root)
         parts.append(part.map_batches(_decode, fn_args=(decode,), batch_format="pyarrow", num_cpus=cpus))
     return parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
@@ -174,11 +211,18 @@ def start_ray(recipe: Recipe) -> None:
     """Join the cluster that the environment names, else start Ray on this machine."""
     if ray.is_initialized():
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING)
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            ray.init(logging_level=logging.WARNING)
+        except ConnectionError as error:
+            raise RecipeError(
+                f"no Ray cluster answers at RAY_ADDRESS={address}; start it, or unset the variable"
+            ) from error
     else:
         os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")  # else 32 for every group of files
         ray.init(
+            address="local",  # not one that somebody else has left running here
             num_cpus=max(2, len(os.sched_getaffinity(0))),
             include_dashboard=False,
             object_store_memory=recipe.resources.object_store_mb * 1_000_000,
@@ -198,13 +242,12 @@ def _keep_apart(source: Source, output: Output) -> None:
     """A run must not read what it or another run writes."""
     if type(source.store) is not type(output.store):
         return
-    for root in {file.root for file in source.files}:
-        inside = any(file.path.startswith(output.data + "/") for file in source.files)
-        if inside or f"{output.data}/".startswith(f"{root}/"):
-            raise SourceError(
-                f"the output {redacted(output.uri)} lies in the source's folder {redacted(root)}, or the source in the "
-                "output's data; the next run would read what this one writes: give another --output"
-            )
+    inside = any(file.path.startswith(output.data + "/") for file in source.files)
+    if inside or source.would_read(join(output.data, "part.parquet")):
+        raise SourceError(
+            f"the output {redacted(output.uri)} lies in the source, or the source in the output's data; the next run "
+            "would read what this one writes: give another --output"
+        )
 
 
 def _device(recipe: Recipe) -> tuple[str, int]:
@@ -218,7 +261,10 @@ def _device(recipe: Recipe) -> tuple[str, int]:
         return "cuda", actors or max(gpus, 1)
     actors = actors or len([node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")])
     if actors + 2 * recipe.resources.task_cpus > cpus and not os.environ.get("RAY_ADDRESS"):
-        raise RecipeError(f"resources.actors is {actors}, which leaves none of {cpus:g} CPUs to decode and encode")
+        raise RecipeError(
+            f"resources.actors ({actors}) and twice resources.task_cpus ({recipe.resources.task_cpus:g}) are more than "
+            f"the {cpus:g} CPUs; set one of them lower"
+        )
     return "cpu", max(actors, 1)
 
 
@@ -233,10 +279,11 @@ def _encode(table: pa.Table, stage: EncodeStage, counter: Any) -> pa.Table:
     return out
 
 
-def _empty(run: Run) -> pads.Dataset:
+def _no_rows(run: Run) -> pa.Table:
+    """The table that comes of a source without rows: only its columns."""
     prefix = run.recipe.output.prefix
     fields = [*run.source.passed, *(field.with_name(prefix + field.name) for field in OUTPUT)]
-    return pads.dataset(pa.schema(fields).empty_table())
+    return pa.schema(fields).empty_table()
 
 
 def _run_id() -> str:

@@ -21,7 +21,7 @@ from pipeline.errors import RecipeError
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Source(_Section):
@@ -201,7 +201,7 @@ def parse_recipe(text: str) -> Recipe:
 
 def _validated(tree: dict[str, Any]) -> Recipe:
     try:
-        return Recipe.model_validate(tree)
+        return Recipe.model_validate({name: {} if section is None else section for name, section in tree.items()})
     except ValidationError as error:
         raise RecipeError(_explain(error)) from error
 
@@ -239,7 +239,9 @@ def _parse(text: str, place: str) -> dict[str, Any]:
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:
     *sections, key = path.split(".")
     for section in sections:
-        inner = tree.setdefault(section, {})
+        if tree.get(section) is None:  # an empty section of a YAML file is null
+            tree[section] = {}
+        inner = tree[section]
         if not isinstance(inner, dict):
             raise RecipeError(f"{path}: {section!r} is a value, not a section")
         tree = inner
@@ -254,7 +256,8 @@ def _explain(error: ValidationError) -> str:
             near = _nearest(path)
             lines.append(f"unknown key {path!r}" + (f"; did you mean {near!r}?" if near else ""))
         else:
-            lines.append(f"{path or 'recipe'}: {problem['msg']} (found {problem['input']!r})")
+            hint = "; put text that YAML takes for something else in quotes" if problem["type"] == "string_type" else ""
+            lines.append(f"{path or 'recipe'}: {problem['msg']} (found {problem['input']!r}{hint})")
     return "the recipe is wrong: " + "; ".join(lines)
 
 

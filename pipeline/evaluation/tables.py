@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from pipeline.errors import SourceError
+from pipeline.errors import RowError, SourceError
 from pipeline.imaging.decode import decode_image
 
 
@@ -28,7 +28,7 @@ def read_samples(path: str | Path) -> list[Sample]:
     """Read a table with `image` and, where it has them, `id` and `captions` or `caption`.
 
     Raises:
-        SourceError: the file cannot be read, or has no column `image`.
+        SourceError: the file cannot be read, has no column `image`, or one of its images is broken.
     """
     try:
         table = pq.read_table(path)
@@ -41,5 +41,9 @@ def read_samples(path: str | Path) -> list[Sample]:
         data = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
         texts = row.get("captions") or row.get("caption") or []
         captions = (texts,) if isinstance(texts, str) else tuple(texts)
-        samples.append(Sample(str(row.get("id", number)), decode_image(data).rgb, captions, row))
+        try:
+            pixels = decode_image(data).rgb
+        except RowError as error:
+            raise SourceError(f"{path}, row {number} ({row.get('id')}): {error.message}") from error
+        samples.append(Sample(str(row.get("id", number)), pixels, captions, row))
     return samples

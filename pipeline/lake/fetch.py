@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import posixpath
+import errno
 import random
 import time
 
 from pipeline.errors import ConservatorError, ForbiddenURI, StoreUnavailable, UnreadableImage
-from pipeline.imaging.cells import redacted
-from pipeline.lake.places import open_store
+from pipeline.imaging.cells import LONGEST_URI, redacted, shown
+from pipeline.lake.places import local_path, open_store
 
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 20.0
 """Seconds between attempts; doubled each time, with jitter."""
-PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
+PERMANENT_CODES = (errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +45,11 @@ class UriReader:
                 with store.open(path, "rb") as file:
                     data: bytes = file.read(self.max_bytes + 1)
                     return data
-            except (*PERMANENT, ConservatorError) as error:
-                raise UnreadableImage(f"cannot read {redacted(place)}: {error}", attempt) from error
             except Exception as error:  # what a store raises when it is busy or away differs from driver to driver
+                if _is_permanent(error):
+                    raise UnreadableImage(f"cannot read {shown(place)}: {_reason(error)}", attempt) from error
                 if attempt == self.attempts:
-                    message = (
-                        f"{redacted(place)} could not be read in {attempt} attempts: {type(error).__name__}: {error}"
-                    )
+                    message = f"{shown(place)} could not be read in {attempt} attempts: {_reason(error)}"
                     raise StoreUnavailable(message, attempt) from error
                 time.sleep(wait * random.uniform(0.5, 1.0))
                 wait = min(2 * wait, LONGEST_WAIT)
@@ -59,20 +58,35 @@ class UriReader:
     def _resolved(self, uri: str) -> str:
         if not uri.strip():
             raise UnreadableImage("the URI is empty")
+        if len(uri) > LONGEST_URI or uri.startswith("data:") or "\0" in uri:
+            raise UnreadableImage(
+                f"{shown(uri)} is no URI; images in base64 must be decoded to bytes before they are put in the table"
+            )
         absolute = "://" in uri or uri.startswith("/")
         place = _normal(uri if absolute else f"{self.base.rstrip('/')}/{uri}")
         prefixes = [_normal(prefix).rstrip("/") + "/" for prefix in (self.base, *self.allowed)]
         if not any(place.startswith(prefix) for prefix in prefixes) or ".." in place.split("/"):
             raise ForbiddenURI(
-                f"{redacted(uri)} lies outside {', '.join(redacted(prefix) for prefix in prefixes)}; "
+                f"{shown(uri)} lies outside {', '.join(redacted(prefix) for prefix in prefixes)}; "
                 "allow its folder with source.allowed_uris"
             )
         return place
 
 
+def _is_permanent(error: Exception) -> bool:
+    """Whether the next attempt would meet the same error."""
+    if isinstance(error, (*PERMANENT, ConservatorError)):
+        return True
+    return isinstance(error, OSError) and error.errno in PERMANENT_CODES
+
+
+def _reason(error: Exception) -> str:
+    """An error in short; the path that it may repeat is shown once already."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"{type(error).__name__}: {text[:500]}"
+
+
 def _normal(uri: str) -> str:
-    """Local paths absolute, without `.`, `..` and `file://`; other URIs as they are."""
-    scheme, separator, path = uri.partition("://")
-    if separator and scheme not in ("file", "local"):
-        return uri
-    return posixpath.abspath(path if separator else uri)
+    """Local paths absolute, without links, `.`, `..` and `file://`; other URIs as they are."""
+    scheme, separator, _ = uri.partition("://")
+    return uri if separator and scheme not in ("file", "local") else local_path(uri)

@@ -8,11 +8,13 @@ import posixpath
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError, SourceError
 from pipeline.imaging.cells import redacted
-from pipeline.lake.places import explained, join, open_store
+from pipeline.lake.places import explained, join, make_folder, open_store
 
 RUN = "state/run.json"
 RECIPE = "state/recipe.yaml"
@@ -49,6 +51,21 @@ class Output:
             text: str = self.store.cat_file(join(self.root, RECIPE)).decode()
             return text
 
+    def check(self, fresh: bool) -> None:
+        """Whether a run may begin here; writes nothing.
+
+        Raises:
+            OutputError: it holds a finished run and `fresh` is not set, or foreign data.
+        """
+        last = self.run()
+        if last is None and self._data_files():
+            raise OutputError(f"{redacted(self.uri)}/data holds Parquet files of something else; give an empty output")
+        if last is not None and last["state"] in ("whole", "finished") and not fresh:
+            raise OutputError(
+                f"{redacted(self.uri)} holds the finished run {last['run_id']}; "
+                "give another --output, or --fresh to replace it when this run is finished"
+            )
+
     def begin(self, run: dict[str, Any], recipe: str, fresh: bool) -> None:
         """Claim the place for a run. What an unfinished run left is removed.
 
@@ -56,23 +73,17 @@ class Output:
             OutputError: it holds a finished run and `fresh` is not set, holds foreign data, or is not writable.
         """
         last = self.run()
-        if last is None and self._data_files():
-            raise OutputError(f"{redacted(self.uri)}/data holds Parquet files of something else; give an empty output")
         if last is not None and last["state"] == "whole":
             self.finish(last)
             last = self.run()
-        if last is not None and last["state"] == "finished" and not fresh:
-            raise OutputError(
-                f"{redacted(self.uri)} holds the finished run {last['run_id']}; "
-                "give another --output, or --fresh to replace it when this run is finished"
-            )
+        self.check(fresh)
         if last is not None and last["state"] != "finished":
             self.remove([path for path in self._data_files() if not _belongs(path, last.get("replaces"))])
         replaces = (last["run_id"] if last["state"] == "finished" else last.get("replaces")) if last else None
         self.write(RUN, json.dumps(run | {"state": "running", "replaces": replaces}, indent=2))
         self.write(RECIPE, recipe)
         with explained(self.uri, OutputError):
-            self.store.makedirs(self.data, exist_ok=True)
+            make_folder(self.store, self.data)
 
     def files(self, run_id: str) -> list[str]:
         """Data files of one run."""
@@ -92,8 +103,15 @@ class Output:
         """Write a small file below the output."""
         with explained(self.uri, OutputError):
             path = join(self.root, name)
-            self.store.makedirs(posixpath.dirname(path), exist_ok=True)
+            make_folder(self.store, posixpath.dirname(path))
             self.store.pipe_file(path, text.encode())
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write a data file; for small tables only."""
+        with explained(self.uri, OutputError):
+            make_folder(self.store, self.data)
+            with self.store.open(join(self.data, name), "wb") as file:
+                pq.write_table(table, file)
 
     def remove(self, paths: list[str]) -> None:
         """Remove files."""

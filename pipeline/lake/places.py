@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import posixpath
 from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -12,9 +15,12 @@ from fsspec.core import url_to_fs
 from pipeline.errors import ConservatorError, OutputError, SourceError
 from pipeline.imaging.cells import redacted
 
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az", "oci", "oss"}
+"""Schemes of stores without folders."""
+
 
 def open_store(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem of a URI, and the path in it.
+    """The filesystem of a URI, and the path in it; local paths are absolute, without links or `..`.
 
     Raises:
         SourceError: the scheme is unknown, or its driver is not installed.
@@ -24,13 +30,28 @@ def open_store(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     except (ImportError, ValueError) as error:
         extra = "; pip install 'conservator[s3]'" if uri.startswith("s3") else ""
         raise SourceError(f"cannot open {redacted(uri)}: {error}{extra}") from error
-    return store, path
+    return store, local_path(uri) if is_local(store) else path
+
+
+def local_path(uri: str) -> str:
+    """A local path or `file://` URI as an absolute path without links and `..`."""
+    scheme, separator, path = uri.partition("://")
+    if not separator:
+        return os.path.realpath(Path(scheme).expanduser())
+    return os.path.realpath(path if Path(path).exists() else unquote(path))
 
 
 def is_local(store: fsspec.AbstractFileSystem) -> bool:
     """Whether the store is this machine's own files."""
     protocol = store.protocol if isinstance(store.protocol, str) else store.protocol[0]
     return protocol in ("file", "local")
+
+
+def make_folder(store: fsspec.AbstractFileSystem, path: str) -> None:
+    """Make a folder, where stores have them: object stores need none, and would make a bucket of a mistyped name."""
+    protocols = {store.protocol} if isinstance(store.protocol, str) else set(store.protocol)
+    if not protocols & OBJECT_STORES:
+        store.makedirs(path, exist_ok=True)
 
 
 def join(folder: str, *names: str) -> str:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.utils import get_protocol
+from fsspec.utils import get_protocol, glob_translate
 
 from pipeline.errors import SourceError
-from pipeline.imaging.cells import IMAGE_TYPES, holds_images, redacted
+from pipeline.imaging.cells import IMAGE_TYPES, holds_images, is_list, is_text, redacted
 from pipeline.lake.places import explained, open_store
 from pipeline.recipe import Columns
 
 READERS = 16
 """Footers read at a time."""
+ENDINGS = (".parquet", ".parq", ".pq")
+"""What the files of a folder or glob that are read end with, in any case."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +49,12 @@ class Source:
 
     store: fsspec.AbstractFileSystem
     files: tuple[ParquetFile, ...]
+    columns: Columns
+    """Which hold what: the recipe's, but for those that have a default name by chance."""
     passed: pa.Schema
     """The columns that go through to the output."""
+    patterns: tuple[str, ...]
+    """Regular expressions of the paths that were asked for."""
 
     @property
     def rows(self) -> int:
@@ -59,20 +66,34 @@ class Source:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
 
-    def groups(self, limit: int | None = None) -> list[list[ParquetFile]]:
+    def first(self, limit: int | None) -> Iterator[tuple[ParquetFile, int]]:
+        """The files that hold the first so many rows (all without a limit), each with how many of its rows count."""
+        left = self.rows if limit is None else limit
+        for file in self.files:
+            taken = min(file.rows, left)
+            left -= taken
+            if taken:
+                yield file, taken
+
+    def groups(self, limit: int | None = None) -> list[tuple[list[ParquetFile], int | None]]:
         """Files that can be read together: of one root, with the same partitions and the same schema.
 
         A column may have another type, or be missing, in some files. With a `limit`, only the files that hold the
-        first so many rows.
+        first so many rows; one of which only the first rows count makes a group of its own, with their number.
         """
         groups: dict[tuple[str, ...], list[ParquetFile]] = {}
-        before = 0
-        for file in self.files:
-            if file.rows and (limit is None or before < limit):
+        partly: list[tuple[list[ParquetFile], int | None]] = []
+        for file, taken in self.first(limit):
+            if taken < file.rows:
+                partly.append(([file], taken))
+            else:
                 key = (file.root, *file.partitions, str(file.schema.remove_metadata()))
                 groups.setdefault(key, []).append(file)
-                before += file.rows
-        return list(groups.values())
+        return [*((group, None) for group in groups.values()), *partly]
+
+    def would_read(self, path: str) -> bool:
+        """Whether the source, looked at again, would find a Parquet file that lay at this path of its store."""
+        return any(re.match(pattern, path) for pattern in self.patterns)
 
 
 def open_source(uris: Sequence[str], columns: Columns) -> Source:
@@ -89,38 +110,49 @@ def open_source(uris: Sequence[str], columns: Columns) -> Source:
         raise SourceError(f"all sources of a run must lie in one store, not in {' and '.join(sorted(protocols))}")
     store, _ = open_store(uris[0])
     found: dict[str, tuple[str, int]] = {}
+    patterns = []
     for uri in uris:
+        if not uri.strip():
+            raise SourceError("a source is empty; give a Parquet file, a folder, a glob or a URL")
         with explained(uri, SourceError):
             path = open_store(uri)[1]
-            root, files = _find(store, path)
+            root, files, pattern = _find(store, path)
+        patterns.append(pattern)
         if not files:
             raise SourceError(
-                f"no Parquet files at {redacted(uri)}; give a .parquet file, a folder with some, or a glob"
+                f"no Parquet files ({', '.join(ENDINGS)}) at {redacted(uri)}; "
+                "give a file, a folder with some, or a glob"
             )
         found |= {name: (root, size) for name, size in files.items() if name not in found}
     with ThreadPoolExecutor(READERS) as pool:
         footers = tuple(pool.map(lambda item: _footer(store, item[0], *item[1]), sorted(found.items())))
     _check_columns(footers, columns)
-    return Source(store, footers, _passed(footers, columns))
+    columns = _settled(columns, footers)
+    return Source(store, footers, columns, _passed(footers, columns), tuple(patterns))
 
 
-def _find(store: fsspec.AbstractFileSystem, path: str) -> tuple[str, dict[str, int]]:
-    """The root, and the files below it with their sizes."""
+def _find(store: fsspec.AbstractFileSystem, path: str) -> tuple[str, dict[str, int], str]:
+    """The root, the files below it with their sizes, and a regular expression of their paths."""
     if any(mark in path for mark in "*?[") and not store.exists(path):
-        entries = store.glob(path, detail=True)
+        entries, pattern = store.glob(path, detail=True), glob_translate(path)
         first = min(path.find(mark) for mark in "*?[" if mark in path)
         root = path[:first].rpartition("/")[0]
     elif store.isdir(path):
-        entries, root = store.find(path, detail=True), path.rstrip("/")
+        root = path.rstrip("/")
+        entries, pattern = store.find(path, detail=True), re.escape(root) + "/"
     else:
-        entries, root = {path: store.info(path)}, path.rpartition("/")[0]
-    return root, {
+        name = path.rpartition("/")[2]
+        if "." not in name:
+            raise SourceError(f"{redacted(path)} has no ending, and Ray goes by it; rename it to {name}.parquet")
+        return path.rpartition("/")[0], {path: int(store.info(path)["size"])}, re.escape(path) + "$"
+    files = {
         name: int(info["size"])
         for name, info in entries.items()
         if info["type"] == "file"
-        and (name.endswith((".parquet", ".parq")) or name == path)
+        and name.lower().endswith(ENDINGS)
         and not any(part.startswith(("_", ".")) for part in name.removeprefix(root).split("/"))
     }
+    return root, files, pattern
 
 
 def _footer(store: fsspec.AbstractFileSystem, path: str, root: str, size: int) -> ParquetFile:
@@ -145,18 +177,48 @@ def _check_columns(files: Sequence[ParquetFile], columns: Columns) -> None:
         raise SourceError(
             f"the source has no column {name!r} (its columns: {', '.join(names)}); name the right one: {hint}"
         )
-    kinds = {file.schema.field(columns.image).type for file in files if columns.image in file.schema.names}
-    if not any(holds_images(kind) for kind in kinds):
-        found = ", ".join(map(str, kinds))
-        raise SourceError(
-            f"column {columns.image!r} has the type {found}, which holds no images; {IMAGE_TYPES}; "
-            "name the right column: --set columns.image=NAME"
-        )
+    for role in ("image", "mask", "truth", "references"):
+        name = getattr(columns, role)
+        kinds = {file.schema.field(name).type for file in files if name in file.schema.names}
+        wanted = role == "image" or name != getattr(defaults, role)
+        if wanted and kinds and not any(_fits(role, kind) for kind in kinds):
+            found = ", ".join(map(str, kinds))
+            raise SourceError(
+                f"column {name!r} has the type {found}, which holds no images; {IMAGE_TYPES}; "
+                f"name the right column: --set columns.{role}=NAME"
+            )
+
+
+def _settled(columns: Columns, files: Sequence[ParquetFile]) -> Columns:
+    """The recipe's columns as they are meant for this source.
+
+    One that has a default name by chance (`references` may be a list of numbers, `mask` a flag) but holds no images
+    in any file is not ours: it is passed through.
+    """
+    defaults = Columns()
+    changes: dict[str, None] = {}
+    for role in ("mask", "truth", "references"):
+        name = getattr(columns, role)
+        kinds = [file.schema.field(name).type for file in files if name in file.schema.names]
+        if name == getattr(defaults, role) and kinds and not any(_fits(role, kind) for kind in kinds):
+            changes[role] = None
+    return columns.model_copy(update=changes)
+
+
+def _fits(role: str, kind: pa.DataType) -> bool:
+    """Whether a column of this type can be what the recipe takes it for."""
+    return holds_images(kind.value_type if role == "references" and is_list(kind) else kind)
 
 
 def _passed(files: Sequence[ParquetFile], columns: Columns) -> pa.Schema:
-    """All columns but those with images; where files disagree on a type, the wider one. Partitions are strings."""
-    consumed = {columns.image, columns.mask, columns.references, columns.truth} - {columns.id, columns.caption}
+    """All columns but those with images; where files disagree on a type, one that holds all values of both.
+
+    Masks, references and truths that are named by URI stay, as does the id, whatever else it is; partitions are
+    strings.
+    """
+    images = {columns.mask, columns.references, columns.truth} - {columns.id, columns.caption}
+    named = {field.name for file in files for field in file.schema if field.name in images and _is_named(field.type)}
+    consumed = (images - named) | ({columns.image} - {columns.id, columns.caption})
     schemas = []
     for file in files:
         both = sorted(set(file.partitions) & set(file.schema.names))
@@ -167,7 +229,39 @@ def _passed(files: Sequence[ParquetFile], columns: Columns) -> pa.Schema:
             )
         fields = [field for field in file.schema if field.name not in consumed]
         schemas.append(pa.schema([*fields, *((name, pa.string()) for name in file.partitions)]))
+    kinds: dict[str, list[pa.DataType]] = {}
+    for schema in schemas:
+        for field in schema:
+            kinds.setdefault(field.name, []).append(field.type)
+    return pa.schema([(name, _common_type(name, found)) for name, found in kinds.items()])
+
+
+def _is_named(kind: pa.DataType) -> bool:
+    """Whether cells are URIs, or lists of them."""
+    return is_text(kind.value_type if is_list(kind) else kind)
+
+
+def _common_type(name: str, kinds: Sequence[pa.DataType]) -> pa.DataType:
+    """The type of a column whose files may disagree; text, where no other holds every value of all of them.
+
+    Raises:
+        SourceError: there is none, as for a number and a struct.
+    """
+    distinct = [kind for kind in dict.fromkeys(kinds) if not pa.types.is_null(kind)]
+    if len(distinct) < 2:
+        return distinct[0] if distinct else pa.null()
+    if any(map(is_list, distinct)) and not all(map(is_list, distinct)):
+        inner = [kind.value_type if is_list(kind) else kind for kind in distinct]
+        return pa.list_(_common_type(name, inner))
     try:
-        return pa.unify_schemas(schemas, promote_options="permissive")
+        schemas = [pa.schema([(name, kind)]) for kind in distinct]
+        common = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise SourceError(f"a column has types in different files that do not go together: {error}") from error
+        found = " and ".join(map(str, distinct))
+        raise SourceError(
+            f"column {name!r} has types in different files that do not go together: {found}; "
+            "give the files of one type as --source, or rewrite the others"
+        ) from error
+    longs = any(pa.types.is_integer(kind) and kind.bit_width == 64 for kind in distinct)
+    times = pa.types.is_timestamp(common) and any(kind != common for kind in distinct)
+    return pa.string() if times or (longs and pa.types.is_floating(common)) else common

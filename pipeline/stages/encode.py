@@ -14,6 +14,9 @@ from pipeline.recipe import Recipe
 from pipeline.schema import OUTPUT
 from pipeline.stages.table import Row, failure, source_columns, stage_rows, with_columns
 
+LARGEST_WEBP = 16_383
+"""Pixels a side that the format can hold."""
+
 
 @dataclasses.dataclass(frozen=True)
 class EncodeStage:
@@ -40,15 +43,18 @@ class EncodeStage:
 
     def _file(self, cell: Row) -> Row:
         height, width = cell["height"], cell["width"]
-        preview = cell["before_preview"]
+        preview, row = cell["before_preview"], Row()
         if cell["pixels"] is None:
             data, format = cell["file"], cell["format"]
         else:
             format = self.recipe.output.format
+            if format == "webp" and max(height, width) > LARGEST_WEBP:
+                format = "png"
+                row["notes"] = [*(cell["notes"] or ()), f"PNG, since WebP ends at {LARGEST_WEBP} pixels a side"]
             pixels = np.frombuffer(cell["pixels"], np.uint8).reshape(height, width, cell["channels"])
             data = encode_image(pixels, format, cell["icc"], cell["exif"])
             preview = encode_preview(pixels, self.recipe.output.previews)
-        return {
+        return row | {
             "image": data,
             "image_format": format,
             "image_width": width,

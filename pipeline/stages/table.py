@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import ConservatorError
+from pipeline.imaging.cells import is_list
 
 Row = dict[str, Any]
 
@@ -25,6 +26,13 @@ def with_columns(source: pa.Table, rows: Sequence[Row], schema: pa.Schema, prefi
         values = pa.array([row.get(field.name) for row in rows], type=field.type)
         table = table.append_column(field.with_name(prefix + field.name), values)
     return table
+
+
+def as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """A column as the type that it has in the output; what is no list where lists are wanted becomes one of one."""
+    if is_list(kind) and not is_list(column.type):
+        return pa.chunked_array([[None if value is None else [value] for value in column.to_pylist()]], type=kind)
+    return column.cast(kind)
 
 
 def source_columns(table: pa.Table) -> pa.Table:

@@ -171,7 +171,7 @@ def test_a_finished_run_is_only_replaced_on_request(write_table: Write, tmp_path
     first = flow.restore(flow.prepare(recipe))
     with pytest.raises(OutputError, match=first.run_id):
         flow.restore(flow.prepare(recipe))
-    again = flow.restore(flow.prepare(recipe), fresh=True)
+    again = flow.restore(flow.prepare(recipe, fresh=True))
     assert {row["run_id"] for row in table_of(tmp_path / "out")} == {again.run_id}
 
 

@@ -7,15 +7,17 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ConservatorError, ForbiddenURI, OutputError, SourceError, StoreUnavailable, UnreadableImage
-from pipeline.imaging.cells import redacted
+from pipeline.imaging.cells import redacted, uri_of
 from pipeline.lake import fetch
 from pipeline.lake.fetch import UriReader
-from pipeline.lake.output import open_output
+from pipeline.lake.output import Output, open_output
 from pipeline.lake.source import open_source
 from pipeline.recipe import Columns
+from pipeline.stages.table import as_type
 
 Write = Callable[..., Path]
 ROWS = [{"id": "a", "image": b"x"}, {"id": "b", "image": b"y"}]
@@ -63,7 +65,7 @@ def test_files_of_other_types_make_groups_of_their_own(write_table: Write, tmp_p
     write_table(ROWS, "source/a.parquet")
     write_table([{"id": "c", "image": 3, "shelf": 1}], "source/b.parquet")
     source = open_source([str(tmp_path / "source")], Columns())
-    assert [len(group) for group in source.groups()] == [1, 1]
+    assert [len(files) for files, _ in source.groups()] == [1, 1]
     assert source.passed == pa.schema([("id", pa.string()), ("shelf", pa.int64())])
 
 
@@ -71,7 +73,8 @@ def test_a_limit_takes_the_files_that_hold_the_first_rows(write_table: Write, tm
     for name in "abc":
         write_table(ROWS, f"source/{name}.parquet")
     groups = open_source([str(tmp_path / "source")], Columns()).groups(limit=3)
-    assert [Path(file.path).name for group in groups for file in group] == ["a.parquet", "b.parquet"]
+    found = [([Path(file.path).name for file in files], taken) for files, taken in groups]
+    assert found == [(["a.parquet"], None), (["b.parquet"], 1)]
 
 
 def test_partitions_are_columns_and_must_not_stand_in_the_file_too(write_table: Write, tmp_path: Path) -> None:
@@ -92,6 +95,88 @@ def test_an_id_that_is_the_images_uri_is_kept(write_table: Write) -> None:
 def test_names_with_marks_of_globs_are_found(write_table: Write, tmp_path: Path) -> None:
     write_table(ROWS, "scans [1910] a+b/part 1.parquet")
     assert open_source([str(tmp_path / "scans [1910] a+b")], Columns()).rows == 2
+
+
+def test_a_file_may_have_any_ending_and_a_folder_only_those_of_parquet(write_table: Write, tmp_path: Path) -> None:
+    for name in ("a.PARQUET", "b.parq", "c.pq", "d.table", "_e.parquet"):
+        write_table(ROWS, f"source/{name}")
+    for place, rows in [("source", 6), ("source/*", 6), ("source/d.table", 2), ("source/_e.parquet", 2)]:
+        assert open_source([str(tmp_path / place)], Columns()).rows == rows
+    write_table(ROWS, "source/bare")
+    with pytest.raises(SourceError, match=r"bare\.parquet"):
+        open_source([str(tmp_path / "source/bare")], Columns())
+
+
+def test_a_file_that_is_named_in_several_ways_is_read_once(write_table: Write, tmp_path: Path) -> None:
+    write_table(ROWS, "source/a.parquet")
+    (tmp_path / "link").symlink_to("source")
+    ways = ["source", "source/", "source//a.parquet", "source/../source/a.parquet", "link", "link/*.parquet"]
+    assert open_source([f"{tmp_path}/{way}" for way in ways], Columns()).rows == 2
+    with pytest.raises(SourceError, match="empty"):
+        open_source([""], Columns())
+
+
+def test_file_uris_may_be_percent_encoded(write_table: Write, tmp_path: Path) -> None:
+    path = write_table(ROWS, "my scans/a b.parquet")
+    assert open_source([path.as_uri()], Columns()).rows == open_source([f"file://{path}"], Columns()).rows == 2
+    (tmp_path / "my scans/é.jpg").write_bytes(b"here")
+    assert reader(tmp_path / "my scans")((tmp_path / "my scans/é.jpg").as_uri()) == b"here"
+
+
+def test_only_what_the_source_would_list_is_inside_it(write_table: Write, tmp_path: Path) -> None:
+    path = write_table(ROWS, "scans/a.parquet")
+    inside = str(tmp_path.resolve() / "scans/out/data/part.parquet")
+    for place, would in [
+        (path, False),
+        (path.parent / "*.parquet", False),
+        (path.parent, True),
+        (tmp_path / "**/*", True),
+    ]:
+        assert open_source([str(place)], Columns()).would_read(inside) is would
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "passed"),
+    [
+        ("mask", pa.array([True, False]), True),
+        ("truth", pa.array([1, 0]), True),
+        ("references", pa.array([[1], [2]]), True),
+        ("references", pa.array([["a.jpg"], None]), True),
+        ("mask", pa.array([b"x", None]), False),
+        ("references", pa.array([[b"x"], None]), False),
+    ],
+)
+def test_columns_that_are_not_ours_pass_through(tmp_path: Path, name: str, column: pa.Array, passed: bool) -> None:
+    pq.write_table(pa.table({"id": ["a", "b"], "image": [b"x", b"y"], name: column}), tmp_path / "a.parquet")
+    source = open_source([str(tmp_path / "a.parquet")], Columns())
+    assert (name in source.passed.names) is passed
+
+
+def test_a_named_column_without_images_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["a"], "image": [b"x"], "flag": [True]}), tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match="'flag' has the type bool"):
+        open_source([str(tmp_path / "a.parquet")], Columns(mask="flag"))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "common"),
+    [
+        (pa.array([2**60]), pa.array([0.5]), pa.string()),
+        (pa.array([1], pa.int8()), pa.array([2**60]), pa.int64()),
+        (pa.array([-(10**16)], pa.timestamp("us")), pa.array([0], pa.timestamp("ns")), pa.string()),
+        (pa.array(["text"]), pa.array([["a", "b"]]), pa.list_(pa.string())),
+        (pa.array(["text"]), pa.array([None], pa.null()), pa.string()),
+    ],
+)
+def test_a_type_is_found_that_holds_every_value(
+    tmp_path: Path, first: pa.Array, second: pa.Array, common: pa.DataType
+) -> None:
+    for name, values in (("a", first), ("b", second)):
+        pq.write_table(pa.table({"id": ["a"], "image": [b"x"], "taken": values}), tmp_path / f"{name}.parquet")
+    kind = open_source([str(tmp_path)], Columns()).passed.field("taken").type
+    assert kind == common
+    for values in (first, second):
+        assert as_type(pa.chunked_array([values]), kind).null_count == values.null_count
 
 
 def reader(base: Path, **changes: Any) -> UriReader:
@@ -122,6 +207,14 @@ def test_a_file_that_is_not_there_fails_at_once(tmp_path: Path) -> None:
     assert caught.value.attempts == 1
 
 
+@pytest.mark.parametrize("text", ["x" * 300, "data:image/png;base64,AAAA", "A" * 100_000, "a\0b"])
+def test_text_that_is_no_uri_fails_at_once_and_is_not_repeated_whole(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UnreadableImage) as caught:
+        reader(tmp_path)(text)
+    assert caught.value.attempts == 1 and len(caught.value.message) < 3000
+    assert len(uri_of(text) or "") <= 3000
+
+
 def test_passing_errors_are_tried_again_within_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
@@ -148,50 +241,53 @@ def test_no_secret_is_shown() -> None:
     assert redacted("/local/path") == "/local/path"
 
 
-def test_an_output_with_a_finished_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
-    output = open_output(str(tmp_path / "out"))
-    output.begin({"run_id": "one"}, "", fresh=False)
-    (tmp_path / "out/data/one_0.parquet").touch()
-    output.finish({"run_id": "one"})
+def written(output: Output, run_id: str, fresh: bool = False) -> None:
+    """A run that has written its file, and not finished."""
+    output.begin({"run_id": run_id}, "", fresh)
+    output.store.touch(f"{output.data}/{run_id}_0.parquet")
+
+
+def data(output: Output) -> list[str]:
+    return sorted(path.rpartition("/")[2] for path in output.store.find(output.data))
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Output:
+    """An output that holds the finished run `one`."""
+    place = open_output(str(tmp_path / "out"))
+    written(place, "one")
+    place.finish({"run_id": "one"})
+    return place
+
+
+def test_an_output_with_a_finished_run_is_not_overwritten_unasked(output: Output) -> None:
     with pytest.raises(OutputError, match="--fresh"):
         output.begin({"run_id": "two"}, "", fresh=False)
-    output.begin({"run_id": "two"}, "", fresh=True)
-    assert (tmp_path / "out/data/one_0.parquet").exists()  # until the new run is whole
-    (tmp_path / "out/data/two_0.parquet").touch()
+    written(output, "two", fresh=True)
+    assert data(output) == ["one_0.parquet", "two_0.parquet"]  # until the new run is whole
     output.finish({"run_id": "two"})
-    assert [path.name for path in (tmp_path / "out/data").iterdir()] == ["two_0.parquet"]
+    assert data(output) == ["two_0.parquet"]
 
 
 def test_what_an_unfinished_run_left_is_replaced(tmp_path: Path) -> None:
     output = open_output(str(tmp_path / "out"))
-    output.begin({"run_id": "one"}, "", fresh=False)
-    (tmp_path / "out/data/one_0.parquet").touch()
+    written(output, "one")
     output.begin({"run_id": "two"}, "", fresh=False)
-    assert list((tmp_path / "out/data").iterdir()) == []
+    assert data(output) == []
 
 
-def test_a_crash_while_replacing_keeps_the_finished_run(tmp_path: Path) -> None:
-    output = open_output(str(tmp_path / "out"))
-    output.begin({"run_id": "one"}, "", fresh=False)
-    (tmp_path / "out/data/one_0.parquet").touch()
-    output.finish({"run_id": "one"})
-    output.begin({"run_id": "two"}, "", fresh=True)
-    (tmp_path / "out/data/two_0.parquet").touch()
+def test_a_crash_while_replacing_keeps_the_finished_run(output: Output) -> None:
+    written(output, "two", fresh=True)
     output.begin({"run_id": "three"}, "", fresh=False)
-    assert [path.name for path in (tmp_path / "out/data").iterdir()] == ["one_0.parquet"]
+    assert data(output) == ["one_0.parquet"]
 
 
-def test_a_crash_before_the_old_files_are_gone_keeps_the_new_run(tmp_path: Path) -> None:
-    output = open_output(str(tmp_path / "out"))
-    output.begin({"run_id": "one"}, "", fresh=False)
-    (tmp_path / "out/data/one_0.parquet").touch()
-    output.finish({"run_id": "one"})
-    output.begin({"run_id": "two"}, "", fresh=True)
-    (tmp_path / "out/data/two_0.parquet").touch()
+def test_a_crash_before_the_old_files_are_gone_keeps_the_new_run(output: Output) -> None:
+    written(output, "two", fresh=True)
     output.write("state/run.json", '{"run_id": "two", "state": "whole"}')
     with pytest.raises(OutputError, match="two"):
         output.begin({"run_id": "three"}, "", fresh=False)
-    assert [path.name for path in (tmp_path / "out/data").iterdir()] == ["two_0.parquet"]
+    assert data(output) == ["two_0.parquet"]
 
 
 def test_foreign_data_is_not_touched(tmp_path: Path) -> None:
