@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import os
+import socket
 import time
 import uuid
 from typing import Any
@@ -213,12 +214,8 @@ def start_ray(recipe: Recipe) -> None:
         return
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        try:
-            ray.init(logging_level=logging.WARNING)
-        except ConnectionError as error:
-            raise RecipeError(
-                f"no Ray cluster answers at RAY_ADDRESS={address}; start it, or unset the variable"
-            ) from error
+        _check_address(address)
+        ray.init(logging_level=logging.WARNING)
     else:
         os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")  # else 32 for every group of files
         ray.init(
@@ -229,6 +226,27 @@ def start_ray(recipe: Recipe) -> None:
             logging_level=logging.WARNING,
             log_to_driver=False,
         )
+
+
+def _check_address(address: str) -> None:
+    """Refuse what Ray would try for minutes.
+
+    Raises:
+        RecipeError: nothing answers there, or it is not the address of a cluster's control store.
+    """
+    if "://" in address:
+        raise RecipeError(
+            f"RAY_ADDRESS={address} is for clients; send the job to the cluster with ray job submit, "
+            "or give the address that ray start printed, such as 10.0.0.1:6379"
+        )
+    host, separator, port = address.rpartition(":")
+    if separator and port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise RecipeError(
+                f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); start it, or unset the variable"
+            ) from error
 
 
 def report(output: Output, dataset: pads.Dataset, summary: Summary, recipe: Recipe) -> None:

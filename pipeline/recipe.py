@@ -67,7 +67,8 @@ class Restoration(_Section):
     colourise: bool = False
     """Give grey images colours (guided by the caption and references)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; `auto` takes a GPU if the cluster has one."""
+    """Where the model runs; `auto` takes a GPU if the cluster has one at the start. Name `cuda` where GPU machines
+    are only started when they are asked for."""
 
     @model_validator(mode="after")
     def _margin_fits(self) -> Restoration:
@@ -110,7 +111,7 @@ class Resources(_Section):
     """What a run may take of the cluster."""
 
     actors: int = Field(default=0, ge=0)
-    """Restoring actors; 0: one a GPU, or one a machine of CPUs."""
+    """Restoring actors; 0: one a GPU, or one a machine of CPUs, of those that run at the start."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of a restoring actor without a GPU; 0: all cores of a machine."""
     task_cpus: float = Field(default=0.5, gt=0)

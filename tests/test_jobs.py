@@ -10,6 +10,9 @@ import pytest
 
 from jobs.cli import COMMANDS, main
 from pipeline import Restorer
+from pipeline.errors import RecipeError
+from pipeline.flow import start_ray
+from pipeline.recipe import Recipe
 from tests.conftest import encoded, noise
 
 Write = Callable[..., Path]
@@ -86,3 +89,11 @@ def test_a_trained_model_can_be_evaluated(
 def test_training_without_data_says_where_it_looked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--data", str(tmp_path / "*.parquet"), "--output", str(tmp_path / "run")]) == 2
     assert "*.parquet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "http://127.0.0.1:8265", "ray://127.0.0.1:10001"])
+def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(RecipeError, match=address):
+        start_ray(Recipe())
