@@ -141,10 +141,10 @@ def _find(store: fsspec.AbstractFileSystem, path: str) -> tuple[str, dict[str, i
         root = path.rstrip("/")
         entries, pattern = store.find(path, detail=True), re.escape(root) + "/"
     else:
-        name = path.rpartition("/")[2]
+        info, name = store.info(path), path.rpartition("/")[2]
         if "." not in name:
             raise SourceError(f"{redacted(path)} has no ending, and Ray goes by it; rename it to {name}.parquet")
-        return path.rpartition("/")[0], {path: int(store.info(path)["size"])}, re.escape(path) + "$"
+        return path.rpartition("/")[0], {path: int(info["size"])}, re.escape(path) + "$"
     files = {
         name: int(info["size"])
         for name, info in entries.items()
