@@ -67,3 +67,12 @@ def test_the_digest_changes_with_the_work_and_not_with_the_place() -> None:
         output__uri="/elsewhere", source__uri=["x"], limits__rows=3, overrides=["resources.actors=2"]
     )
     assert elsewhere.digest() == digest
+
+
+def test_an_empty_section_and_odd_values_are_told_how_to_mend(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("source:\noutput:\n")
+    assert load_recipe(str(tmp_path / "r.yaml"), source__uri=["a"]).source.uri == ("a",)
+    with pytest.raises(RecipeError, match="quotes"):
+        load_recipe(None, ["columns.image=1910"])
+    with pytest.raises(RecipeError, match="finite"):
+        load_recipe(None, ["limits.max_image_mb=.inf"])

@@ -19,7 +19,7 @@ from PIL import Image
 
 from jobs.cli import main
 from pipeline import flow
-from pipeline.errors import OutputError, RecipeError, SourceError
+from pipeline.errors import ConservatorError, OutputError, RecipeError, SourceError
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.schema import OUTPUT
 from tests.conftest import ROOT, encoded, noise
@@ -115,6 +115,30 @@ def test_a_limit_takes_the_first_rows(write_table: Write, tmp_path: Path) -> Non
     assert sorted(row["id"] for row in table_of(tmp_path / "out")) == ["a0", "a1", "a2", "a3", "a4", "b0", "b1"]
 
 
+def test_a_limit_takes_the_first_row_groups_of_a_file(tmp_path: Path) -> None:
+    table = pa.table({"id": [f"{n}" for n in range(40)], "image": [encoded(noise(8, 8, n)) for n in range(40)]})
+    ballast = pa.array([bytes(9_000_000 if n < 20 else 10) for n in range(40)])
+    pq.write_table(table.append_column("ballast", ballast), tmp_path / "a.parquet", 5, compression="none")
+    recipe = load_recipe(source__uri=[str(tmp_path / "a.parquet")], output__uri=str(tmp_path / "out"), limits__rows=23)
+    flow.restore(flow.prepare(recipe))
+    assert sorted(int(row["id"]) for row in table_of(tmp_path / "out")) == list(range(23))
+
+
+@pytest.mark.parametrize("name", ["scans.parquet", "scans.parq", "scans.PQ", "scans 1.table"])
+def test_a_single_file_may_lie_beside_the_output(write_table: Write, tmp_path: Path, name: str) -> None:
+    path = write_table([{"id": "a", "image": encoded(noise(20, 20))}], name)
+    assert flow.restore(flow.prepare(recipe_of(path, tmp_path / "out"))).rows == 1
+
+
+def test_files_that_disagree_on_a_caption_and_a_number_go_together(write_table: Write, tmp_path: Path) -> None:
+    image = encoded(noise(20, 20))
+    write_table([{"id": "a", "image": image, "caption": "a cat", "shelf": 2**60}], "source/a.parquet")
+    write_table([{"id": "b", "image": image, "caption": ["a", "dog"], "shelf": 0.5}], "source/b.parquet")
+    flow.restore(flow.prepare(recipe_of(tmp_path / "source", tmp_path / "out")))
+    out = {row["id"]: (row["caption"], row["shelf"]) for row in table_of(tmp_path / "out")}
+    assert out == {"a": (["a cat"], str(2**60)), "b": (["a", "dog"], "0.5")}
+
+
 def test_images_are_taken_from_beside_their_own_table(write_table: Write, tmp_path: Path) -> None:
     for name, side in (("one", 20), ("two", 30)):
         write_table([{"id": name, "image": "scan.png"}], f"{name}/a.parquet")
@@ -139,6 +163,17 @@ def test_an_empty_source_gives_an_empty_run(write_table: Write, tmp_path: Path) 
     write_table([], schema=pa.schema([("id", pa.string()), ("image", pa.binary())]))
     assert flow.restore(flow.prepare(recipe_of(tmp_path / "source", tmp_path / "out"))).rows == 0
     assert (tmp_path / "out/report.html").exists()
+    assert main(["report", str(tmp_path / "out")]) == 0
+    assert pq.read_table(tmp_path / "out/data").schema.names == ["id", *OUTPUT.names]
+
+
+def test_a_broken_page_in_a_file_is_blamed_on_the_source(write_table: Write, tmp_path: Path) -> None:
+    path = write_table([{"id": "a", "image": encoded(noise(90, 90))}])
+    content = bytearray(path.read_bytes())
+    content[4:-1000] = bytes(len(content) - 1004)
+    path.write_bytes(content)
+    with pytest.raises(ConservatorError, match=r"broken|could not be read"):
+        flow.restore(flow.prepare(recipe_of(tmp_path / "source", tmp_path / "out")))
 
 
 def test_hive_partitions_become_columns(write_table: Write, tmp_path: Path) -> None:
