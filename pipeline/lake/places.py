@@ -43,15 +43,17 @@ def local_path(uri: str) -> str:
 
 def is_local(store: fsspec.AbstractFileSystem) -> bool:
     """Whether the store is this machine's own files."""
-    protocol = store.protocol if isinstance(store.protocol, str) else store.protocol[0]
-    return protocol in ("file", "local")
+    return _protocols(store)[0] in ("file", "local")
 
 
 def make_folder(store: fsspec.AbstractFileSystem, path: str) -> None:
     """Make a folder, where stores have them: object stores need none, and would make a bucket of a mistyped name."""
-    protocols = {store.protocol} if isinstance(store.protocol, str) else set(store.protocol)
-    if not protocols & OBJECT_STORES:
+    if not OBJECT_STORES.intersection(_protocols(store)):
         store.makedirs(path, exist_ok=True)
+
+
+def _protocols(store: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+    return (store.protocol,) if isinstance(store.protocol, str) else tuple(store.protocol)
 
 
 def join(folder: str, *names: str) -> str:
