@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.fusion import Context
-from pipeline.restoration.layers import ResidualBlock, position_features
+from pipeline.restoration.layers import ResidualBlock, keep_scale, position_features
 
 INPUT_PLANES = 7  # RGB, mask, RGB of the coarse picture
-OUTPUT_PLANES = 4  # RGB residual, log of the expected squared error
+OUTPUT_PLANES = 5  # RGB residual, log of the expected squared error, logit that the pixel is lost
+CONTRAST_GAIN = 4.0
+"""Brings a picture's contrast near unit size."""
 
 
 class ContextAttention(nn.Module):
@@ -65,8 +68,16 @@ class Level(nn.ModuleList):
         return features
 
 
+class Decoded(NamedTuple):
+    """What the decoder says of a batch of tiles."""
+
+    pixels: Tensor  # [N, 3, T, T]: from `TileDecoder` the residual, from the whole model the restored tile
+    log_error: Tensor  # [N, 1, T, T], log of the expected squared error
+    lost: Tensor  # [N, 1, T, T], logit that the picture is lost there: a scratch, a stain, a hole
+
+
 class TileDecoder(nn.Module):
-    """Damaged tiles to restored tiles, with how far off they are expected to be."""
+    """Damaged tiles to restored tiles, with how far off they are expected to be and what was lost."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -74,21 +85,22 @@ class TileDecoder(nn.Module):
         conditions = [None] + [config.width] * (len(widths) - 1)
         levels = list(zip(widths, conditions, blocks, strict=True))
         pairs = list(itertools.pairwise(widths))
-        self.enter = nn.Conv2d(INPUT_PLANES, widths[0], 3, padding=1)
+        self.enter = keep_scale(nn.Conv2d(INPUT_PLANES, widths[0], 3, padding=1), CONTRAST_GAIN)
         self.encode = nn.ModuleList(Level(*level) for level in levels)
-        self.down = nn.ModuleList(nn.Conv2d(finer, coarser, 2, stride=2) for finer, coarser in pairs)
+        self.down = nn.ModuleList(keep_scale(nn.Conv2d(finer, coarser, 2, stride=2)) for finer, coarser in pairs)
         self.attention = ContextAttention(widths[-1], config)
-        self.up = nn.ModuleList(nn.ConvTranspose2d(coarser, finer, 2, stride=2) for finer, coarser in pairs)
+        self.up = nn.ModuleList(
+            keep_scale(nn.ConvTranspose2d(coarser, finer, 2, stride=2), 0.5) for finer, coarser in pairs
+        )
         self.decode = nn.ModuleList(Level(*level) for level in levels[:-1])
-        self.leave = nn.Conv2d(widths[0], OUTPUT_PLANES, 3, padding=1)
+        self.leave = keep_scale(nn.Conv2d(widths[0], OUTPUT_PLANES, 3, padding=1), 0.1)
         with torch.no_grad():
-            self.leave.weight[3].mul_(0.1)
             assert self.leave.bias is not None
             self.leave.bias.copy_(
-                torch.tensor([0.0, 0.0, 0.0, -5.0])
-            )  # exp(-5): about 22 dB, a damaged image's usual error
+                torch.tensor([0.0, 0.0, 0.0, -5.0, -4.0])
+            )  # exp(-5): about 22 dB, a damaged image's usual error; and few pixels are lost
 
-    def forward(self, planes: Tensor, context: Context, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, planes: Tensor, context: Context, positions: Tensor) -> Decoded:
         """Restore tiles.
 
         Args:
@@ -97,20 +109,21 @@ class TileDecoder(nn.Module):
             positions: [N, (T / 8) ** 2, 2], where the tile's cells lie in their image, (y, x) in 0..1.
 
         Returns:
-            The residual [N, 3, T, T] to add to the input, and the log of the expected squared error [N, 1, T, T].
+            The residual to add to the input, the expected error, and what is lost.
         """
 
         def attend(features: Tensor) -> Tensor:
             answer: Tensor = self.attention(features, context.tokens, context.absent, positions)
             return answer
 
+        condition = context.vector * context.vector.shape[-1] ** -0.5  # of about unit length
         features, skips = self.enter(planes), []
         for blocks, down in zip(self.encode, self.down, strict=False):
-            features = blocks(features, context.vector)
+            features = blocks(features, condition)
             skips.append(features)
             features = down(features)
-        features = self.encode[-1](features, context.vector, before_last=attend)
+        features = self.encode[-1](features, condition, before_last=attend)
         for up, blocks in zip(reversed(self.up), reversed(self.decode), strict=True):
-            features = blocks(up(features) + skips.pop(), context.vector)
+            features = blocks(up(features) + skips.pop(), condition)
         out = self.leave(features).float()
-        return out[:, :3], out[:, 3:]
+        return Decoded(out[:, :3], out[:, 3:4], out[:, 4:])

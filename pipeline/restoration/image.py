@@ -7,12 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.restoration.config import ModelConfig
-from pipeline.restoration.layers import ResidualBlock
+from pipeline.restoration.layers import ResidualBlock, keep_scale
 
 HIGH_PASS_GAIN = 8.0
 """Brings what a 3 x 3 mean leaves of a picture near unit size."""
+CONTRAST_GAIN = 2.0
+"""Brings a picture's contrast near unit size; neighbouring pixels are alike, so less is needed than of one pixel."""
 LEAST_STATISTIC = 1e-3
 """Keeps the logarithm of a feature that is nowhere active finite."""
+
+
+RECTIFIED = 2**0.5
+"""Gain that makes up for the half of the features that a rectifier takes."""
 
 
 class ImageEncoder(nn.Module):
@@ -26,9 +32,10 @@ class ImageEncoder(nn.Module):
         stages = []
         before = 4 * 16
         for index, width in enumerate(config.encoder_widths):
-            enter = nn.Conv2d(
-                before, width, 3 if index == 0 else 2, padding=1 if index == 0 else 0, stride=1 if index == 0 else 2
-            )
+            if index == 0:
+                enter = keep_scale(nn.Conv2d(before, width, 3, padding=1), CONTRAST_GAIN)
+            else:
+                enter = keep_scale(nn.Conv2d(before, width, 2, stride=2))
             stages.append(nn.Sequential(enter, ResidualBlock(width), ResidualBlock(width)))
             before = width
         self.stages = nn.ModuleList(stages)
@@ -55,13 +62,13 @@ class ProbeEncoder(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             nn.PixelUnshuffle(2),
-            nn.Conv2d(16, 32, 3, padding=1),
+            keep_scale(nn.Conv2d(16, 32, 3, padding=1), RECTIFIED),
             nn.ReLU(),
-            nn.Conv2d(32, 64, 3, padding=1, stride=2),
+            keep_scale(nn.Conv2d(32, 64, 3, padding=1, stride=2), RECTIFIED),
             nn.ReLU(),
-            nn.Conv2d(64, 64, 3, padding=1),
+            keep_scale(nn.Conv2d(64, 64, 3, padding=1), RECTIFIED),
             nn.ReLU(),
-            nn.Conv2d(64, 96, 3, padding=1, stride=2),
+            keep_scale(nn.Conv2d(64, 96, 3, padding=1, stride=2), RECTIFIED),
             nn.ReLU(),
         )
         self.norm = nn.LayerNorm(3 * 96)

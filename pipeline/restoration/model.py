@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from pipeline.damage.tone import luma
 from pipeline.restoration.config import ModelConfig
-from pipeline.restoration.decoder import TileDecoder
+from pipeline.restoration.decoder import Decoded, TileDecoder
 from pipeline.restoration.fusion import AttentionFusion, Context
 from pipeline.restoration.image import ImageEncoder, ProbeEncoder
-from pipeline.restoration.layers import ResidualBlock
+from pipeline.restoration.layers import ResidualBlock, keep_scale
 
 REFERENCE_CELLS = 5
 """A reference is pooled to 5 x 5 tokens: its colours and their rough layout are what is wanted of it."""
@@ -39,9 +39,9 @@ class CoarseHead(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         fine, middle = config.encoder_widths[:2]
-        self.up_middle = nn.ConvTranspose2d(config.width, middle, 2, stride=2)
+        self.up_middle = keep_scale(nn.ConvTranspose2d(config.width, middle, 2, stride=2), 0.5)
         self.middle = ResidualBlock(middle)
-        self.up_fine = nn.ConvTranspose2d(middle, fine, 2, stride=2)
+        self.up_fine = keep_scale(nn.ConvTranspose2d(middle, fine, 2, stride=2), 0.5)
         self.fine = ResidualBlock(fine)
         self.out = nn.Conv2d(fine, 3, 3, padding=1)
         with torch.no_grad():
@@ -66,7 +66,7 @@ class CompactModel(nn.Module):
         self.fusion = AttentionFusion(config)
         self.coarse_head = CoarseHead(config)
         self.damage_head = nn.Sequential(
-            nn.Linear(2 * config.width, 96), nn.ReLU(), nn.Linear(96, len(DAMAGE_SCALES) + 1)
+            nn.Linear(2 * config.width, 96), nn.GELU(), nn.Linear(96, len(DAMAGE_SCALES) + 1)
         )
         self.image_agreement = nn.Linear(config.encoder_widths[-1], config.agreement_width)
         self.text_agreement = nn.Linear(config.text_width, config.agreement_width)
@@ -118,7 +118,7 @@ class CompactModel(nn.Module):
 
     def decode(
         self, tiles: Tensor, masks: Tensor, coarse: Tensor, context: Context, positions: Tensor, grey: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Decoded:
         """Restore tiles.
 
         Args:
@@ -130,13 +130,13 @@ class CompactModel(nn.Module):
             grey: [N] bool, the image has no colours; it starts from those of the coarse picture.
 
         Returns:
-            Restored tiles [N, 3, T, T], and the log of the expected squared error [N, 1, T, T].
+            Restored tiles, their expected error, and where the picture was found to be lost.
         """
         base = torch.lerp(tiles, coarse, masks)
         planes = torch.cat([base, masks, coarse], dim=1).contiguous(memory_format=torch.channels_last)
-        residual, log_error = self.decoder(planes, context, positions)
+        decoded: Decoded = self.decoder(planes, context, positions)
         colours = (coarse - luma(coarse)) * grey[:, None, None, None]
-        return base + residual + colours, log_error
+        return decoded._replace(pixels=base + decoded.pixels + colours)
 
     def agreement(self, view: GlobalView) -> Tensor:
         """How well caption and picture agree: [N], 0 (not at all) to 1, after SigLIP (arXiv:2303.15343)."""

@@ -238,10 +238,11 @@ class Restorer:
         grey = torch.tensor([views[index].damage.grey for index, _ in padded], device=self.device)
         with autocast(self.device):
             coarse = coarse_regions(torch.stack([views[index].coarse for index, _ in padded]), boxes, side)
-            restored, log_error = self._model.decode(pixels, masks, coarse, context, positions, grey)
-        restored, error = restored.float().cpu(), log_error.float().clamp(-14, 2).exp().cpu()
+            decoded = self._model.decode(pixels, masks, coarse, context, positions, grey)
+        restored, error = decoded.pixels.float().cpu(), decoded.log_error.float().clamp(-14, 2).exp().cpu()
+        lost = torch.sigmoid(decoded.lost.float()).cpu()
         for row, (index, tile) in enumerate(tiles):
-            canvases[index].paint(tile, restored[row], error[row, 0])
+            canvases[index].paint(tile, restored[row], error[row, 0], lost[row, 0])
 
 
 @dataclasses.dataclass(frozen=True)

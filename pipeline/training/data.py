@@ -37,15 +37,15 @@ class Mixture:
     """How often what happens to a training image; shares of the batches."""
 
     kinds: tuple[tuple[str, float], ...] = (
-        ("noise", 0.35),
+        ("noise", 0.36),
         ("jpeg", 0.22),
-        ("grey", 0.13),
-        ("clean", 0.04),
+        ("grey", 0.11),
+        ("clean", 0.03),
         ("blur", 0.03),
-        ("low_resolution", 0.08),
-        ("fading", 0.04),
+        ("low_resolution", 0.10),
+        ("fading", 0.03),
         ("holes", 0.07),
-        ("scratches", 0.04),
+        ("scratches", 0.05),
     )
     second: float = 0.1
     """Share of damaged images that get light noise or JPEG on top."""
@@ -54,7 +54,7 @@ class Mixture:
     reference: float = 0.25
     """Share of greys and holes shown together with another crop of the same scene, in colour."""
     mask_withheld: float = 0.4
-    """Share of scratches whose mask is not given: archives have none."""
+    """Share of scratches and holes whose mask is not given: archives have none."""
 
 
 class Batch(NamedTuple):
@@ -137,7 +137,7 @@ class Sampler:
         damaged = damage(truth, kinds, dice, generator)
         masks = damaged.masks.clone()
         for index, kind in enumerate(drawn):
-            if kind == "scratches" and dice.random() < self.mixture.mask_withheld:
+            if kind in ("scratches", "holes") and dice.random() < self.mixture.mask_withheld:
                 masks[index] = 0
         captions = [
             dice.choice(photo.captions) if photo.captions and dice.random() >= self.mixture.caption_dropped else ""

@@ -34,9 +34,9 @@ log = logging.getLogger(__name__)
 class TrainingPlan:
     """Everything that decides what a run yields; a checkpoint is only continued under the same plan."""
 
-    steps: int = 7000
+    steps: int = 6000
     batch: int = 16
-    greys: int = 8
+    greys: int = 12
     """Further captioned pictures without colours a step, which only the global view sees: that is cheap."""
     patch: int = 128
     """Side in pixels of the patch decoded of each image; a multiple of 8."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.restoration.decoder import Decoded
 from pipeline.restoration.model import DAMAGE_SCALES, CompactModel, GlobalView
 from pipeline.restoration.text import TextFeatures
 from pipeline.restoration.views import CELL, cell_positions, coarse_regions, probes, thumbnails
@@ -21,6 +22,7 @@ WEIGHTS = {
     "error": 0.01,
     "damage": 0.1,
     "clean": 0.03,
+    "lost": 0.02,
     "agreement": 0.01,
 }
 
@@ -34,9 +36,10 @@ class Prediction(NamedTuple):
     """The network's answer to a batch, on one patch an image."""
 
     view: GlobalView
-    restored: Tensor  # [N, 3, P, P]
-    log_error: Tensor  # [N, 1, P, P]
+    decoded: Decoded
     truth: Tensor  # [N, 3, P, P]
+    lost: Tensor  # [N, 1, P, P], 1 where the picture was covered
+    told: Tensor  # [N, 1, P, P], 1 where the model was told so
 
 
 def look(model: CompactModel, batch: Batch, text: TextFeatures) -> GlobalView:
@@ -69,8 +72,9 @@ def predict(model: CompactModel, batch: Batch, text: TextFeatures, patch: int, d
     coarse = coarse_regions(view.coarse, boxes, patch)
     grey = (images == images[:, :1]).flatten(1).all(1)
     positions = cell_positions(boxes, patch // CELL)
-    restored, log_error = model.decode(cut(images), cut(masks), coarse, view.context, positions, grey)
-    return Prediction(view, restored, log_error, cut(batch.truth))
+    told = cut(masks)
+    decoded = model.decode(cut(images), told, coarse, view.context, positions, grey)
+    return Prediction(view, decoded, cut(batch.truth), cut(batch.damaged.masks), told)
 
 
 def losses(model: CompactModel, batch: Batch, text: TextFeatures, answer: Prediction) -> dict[str, Tensor]:
@@ -79,21 +83,22 @@ def losses(model: CompactModel, batch: Batch, text: TextFeatures, answer: Predic
     pixels: the logarithm of each image's L1, for PSNR is one too: a slightly damaged image counts somewhat more
     than a noisy one. coarse: L1 of the thumbnail. error: Gaussian negative log-likelihood of the squared error
     (arXiv:1703.04977), with the error detached, so that it never trades quality for confidence. damage and
-    clean: what was done. agreement: SigLIP (arXiv:2303.15343) over the captioned pairs of the batch.
+    clean: what was done. lost: cross-entropy of the covered pixels, where nobody told of them. agreement: SigLIP (arXiv:2303.15343) over the captioned pairs of the batch.
     """
-    view = answer.view
-    squared = (answer.restored.detach() - answer.truth).square().mean(1, keepdim=True)
-    log_error = answer.log_error.clamp(-14, 2)
+    view, restored = answer.view, answer.decoded.pixels
+    squared = (restored.detach() - answer.truth).square().mean(1, keepdim=True)
+    log_error = answer.decoded.log_error.clamp(-14, 2)
     wanted = torch.tensor([record.vector() for record in batch.damaged.records], device=squared.device)
     clean = torch.tensor([not any(r.vector()) for r in batch.damaged.records], device=squared.device)
     scales = wanted.new_tensor(DAMAGE_SCALES)
     small = F.interpolate(batch.truth, size=view.coarse.shape[-2:], mode="area")
     return {
-        "pixels": ((answer.restored - answer.truth).abs().mean((1, 2, 3)) + EASY_ERROR).log().mean(),
+        "pixels": ((restored - answer.truth).abs().mean((1, 2, 3)) + EASY_ERROR).log().mean(),
         "coarse": F.l1_loss(view.coarse, small),
         "error": (squared * torch.exp(-log_error) + log_error).mean(),
         "damage": F.smooth_l1_loss(view.damage / scales, wanted / scales, beta=0.2),
         "clean": F.binary_cross_entropy_with_logits(view.clean, clean.float()),
+        "lost": F.binary_cross_entropy_with_logits(answer.decoded.lost, answer.lost, weight=1 - answer.told),
         "agreement": _agreement(model, view, batch.captions),
     }
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+REST = 0.25
+"""What AdamW gets of the rate. Biases at the full rate ran away from features near unit size."""
 SMALLEST_SIDE = 8
 """Weights with fewer rows or columns (biases, norms, the last layers) have no spectrum worth levelling."""
 
@@ -17,7 +19,7 @@ class Optimiser:
     """Both, stepped together at one rate."""
 
     def __init__(self, model: nn.Module, rate: float, decay: float) -> None:
-        """`decay` is decoupled, of the matrices only. The model's memory layout must not change afterwards."""
+        """`rate` is that of Muon; `decay` is decoupled, of the matrices only. The model's memory layout must not change afterwards."""
         self._parameters = list(model.parameters())
         self._pairs = [(p, nn.Parameter(_view(p.detach()))) for p in self._parameters if _is_matrix(p)]
         self.parts: tuple[torch.optim.Optimizer, ...] = (
@@ -26,7 +28,7 @@ class Optimiser:
             ),
             torch.optim.AdamW(
                 [p for p in self._parameters if not _is_matrix(p)],
-                lr=rate,
+                lr=REST * rate,
                 betas=(0.9, 0.99),
                 weight_decay=0.0,
                 fused=True,
@@ -34,12 +36,12 @@ class Optimiser:
         )
 
     def step(self, rate: float) -> None:
-        """Apply the gradients at this learning rate, and forget them."""
+        """Apply the gradients at this learning rate, that of Muon, and forget them."""
         for parameter, matrix in self._pairs:
             matrix.grad = None if parameter.grad is None else _channels_last(parameter.grad).flatten(1)
-        for part in self.parts:
+        for part, share in zip(self.parts, (1.0, REST), strict=True):
             for group in part.param_groups:
-                group["lr"] = rate
+                group["lr"] = share * rate
             part.step()
         for parameter in self._parameters:
             parameter.grad = None

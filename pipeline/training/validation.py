@@ -63,7 +63,8 @@ class Validation:
             )
             coarse = coarse_regions(view.coarse, boxes, VIEW)
             grey = torch.full((count,), name.startswith("grey"), device=self.device)
-            restored, _ = model.decode(images, masks, coarse, view.context, cell_positions(boxes, VIEW // CELL), grey)
+            decoded = model.decode(images, masks, coarse, view.context, cell_positions(boxes, VIEW // CELL), grey)
+        restored = decoded.pixels
         if name.startswith("grey"):
             restored = restored - tone.luma(restored) + images
         errors = (restored.clamp(0, 1) - self.truth).square().mean((1, 2, 3))
