@@ -18,6 +18,7 @@ from PIL import Image
 from jobs.console import OK, main, positive
 from pipeline.damage.archive import damage_file
 from pipeline.damage.mixture import KINDS
+from pipeline.damage.sheet import sheet
 from pipeline.errors import RecipeError, SourceError
 from pipeline.evaluation.tables import Sample, read_samples
 
@@ -30,7 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source", action="append", required=True, metavar="FILE", help="Parquet table; may be repeated"
     )
-    parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="Parquet table to write")
+    made = parser.add_mutually_exclusive_group(required=True)
+    made.add_argument("--output", type=Path, metavar="FILE", help="Parquet table to write")
+    made.add_argument(
+        "--sheet", type=Path, metavar="FILE", help="a picture of every kind at three strengths, of the first image"
+    )
     parser.add_argument(
         "--kinds",
         default=EVERYTHING,
@@ -62,6 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
     if not samples:
         raise SourceError(f"there are no images in {', '.join(arguments.source)}")
     samples = samples[: arguments.limit]
+    if arguments.sheet:
+        sheet(samples[0].pixels, arguments.seed).save(arguments.sheet)
+        print(f"the sheet is in {arguments.sheet}")
+        return OK
     rows = [_row(sample, kinds[number % len(kinds)], arguments) for number, sample in enumerate(samples)]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, _schema(rows)), arguments.output, compression="zstd")

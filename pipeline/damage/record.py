@@ -17,15 +17,22 @@ class Damage:
     jpeg_quality: float = 100.0
     """Quality of the worst JPEG compression, 1 to 100 as libjpeg counts; 100: no trace of any."""
     blur_sigma: float = 0.0
-    """Width of a Gaussian blur in pixels."""
+    """Width of the blur in pixels: standard deviation of a Gaussian, or of a line of motion."""
     downscale: float = 1.0
     """Factor by which the image was once smaller than its pixels say."""
     fading: float = 0.0
-    """Share of contrast and colour lost to fading or a cast, 0..1."""
+    """Share of contrast, colour and even light lost to fading, yellowing, toning, a cast or uneven light, 0..1."""
     missing: float = 0.0
-    """Share of the area that is missing or covered, 0..1."""
+    """Share of the area that is missing, covered or stained, 0..1."""
+    screen: float = 0.0
+    """Pixels from dot to dot of a halftone print; 0: none. Recorded, not predicted."""
     grey: bool = False
     """No colours: all three channels are equal."""
+
+    @property
+    def clean(self) -> bool:
+        """Nothing is wrong; to have no colours is not wrong."""
+        return not any(self.vector()) and not self.screen
 
     def vector(self) -> list[float]:
         """The measures in the order of `MEASURES`."""

@@ -46,6 +46,8 @@ class Restored:
     """Estimated probability that nothing was, 0..1."""
     uncertainty: npt.NDArray[np.float16]
     """[H, W]: expected root-mean-square error of each pixel of the result, in 0..1."""
+    lost: npt.NDArray[np.bool_]
+    """[H, W]: where the picture was missing, covered or stained: the mask that was given, or else what was found."""
     expected_psnr: float
     """What the model expects the result's PSNR to be, in dB (100 at most)."""
     agreement: float | None
@@ -240,7 +242,7 @@ class Restorer:
             coarse = coarse_regions(torch.stack([views[index].coarse for index, _ in padded]), boxes, side)
             decoded = self._model.decode(pixels, masks, coarse, context, positions, grey)
         restored, error = decoded.pixels.float().cpu(), decoded.log_error.float().clamp(-14, 2).exp().cpu()
-        lost = torch.sigmoid(decoded.lost.float()).cpu()
+        lost = decoded.lost.cpu() > 0  # a logit
         for row, (index, tile) in enumerate(tiles):
             canvases[index].paint(tile, restored[row], error[row, 0], lost[row, 0])
 
@@ -265,10 +267,11 @@ class _Canvas:
         self._grey = grey
         self._array = np.empty((height, width, 3), np.float32)
         self._uncertainty = np.empty((height, width), np.float16)
+        self._lost = np.empty((height, width), np.bool_)
         self._squared = 0.0
 
-    def paint(self, tile: Tile, restored: Tensor, error: Tensor) -> None:
-        """Place the kept part of `restored` [3, T, T] and its expected squared error [T, T]."""
+    def paint(self, tile: Tile, restored: Tensor, error: Tensor, lost: Tensor) -> None:
+        """Place the kept part of `restored` [3, T, T], its expected squared error and lost pixels [T, T]."""
         request = self._request
         top, left, bottom, right = tile.keep
         inner = (slice(top - tile.top, bottom - tile.top), slice(left - tile.left, right - tile.left))
@@ -281,10 +284,13 @@ class _Canvas:
         elif self._grey:
             after = luma(after).expand(3, -1, -1)
         after = after.clamp(0, 1)
-        if request.mask is not None:
+        if request.mask is None:
+            lost = lost[inner]
+        else:  # a given mask always wins
             lost = torch.from_numpy(request.mask[here].copy())
             after = torch.where(lost, after, before)
             error = torch.where(lost, error, 0.0)
+        self._lost[here] = lost.numpy()
         self._array[here] = after.permute(1, 2, 0).numpy()
         self._uncertainty[here] = error.sqrt().numpy()
         self._squared += float(error.double().sum())
@@ -294,9 +300,10 @@ class _Canvas:
         expected = max(self._squared / self._uncertainty.size, 1e-10)
         return Restored(
             array=self._array,
-            damage=view.damage,
+            damage=dataclasses.replace(view.damage, missing=float(self._lost.mean())),
             clean=view.clean,
             uncertainty=self._uncertainty,
+            lost=self._lost,
             expected_psnr=float(-10 * np.log10(expected)),
             agreement=view.agreement,
         )

@@ -83,13 +83,14 @@ def losses(model: CompactModel, batch: Batch, text: TextFeatures, answer: Predic
     pixels: the logarithm of each image's L1, for PSNR is one too: a slightly damaged image counts somewhat more
     than a noisy one. coarse: L1 of the thumbnail. error: Gaussian negative log-likelihood of the squared error
     (arXiv:1703.04977), with the error detached, so that it never trades quality for confidence. damage and
-    clean: what was done. lost: cross-entropy of the covered pixels, where nobody told of them. agreement: SigLIP (arXiv:2303.15343) over the captioned pairs of the batch.
+    clean: what was done. lost: cross-entropy of the covered pixels, where nobody told of them. agreement: SigLIP
+    (arXiv:2303.15343) over the captioned pairs of the batch.
     """
     view, restored = answer.view, answer.decoded.pixels
     squared = (restored.detach() - answer.truth).square().mean(1, keepdim=True)
     log_error = answer.decoded.log_error.clamp(-14, 2)
     wanted = torch.tensor([record.vector() for record in batch.damaged.records], device=squared.device)
-    clean = torch.tensor([not any(r.vector()) for r in batch.damaged.records], device=squared.device)
+    clean = torch.tensor([record.clean for record in batch.damaged.records], device=squared.device)
     scales = wanted.new_tensor(DAMAGE_SCALES)
     small = F.interpolate(batch.truth, size=view.coarse.shape[-2:], mode="area")
     return {

@@ -19,7 +19,10 @@ class Optimiser:
     """Both, stepped together at one rate."""
 
     def __init__(self, model: nn.Module, rate: float, decay: float) -> None:
-        """`rate` is that of Muon; `decay` is decoupled, of the matrices only. The model's memory layout must not change afterwards."""
+        """`rate` is that of Muon; `decay` is decoupled, of the matrices only.
+
+        The model's memory layout must not change afterwards.
+        """
         self._parameters = list(model.parameters())
         self._pairs = [(p, nn.Parameter(_view(p.detach()))) for p in self._parameters if _is_matrix(p)]
         self.parts: tuple[torch.optim.Optimizer, ...] = (

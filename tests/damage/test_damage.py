@@ -10,9 +10,11 @@ from PIL import Image
 
 from pipeline.damage import marks, noise, optics, tone
 from pipeline.damage.archive import damage_file
+from pipeline.damage.halftone import halftone
 from pipeline.damage.jpeg import jpeg
-from pipeline.damage.mixture import KINDS, damage
+from pipeline.damage.mixture import KINDS, MARKS, MIXED, Strengths, damage, second_order, worn
 from pipeline.damage.record import Damage
+from pipeline.damage.sheet import sheet
 from tests.conftest import encoded
 
 
@@ -88,11 +90,108 @@ def test_the_same_seed_gives_the_same_damage_and_a_true_record(planes: torch.Ten
     assert torch.equal(image, again)
     changed = _psnr(image, planes) < 45
     assert changed == (kind != "clean")
-    assert any(record.vector()) == (kind not in ("clean", "grey"))
-    assert bool(mask.any()) == (kind in ("holes", "scratches"))
-    if mask.any():
-        outside = (mask == 0).expand_as(image)
-        assert torch.equal(image[outside], planes[outside])
+    assert record.clean == (kind in ("clean", "grey"))
+    if kind not in MIXED:
+        assert bool(mask.any()) == (kind in MARKS)
+        assert record.missing == float(mask.mean())
+    if kind in MARKS and kind != "folds":  # a fold shades what is beside it
+        outside = (image - planes)[(mask == 0).expand_as(image)]
+        assert float(outside.abs().max()) <= 0.55 and float(outside.abs().mean()) < 0.01  # soft edges
+        inside = (image - planes)[(mask == 1).expand_as(image)]
+        assert float(inside.abs().mean()) > 0.03
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("clean", "grey", "halftone", *MIXED)])
+def test_every_kind_grows_with_its_strength(planes: torch.Tensor, kind: str) -> None:
+    def shown(level: float) -> float:
+        strengths = Strengths().at(level)
+        made = [
+            damage(planes, [[kind]], random.Random(n), torch.Generator().manual_seed(n), strengths) for n in range(8)
+        ]
+        return sum(_psnr(done.images, planes) for done in made) / len(made)
+
+    weak, medium, strong = shown(0.0), shown(0.5), shown(1.0)
+    assert weak > medium > strong - 0.2 and weak > strong + 1
+
+
+def test_mixed_kinds_draw_several_in_the_order_in_which_they_befall_a_picture() -> None:
+    for seed in range(40):
+        assert len(second_order(random.Random(seed))) >= 2
+        drawn = worn(random.Random(seed))
+        assert len(set(drawn)) == len(drawn) and set(drawn) & set(MARKS)
+        assert [kind for kind in KINDS if kind in drawn] == drawn
+    assert len({tuple(second_order(random.Random(seed))) for seed in range(40)}) > 10
+
+
+def test_motion_blurs_along_its_angle_alone() -> None:
+    spot = torch.zeros(1, 3, 33, 33)
+    spot[..., 16, 16] = 1
+    made = optics.motion(spot, torch.tensor([9.0]), torch.tensor([0.0]))
+    assert float(made.sum()) == pytest.approx(3, abs=1e-4)
+    assert float(made[0, 0, 16].sum()) == pytest.approx(1, abs=1e-4)  # all of it in its row
+    assert int((made[0, 0, 16] > 0.01).sum()) == pytest.approx(9, abs=1)
+
+
+@pytest.mark.parametrize("mode", optics.FILTERS)
+def test_low_resolution_keeps_the_place_of_things(planes: torch.Tensor, mode: str) -> None:
+    made = optics.low_resolution(planes, 2.0, mode)
+    shifted = torch.roll(made, 1, dims=-1)
+    assert _psnr(made, planes) > _psnr(shifted, planes)
+
+
+def test_an_unknown_filter_is_named(planes: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="cubic-ish"):
+        optics.low_resolution(planes, 2.0, "cubic-ish")
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("level", [0.1, 0.35, 0.5, 0.8])
+def test_halftone_keeps_the_mean_and_shows_dots(level: float, grey: bool) -> None:
+    flat = torch.full((1, 3, 160, 160), level)
+    printed = halftone(flat, torch.tensor([5.0]), grey)
+    assert float(printed.mean()) == pytest.approx(level, abs=0.02)
+    assert float(printed[..., 16:-16, 16:-16].std()) > 0.02
+    assert bool((printed == printed[:, :1]).all()) == grey
+
+
+def test_yellowing_takes_the_light_its_density_says() -> None:
+    grey = torch.full((1, 3, 4, 4), 0.8)
+    red, green, blue = tone.yellow(grey, torch.tensor([0.3]))[0, :, 0, 0].tolist()
+    assert blue == pytest.approx(0.8 * 10**-0.3) and red > green > blue
+
+
+def test_uneven_light_falls_by_its_stops() -> None:
+    field = tone.vignette(64, 64, (0.0, 0.0), torch.device("cpu"))
+    lit = tone.uneven(torch.full((1, 3, 64, 64), 0.8), field, torch.tensor([2.0]))
+    assert float(lit[0, 0, 0, 0]) == pytest.approx(0.8) and float(lit[0, 0, -1, -1]) == pytest.approx(0.2)
+
+
+def test_marks_have_the_size_they_say() -> None:
+    for share in (0.02, 0.1):
+        lost = [float(marks.corners(120, 160, share, random.Random(seed)).mean()) for seed in range(12)]
+        assert share / 2 < np.mean(lost) < 1.5 * share
+    for draw in (marks.dust, marks.hairs, marks.tears, marks.foxing):
+        areas = [float(draw(160, 160, 6, random.Random(seed)).mean()) for seed in range(6)]
+        assert 0.0002 < np.mean(areas) < 0.1
+    crease = marks.fold(100, 140, random.Random(3))
+    assert 0 < float(crease.cracks.mean()) < 0.05 and 0.75 < float(crease.relief.min()) <= 1.25
+    assert not marks.defect(torch.full((1, 2, 2), 0.3)).any()
+    assert not marks.defect(torch.full((1, 2, 2), 0.1), (0.9, 0.5, 0.3)).any()
+
+
+def test_marks_reach_over_the_edge_of_any_size() -> None:
+    for height, width in ((1, 1), (1, 40), (300, 7)):
+        for draw in (marks.dust, marks.hairs, marks.tears, marks.foxing, marks.scratches):
+            assert draw(height, width, 5, random.Random(1)).shape == (1, height, width)
+        for draw in (marks.corners, marks.stains, marks.holes):
+            assert draw(height, width, 0.1, random.Random(1)).shape == (1, height, width)
+        assert marks.fold(height, width, random.Random(1)).cracks.shape == (1, height, width)
+
+
+def test_the_sheet_shows_every_kind_three_times(photo: np.ndarray) -> None:
+    page = sheet(photo)
+    assert page.size == (2 * (3 * 198 + 6), -(-(len(KINDS) - 1) // 2) * 216 + 6)
+    assert np.asarray(page).std() > 20
 
 
 def test_a_grey_scan_stays_grey_under_noise_and_jpeg(planes: torch.Tensor) -> None:
