@@ -1,96 +1,264 @@
-"""Denoising, JPEG artefacts, super-resolution, and colour from captions."""
+"""The tests: how images are damaged, what the restorer is told, and how its answers are judged."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 
+from pipeline.damage import marks
+from pipeline.damage.mixture import MARKS, Strengths, damage_one
+from pipeline.damage.record import Damage
 from pipeline.evaluation.tables import Sample
-from pipeline.quality.scores import psnr, ssim
+from pipeline.quality.scores import decibels, psnr, ssim
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import Restored, Restorer
+from pipeline.restoration.text import MiniLMEncoder
+
+Pixels = npt.NDArray[np.uint8]
+Score = Callable[[Pixels, Pixels], float]
 
 BATCH = 16
+CAPTIONS = ("true", "empty", "shuffled", "wrong")
+"""Captions as they are; none; another image's; that of the image whose caption is least like the true one."""
+REFERENCES = ("none", "same", "other")
+"""No reference; another crop of the same scene, in colour; a crop of another scene."""
+REFERENCE_SIDE = 0.6
+"""A reference shows this share of each side of its scene."""
+LEVELS = {"weak": 0.15, "medium": 0.5, "strong": 1.0}
+"""Points in the ranges of `Strengths`."""
+
+
+class Case(NamedTuple):
+    """One image of a test."""
+
+    id: str
+    request: Request
+    truth: Pixels
+    input_psnr: float
+    damage: Damage | None = None
+    """What was done, where the model's finding is to be compared with it."""
+    defects: npt.NDArray[np.bool_] | None = None
+    """Where it was covered or stained."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """One image of a test, restored. PSNR in dB."""
+
+    id: str
+    input_psnr: float
+    psnr: float
+    ssim: float | None
+    expected_psnr: float
+    """Of the whole image, by the model."""
+    whole_psnr: float
+    """The truth of that."""
+    found: Damage
+    done: Damage | None
+    overlap: float | None
+    """Found defects against true ones: intersection over union."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Means over a test set, PSNR in dB."""
+    """One test over one set."""
 
     name: str
-    images: int
-    input_psnr: float
-    psnr: float
-    ssim: float
-    each: tuple[float, ...]
-    """PSNR of each image, in the order of the set: for paired comparisons."""
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def each(self) -> list[float]:
+        """PSNR of each image, in the order of the set: for paired comparisons."""
+        return [outcome.psnr for outcome in self.outcomes]
+
+    @property
+    def input_psnr(self) -> float:
+        """Mean over the images, as all of these."""
+        return _mean(outcome.input_psnr for outcome in self.outcomes)
+
+    @property
+    def psnr(self) -> float:
+        """dB."""
+        return _mean(self.each)
 
     @property
     def gain(self) -> float:
         """dB over the input."""
         return self.psnr - self.input_psnr
 
+    @property
+    def ssim(self) -> float:
+        """Of the images that are large enough for it; not a number if none is."""
+        return _mean(outcome.ssim for outcome in self.outcomes if outcome.ssim is not None)
 
-def denoise(
-    restorer: Restorer, samples: Sequence[Sample], sigma: float, clipped: bool = False, seed: int = 0
-) -> Result:
+    @property
+    def overlap(self) -> float | None:
+        """Mean intersection over union of found and true defects, where there were any."""
+        found = [outcome.overlap for outcome in self.outcomes if outcome.overlap is not None]
+        return _mean(found) if found else None
+
+
+def denoise(samples: Sequence[Sample], sigma: float, clipped: bool = False, seed: int = 0) -> Iterator[Case]:
     """Gaussian noise of `sigma` (0..255), added to float pixels; `clipped` also clips and rounds to 8 bits."""
-    noisy = []
     for index, sample in enumerate(samples):
         noise = np.random.default_rng((seed, index)).normal(0, sigma / 255, sample.pixels.shape)
         image = (sample.pixels / 255 + noise).astype(np.float32)
-        noisy.append(np.rint(image.clip(0, 1) * 255).astype(np.float32) / 255 if clipped else image)
-    inputs = [_float_psnr(image, sample.pixels / 255) for image, sample in zip(noisy, samples, strict=True)]
-    answers = _run(restorer, [Request(image) for image in noisy])
-    return _result(f"noise, sigma {sigma:g}{', clipped' if clipped else ''}", samples, inputs, answers)
+        if clipped:
+            image = np.rint(image.clip(0, 1) * 255).astype(np.float32) / 255
+        yield Case(
+            sample.id,
+            Request(image),
+            sample.pixels,
+            decibels(float(np.square(image - sample.pixels / 255).mean())),
+            Damage(noise_sigma=sigma),
+        )
 
 
-def jpeg(restorer: Restorer, samples: Sequence[Sample], quality: int) -> Result:
+def jpeg(samples: Sequence[Sample], quality: int) -> Iterator[Case]:
     """JPEG by Pillow with its default 4:2:0."""
-    damaged = [_jpeg(sample.pixels, quality) for sample in samples]
-    inputs = [psnr(image, sample.pixels) for image, sample in zip(damaged, samples, strict=True)]
-    return _result(f"JPEG, quality {quality}", samples, inputs, _run(restorer, [Request(image) for image in damaged]))
+    for sample in samples:
+        file = io.BytesIO()
+        Image.fromarray(sample.pixels).save(file, "JPEG", quality=quality)
+        image = np.asarray(Image.open(file))
+        damage = Damage(jpeg_quality=quality)
+        yield Case(sample.id, Request(image), sample.pixels, psnr(image, sample.pixels), damage)
 
 
-def upscale(restorer: Restorer, samples: Sequence[Sample], factor: int) -> Result:
-    """Bicubic reduction (antialiased), bicubic enlargement, then restoring; Y channel, `factor` pixels cropped."""
-    truths, damaged = [], []
+def upscale(samples: Sequence[Sample], factor: int) -> Iterator[Case]:
+    """Bicubic reduction (antialiased), bicubic enlargement, then restoring; to be judged by `luma_psnr(factor)`."""
+    score = luma_psnr(factor)
     for sample in samples:
         height, width = (length - length % factor for length in sample.pixels.shape[:2])
-        truth = sample.pixels[:height, :width]
+        truth = np.ascontiguousarray(sample.pixels[:height, :width])
         small = Image.fromarray(truth).resize((width // factor, height // factor), Image.Resampling.BICUBIC)
-        damaged.append(np.asarray(small.resize((width, height), Image.Resampling.BICUBIC)))
-        truths.append(truth)
-    answers = list(_run(restorer, [Request(image) for image in damaged]))
-    inputs = [_luma_psnr(image, truth, factor) for image, truth in zip(damaged, truths, strict=True)]
-    each = [_luma_psnr(answer.pixels, truth, factor) for answer, truth in zip(answers, truths, strict=True)]
-    similar = [ssim(answer.pixels, truth) or 0.0 for answer, truth in zip(answers, truths, strict=True)]
-    return Result(f"low resolution, x{factor}, Y", len(truths), _mean(inputs), _mean(each), _mean(similar), tuple(each))
+        image = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+        yield Case(sample.id, Request(image), truth, score(image, truth), Damage(downscale=factor))
 
 
-def colourise(restorer: Restorer, samples: Sequence[Sample], captions: str, seed: int = 0) -> Result:
-    """Greys given colours, their luminance kept; RGB PSNR.
+def colourise(
+    samples: Sequence[Sample], captions: str = "true", references: str = "none", seed: int = 0
+) -> Iterator[Case]:
+    """Greys given colours, their luminance kept; `captions` one of `CAPTIONS`, `references` one of `REFERENCES`.
 
-    `captions` is `true` (the first of each image), `empty`, or `shuffled` (another image's).
+    Raises:
+        ValueError: it is none of them.
     """
-    texts: list[str | None] = [sample.captions[0] if sample.captions else None for sample in samples]
-    if captions == "empty":
-        texts = [None] * len(texts)
-    elif captions == "shuffled":
-        order = derangement(len(texts), seed)
-        texts = [texts[other] for other in order]
-    elif captions != "true":
-        raise ValueError(f"captions are true, empty or shuffled, not {captions!r}")
-    greys = [np.repeat(np.asarray(Image.fromarray(s.pixels).convert("L"))[..., None], 3, axis=2) for s in samples]
-    inputs = [psnr(grey, sample.pixels) for grey, sample in zip(greys, samples, strict=True)]
-    requests = [Request(grey, caption=text, colourise=True) for grey, text in zip(greys, texts, strict=True)]
-    return _result(f"greys, {captions} captions", samples, inputs, _run(restorer, requests))
+    if captions not in CAPTIONS or references not in REFERENCES:
+        raise ValueError(
+            f"captions are one of {', '.join(CAPTIONS)}, references of {', '.join(REFERENCES)}, "
+            f"not {captions!r} and {references!r}"
+        )
+    texts = _texts(samples, captions, seed)
+    others = derangement(len(samples), seed + 1)
+    for index, (sample, text) in enumerate(zip(samples, texts, strict=True)):
+        grey = np.repeat(np.asarray(Image.fromarray(sample.pixels).convert("L"))[..., None], 3, axis=2)
+        shown: tuple[Pixels, ...] = ()
+        if references != "none":
+            scene = sample if references == "same" else samples[others[index]]
+            shown = (_crop(scene.pixels, random.Random(f"{seed}/{index}")),)
+        request = Request(grey, caption=text, references=shown, colourise=True)
+        yield Case(sample.id, request, sample.pixels, psnr(grey, sample.pixels))
+
+
+def inpaint(samples: Sequence[Sample], share: float = 0.2, seed: int = 0) -> Iterator[Case]:
+    """Blots over about `share` of the area, painted grey, their mask and the caption given; for `masked_psnr`."""
+    for index, sample in enumerate(samples):
+        lost = blots(*sample.pixels.shape[:2], share, random.Random(f"{seed}/{index}"))
+        image = np.where(lost[..., None], np.uint8(128), sample.pixels)
+        caption = sample.captions[0] if sample.captions else None
+        inside = masked_psnr(lost)
+        yield Case(sample.id, Request(image, caption=caption, mask=lost), sample.pixels, inside(image, sample.pixels))
+
+
+def blots(height: int, width: int, share: float, dice: random.Random) -> npt.NDArray[np.bool_]:
+    """A mask [H, W] of irregular blots that cover `share` of the area, give or take a tenth of it."""
+    for _ in range(200):
+        lost = marks.holes(height, width, share * dice.uniform(0.6, 1.0), dice)[0].numpy() > 0
+        if abs(lost.mean() - share) <= 0.1 * share:
+            break
+    return lost
+
+
+def damaged(samples: Sequence[Sample], kind: str, level: float, seed: int = 0) -> Iterator[Case]:
+    """One kind of damage (`KINDS`) at one strength, 0 weak to 1 strong; masks are not told, as archives have none."""
+    for index, sample in enumerate(samples):
+        planes = torch.from_numpy(sample.pixels.copy()).permute(2, 0, 1)[None].float() / 255
+        dice = random.Random(f"{seed}/{kind}/{index}")
+        generator = torch.Generator().manual_seed(dice.getrandbits(62))
+        image, mask, record = damage_one(planes, [kind], dice, generator, Strengths().at(level))
+        shown = (image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+        defects = mask[0, 0].numpy() > 0 if kind in MARKS else None
+        yield Case(sample.id, Request(shown), sample.pixels, psnr(shown, sample.pixels), record, defects)
+
+
+def measure(restorer: Restorer, name: str, cases: Iterable[Case], score: Score | None = None) -> Result:
+    """Restore and judge; `score(result, truth)` in dB is PSNR over all RGB values unless another is given.
+
+    With a mask in the request, only the pixels under it are judged.
+    """
+    outcomes: list[Outcome] = []
+    waiting: list[Case] = []
+    for case in cases:
+        waiting.append(case)
+        if len(waiting) == BATCH:
+            outcomes += _outcomes(restorer, waiting, score)
+            waiting = []
+    return Result(name, (*outcomes, *_outcomes(restorer, waiting, score)))
+
+
+def _outcomes(restorer: Restorer, cases: Sequence[Case], score: Score | None) -> list[Outcome]:
+    answers = restorer.restore_batch([case.request for case in cases])
+    return [_outcome(case, answer, score) for case, answer in zip(cases, answers, strict=True)]
+
+
+def _outcome(case: Case, answer: Restored, score: Score | None) -> Outcome:
+    pixels = answer.pixels
+    mask = case.request.mask
+    judge = score or (psnr if mask is None else masked_psnr(mask))
+    overlap = None
+    if case.defects is not None and case.defects.any():
+        overlap = float((answer.lost & case.defects).sum() / (answer.lost | case.defects).sum())
+    return Outcome(
+        id=case.id,
+        input_psnr=case.input_psnr,
+        psnr=judge(pixels, case.truth),
+        ssim=ssim(pixels, case.truth),
+        expected_psnr=answer.expected_psnr,
+        whole_psnr=psnr(pixels, case.truth),
+        found=answer.damage,
+        done=case.damage,
+        overlap=overlap,
+    )
+
+
+def luma_psnr(border: int) -> Score:
+    """PSNR of BT.601 luma in limited range, 16..235, as MATLAB's rgb2ycbcr gives it, `border` pixels cropped."""
+
+    def score(image: Pixels, truth: Pixels) -> float:
+        inner = (slice(border, -border), slice(border, -border))
+        weights = np.array([65.481, 128.553, 24.966]) / 255
+        difference = (image[inner].astype(np.float64) - truth[inner]) @ weights
+        return decibels(float(np.square(difference).mean()) / 255**2)
+
+    return score
+
+
+def masked_psnr(mask: npt.NDArray[np.bool_]) -> Score:
+    """PSNR over the RGB values under a mask [H, W]."""
+
+    def score(image: Pixels, truth: Pixels) -> float:
+        difference = image[mask].astype(np.float64) - truth[mask]
+        return decibels(float(np.square(difference).mean()) / 255**2)
+
+    return score
 
 
 def derangement(count: int, seed: int) -> list[int]:
@@ -103,37 +271,31 @@ def derangement(count: int, seed: int) -> list[int]:
     return moved
 
 
-def _run(restorer: Restorer, requests: Sequence[Request]) -> Iterator[Restored]:
-    for start in range(0, len(requests), BATCH):
-        yield from restorer.restore_batch(requests[start : start + BATCH])
+def least_like(texts: Sequence[str]) -> list[int]:
+    """For each text the one whose MiniLM sentence vector is least like its own (cosine)."""
+    features = MiniLMEncoder(32, torch.device("cpu"))(texts)
+    weight = (~features.absent).float()[..., None]
+    vectors = torch.nn.functional.normalize((features.tokens * weight).sum(1), dim=1)
+    return [int(place) for place in (vectors @ vectors.T).argmin(1)]
 
 
-def _result(name: str, samples: Sequence[Sample], inputs: Sequence[float], answers: Iterator[Restored]) -> Result:
-    each, similar = [], []
-    for sample, answer in zip(samples, answers, strict=True):
-        pixels = answer.pixels
-        each.append(psnr(pixels, sample.pixels))
-        similar.append(ssim(pixels, sample.pixels) or 0.0)
-    return Result(name, len(samples), _mean(inputs), _mean(each), _mean(similar), tuple(each))
+def _texts(samples: Sequence[Sample], captions: str, seed: int) -> list[str | None]:
+    texts: list[str | None] = [sample.captions[0] if sample.captions else None for sample in samples]
+    if captions == "empty":
+        return [None] * len(texts)
+    if captions == "shuffled":
+        return [texts[other] for other in derangement(len(texts), seed)]
+    if captions == "wrong":
+        return [texts[other] for other in least_like([text or "" for text in texts])]
+    return texts
 
 
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values))
+def _crop(pixels: Pixels, dice: random.Random) -> Pixels:
+    height, width = (max(1, round(length * REFERENCE_SIDE)) for length in pixels.shape[:2])
+    top, left = dice.randint(0, pixels.shape[0] - height), dice.randint(0, pixels.shape[1] - width)
+    return np.ascontiguousarray(pixels[top : top + height, left : left + width])
 
 
-def _jpeg(pixels: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
-    return np.asarray(Image.open(file))
-
-
-def _float_psnr(image: npt.NDArray[np.floating], truth: npt.NDArray[np.floating]) -> float:
-    return float(-10 * np.log10(np.square(image - truth).mean()))
-
-
-def _luma_psnr(image: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8], border: int) -> float:
-    """BT.601 in limited range, 16..235, as MATLAB's rgb2ycbcr gives it."""
-    inner = (slice(border, -border), slice(border, -border))
-    weights = np.array([65.481, 128.553, 24.966]) / 255
-    difference = (image[inner].astype(np.float64) - truth[inner]) @ weights
-    return float(10 * np.log10(255**2 / np.square(difference).mean()))
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return float(np.mean(found)) if found else float("nan")

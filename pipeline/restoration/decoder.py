@@ -55,7 +55,7 @@ class Level(nn.ModuleList):
     """The residual blocks of one resolution."""
 
     def __init__(self, channels: int, condition: int | None, blocks: int) -> None:
-        super().__init__(ResidualBlock(channels, condition) for _ in range(blocks))
+        super().__init__(ResidualBlock(channels, condition, norm=condition is not None) for _ in range(blocks))
 
     def forward(
         self, features: Tensor, condition: Tensor, before_last: Callable[[Tensor], Tensor] | None = None

@@ -34,26 +34,39 @@ def activate(features: Tensor) -> Tensor:
     return F.leaky_relu_(features, SLOPE)
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with a skip; optionally modulated by a vector (FiLM, arXiv:1709.07871)."""
+def normalise(features: Tensor) -> Tensor:
+    """Each pixel's channels to mean 0 and variance 1 (LayerNorm without weights): [N, C, H, W], channels last."""
+    out: Tensor = F.layer_norm(features.permute(0, 2, 3, 1), features.shape[1:2])
+    return out.permute(0, 3, 1, 2)
 
-    def __init__(self, channels: int, condition: int | None = None) -> None:
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with a skip.
+
+    `norm`: the features are normalised on their way in. `condition`: width of a vector that scales and shifts the
+    normalised features, and scales what the block adds (adaLN, arXiv:2212.09748). It must not shift what the
+    activation sees (FiLM): while the rest still learns, that is the quickest way to be rid of a block, and ends it.
+    """
+
+    def __init__(self, channels: int, condition: int | None = None, norm: bool = True) -> None:
         super().__init__()
+        self.norm = norm
         self.first = keep_scale(nn.Conv2d(channels, channels, 3, padding=1))
         # near the identity at first: deep residual stacks start calm
         self.second = keep_scale(nn.Conv2d(channels, channels, 3, padding=1), 0.15)
-        self.modulate = nn.Linear(condition, 2 * channels) if condition else None
+        self.modulate = nn.Linear(condition, 3 * channels) if condition else None
         if self.modulate is not None:
             nn.init.zeros_(self.modulate.weight)
             nn.init.zeros_(self.modulate.bias)
 
     def forward(self, features: Tensor, condition: Tensor | None = None) -> Tensor:
         """`features` [N, C, H, W], `condition` [N, D] of about unit length -> [N, C, H, W]."""
-        hidden = self.first(features)
-        if self.modulate is not None and condition is not None:
-            scale, shift = self.modulate(condition)[:, :, None, None].chunk(2, dim=1)
-            hidden = torch.addcmul(shift, hidden, 1 + scale)
-        out: Tensor = features + self.second(activate(hidden))
+        hidden = normalise(features) if self.norm else features
+        if self.modulate is None or condition is None:
+            return features + self.second(activate(self.first(hidden)))
+        scale, shift, gate = self.modulate(condition)[:, :, None, None].chunk(3, dim=1)
+        hidden = torch.addcmul(shift, hidden, 1 + scale)
+        out: Tensor = torch.addcmul(features, self.second(activate(self.first(hidden))), 1 + gate)
         return out
 
 

@@ -34,18 +34,33 @@ class Photo(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """How often what happens to a training image; shares of the batches."""
+    """How often what happens to a training image; shares of the batches, to be divided by their sum."""
 
     kinds: tuple[tuple[str, float], ...] = (
-        ("noise", 0.36),
-        ("jpeg", 0.22),
-        ("grey", 0.11),
-        ("clean", 0.03),
-        ("blur", 0.03),
+        ("noise", 0.34),
+        ("jpeg", 0.21),
+        ("grey", 0.10),
         ("low_resolution", 0.10),
-        ("fading", 0.03),
-        ("holes", 0.07),
-        ("scratches", 0.05),
+        ("holes", 0.06),
+        ("clean", 0.03),
+        ("worn", 0.03),
+        ("second_order", 0.02),
+        ("scratches", 0.02),
+        ("blur", 0.02),
+        ("fading", 0.015),
+        ("motion", 0.01),
+        ("halftone", 0.01),
+        ("dust", 0.01),
+        ("corners", 0.01),
+        ("cast", 0.007),
+        ("sepia", 0.007),
+        ("yellowing", 0.007),
+        ("uneven", 0.007),
+        ("hairs", 0.006),
+        ("folds", 0.006),
+        ("tears", 0.006),
+        ("foxing", 0.005),
+        ("stains", 0.005),
     )
     second: float = 0.1
     """Share of damaged images that get light noise or JPEG on top."""
@@ -53,8 +68,8 @@ class Mixture:
     """Share of captions withheld, so that the model works without."""
     reference: float = 0.25
     """Share of greys and holes shown together with another crop of the same scene, in colour."""
-    mask_withheld: float = 0.4
-    """Share of scratches and holes whose mask is not given: archives have none."""
+    mask_withheld: float = 0.5
+    """Share of defects whose mask is not given: archives have none."""
 
 
 class Batch(NamedTuple):
@@ -136,9 +151,9 @@ class Sampler:
         truth = torch.stack([_view(photo.pixels, dice) for photo in photos]).to(self.device).float() / 255
         damaged = damage(truth, kinds, dice, generator)
         masks = damaged.masks.clone()
-        for index, kind in enumerate(drawn):
-            if kind in ("scratches", "holes") and dice.random() < self.mixture.mask_withheld:
-                masks[index] = 0
+        for mask in masks:
+            if dice.random() < self.mixture.mask_withheld:
+                mask.zero_()
         captions = [
             dice.choice(photo.captions) if photo.captions and dice.random() >= self.mixture.caption_dropped else ""
             for photo in photos

@@ -34,14 +34,14 @@ log = logging.getLogger(__name__)
 class TrainingPlan:
     """Everything that decides what a run yields; a checkpoint is only continued under the same plan."""
 
-    steps: int = 6000
+    steps: int = 5000
     batch: int = 16
     greys: int = 12
     """Further captioned pictures without colours a step, which only the global view sees: that is cheap."""
     patch: int = 128
     """Side in pixels of the patch decoded of each image; a multiple of 8."""
-    learning_rate: float = 2e-3
-    warm_up: int = 100
+    learning_rate: float = 1.2e-3
+    warm_up: int = 200
     decay: float = 0.01
     clip: float = 0.5
     """Largest norm of the gradient."""
