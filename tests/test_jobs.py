@@ -77,10 +77,10 @@ def test_a_trained_model_can_be_evaluated(
     assert Restorer.from_pretrained(model, device="cpu").restore(noise(20, 20)).array.shape == (20, 20, 3)
     capsys.readouterr()
     assert (
-        main(["evaluate", str(tmp_path), "--model", model, "--output", str(tmp_path / "results"), "--limit", "1"]) == 0
+        main(["evaluate", str(tmp_path), "--model", model, "--output", str(tmp_path / "results"), "--limit", "2"]) == 0
     )
     table = capsys.readouterr().out
-    assert "noise, sigma 25" in table and "greys, shuffled captions" in table
+    assert "noise, sigma 25" in table and "20 % missing" in table
     written = json.loads((tmp_path / "results/evaluation.json").read_text())
     assert set(written["sets"]) == {"kodak24", "captioned"}
     assert main(["evaluate", str(tmp_path / "run")]) == 2

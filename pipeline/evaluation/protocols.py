@@ -171,7 +171,7 @@ def colourise(
 def inpaint(samples: Sequence[Sample], share: float = 0.2, seed: int = 0) -> Iterator[Case]:
     """Blots over about `share` of the area, painted grey, their mask and the caption given; for `masked_psnr`."""
     for index, sample in enumerate(samples):
-        lost = blots(*sample.pixels.shape[:2], share, random.Random(f"{seed}/{index}"))
+        lost = blots(sample.pixels.shape[0], sample.pixels.shape[1], share, random.Random(f"{seed}/{index}"))
         image = np.where(lost[..., None], np.uint8(128), sample.pixels)
         caption = sample.captions[0] if sample.captions else None
         inside = masked_psnr(lost)

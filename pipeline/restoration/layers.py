@@ -63,7 +63,8 @@ class ResidualBlock(nn.Module):
         """`features` [N, C, H, W], `condition` [N, D] of about unit length -> [N, C, H, W]."""
         hidden = normalise(features) if self.norm else features
         if self.modulate is None or condition is None:
-            return features + self.second(activate(self.first(hidden)))
+            plain: Tensor = features + self.second(activate(self.first(hidden)))
+            return plain
         scale, shift, gate = self.modulate(condition)[:, :, None, None].chunk(3, dim=1)
         hidden = torch.addcmul(shift, hidden, 1 + scale)
         out: Tensor = torch.addcmul(features, self.second(activate(self.first(hidden))), 1 + gate)

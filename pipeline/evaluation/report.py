@@ -1,0 +1,70 @@
+"""An evaluation as Markdown."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.evaluation.protocols import LEVELS
+from pipeline.evaluation.suite import Evaluation, Line
+
+
+def as_markdown(evaluation: Evaluation) -> str:
+    """Tables: what was measured set by set, captions and references, calibration."""
+    parts = []
+    for name, lines in evaluation.lines.items():
+        plain = [line for line in lines if not _level(line)]
+        parts.append(f"## {name}\n\n" + _plain(plain))
+        if levels := [line for line in lines if _level(line)]:
+            parts.append(f"### {name}, by damage and strength\n\n" + _by_level(levels))
+        if found := evaluation.comparisons.get(name):
+            rows = "".join(f"| {what} | {interval} |\n" for what, interval in found.items())
+            head = "| PSNR, paired | dB [95 % interval] |\n|---|---|\n"
+            parts.append(f"### {name}, compared image by image\n\n{head}{rows}")
+    if evaluation.calibrations:
+        head = "| predicted | images | Spearman | mean error |\n|---|---|---|---|\n"
+        rows = "".join(
+            f"| {c.name} | {len(c.truth)} | {c.correlation:.3f} | {c.error:.2f} {c.unit} |\n"
+            for c in evaluation.calibrations
+        )
+        parts.append(f"## What the model knows of its result\n\n{head}{rows}")
+    return "\n".join(parts)
+
+
+def _plain(lines: list[Line]) -> str:
+    others = list(dict.fromkeys(name for line in lines for name in line.baselines))
+    head = ["test", "images", "input PSNR", "PSNR", "gain", "SSIM", *others]
+    rows = []
+    for line in lines:
+        r = line.result
+        cells = [line.name, f"{len(r.outcomes)}", f"{r.input_psnr:.2f}", f"{r.psnr:.2f}", f"{r.gain:+.2f}"]
+        cells += [f"{r.ssim:.4f}"]
+        cells += [f"{np.mean(line.baselines[name]):.2f}" if name in line.baselines else "" for name in others]
+        rows.append(cells)
+    return _table(head, rows)
+
+
+def _by_level(lines: list[Line]) -> str:
+    kinds = list(dict.fromkeys(line.name.rpartition(", ")[0] for line in lines))
+    by_name = {line.name: line.result for line in lines}
+    head = ["damage", *(f"{level}: input → result (SSIM)" for level in LEVELS), "defects found, IoU"]
+    rows = []
+    for kind in kinds:
+        results = [by_name[f"{kind}, {level}"] for level in LEVELS]
+        found = [result.overlap for result in results if result.overlap is not None]
+        rows.append(
+            [
+                kind,
+                *(f"{r.input_psnr:.2f} → {r.psnr:.2f} ({r.ssim:.3f})" for r in results),
+                f"{np.mean(found):.2f}" if found else "",
+            ]
+        )
+    return _table(head, rows)
+
+
+def _level(line: Line) -> bool:
+    return line.name.rpartition(", ")[2] in LEVELS
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
