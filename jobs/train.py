@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import glob
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from jobs.console import OK, main
-from pipeline.errors import SourceError
+from jobs.console import OK, main, positive
+from pipeline.errors import RecipeError, SourceError
+from pipeline.lake.places import explained
+
+if TYPE_CHECKING:
+    from pipeline.training.data import Table
 
 log = logging.getLogger(__name__)
+
+FINE_TUNING: dict[str, Any] = {"steps": 1500, "learning_rate": 3e-4, "warm_up": 50}
+"""What differs from `TrainingPlan` where weights are given to start from."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,66 +28,117 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     plan = TrainingPlan()
     parser.add_argument(
-        "--data", action="append", required=True, metavar="PATH", help="Parquet file or glob; may be repeated"
+        "--source",
+        action="append",
+        required=True,
+        metavar="PATH_OR_URL",
+        help="undamaged images: a Parquet file, a folder or a glob, on any store; may be repeated",
     )
-    parser.add_argument("--held-out", metavar="PATH", help="Parquet file to validate on")
+    parser.add_argument(
+        "--from",
+        dest="start",
+        metavar="MODEL",
+        help="start with these weights: a shipped model's name, a folder or URI",
+    )
+    parser.add_argument("--held-out", metavar="PATH_OR_URL", help="images to validate on")
     parser.add_argument(
         "--output", required=True, type=Path, metavar="FOLDER", help="checkpoint, curve.csv, and model/ at the end"
     )
     parser.add_argument("--image-column", default="image")
-    parser.add_argument("--captions-column", default="captions")
-    parser.add_argument("--steps", type=int, default=plan.steps)
-    parser.add_argument("--batch", type=int, default=plan.batch, help="images a step")
-    parser.add_argument("--greys", type=int, default=plan.greys, help="further greys a step, for the global view alone")
-    parser.add_argument("--patch", type=int, default=plan.patch, help="pixels, a multiple of 8")
-    parser.add_argument("--learning-rate", type=float, default=plan.learning_rate)
+    parser.add_argument("--captions-column", default="captions", help="a caption or a list of them; may be absent")
+    parser.add_argument("--memory", type=positive, default=8, metavar="GB", help="of decoded images at most (8)")
+    parser.add_argument("--steps", type=positive, help=f"{plan.steps}, or {FINE_TUNING['steps']} from given weights")
+    parser.add_argument("--batch", type=positive, default=plan.batch, help="images a step, of all workers together")
+    parser.add_argument(
+        "--greys", type=int, default=plan.greys, help="further greys a step, for the global view alone; 0: none"
+    )
+    parser.add_argument("--patch", type=positive, default=plan.patch, help="pixels, a multiple of 8")
+    parser.add_argument(
+        "--learning-rate",
+        type=float,
+        help=f"{plan.learning_rate:g}, or {FINE_TUNING['learning_rate']:g} from given weights",
+    )
     parser.add_argument("--seed", type=int, default=plan.seed)
-    parser.add_argument("--checkpoint-every", type=int, default=plan.checkpoint_every, metavar="STEPS")
+    parser.add_argument("--checkpoint-every", type=positive, default=plan.checkpoint_every, metavar="STEPS")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores")
+    parser.add_argument("--compile", action="store_true", help="run the decoder through torch.compile")
+    parser.add_argument(
+        "--workers", type=positive, default=1, help="share every batch among so many workers on Ray (1: without Ray)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, going on from the output's checkpoint if there is one."""
-    import torch
+    from pipeline.training.team import Team
 
-    from pipeline.restoration.config import ModelConfig
-    from pipeline.restoration.weights import save_model
-    from pipeline.training.card import model_card
-    from pipeline.training.data import load_photos
-    from pipeline.training.loop import TrainingPlan, train
+    if arguments.patch % 8 or arguments.patch > 224:
+        raise RecipeError(f"--patch {arguments.patch}: it must be a multiple of 8, and 224 at most")
+    arguments.output = arguments.output.absolute()
+    if arguments.workers > 1:
+        from pipeline.training.cluster import on_ray
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    device = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    plan = TrainingPlan(
-        steps=arguments.steps,
-        batch=arguments.batch,
-        greys=arguments.greys,
-        patch=arguments.patch,
-        learning_rate=arguments.learning_rate,
-        seed=arguments.seed,
-        checkpoint_every=arguments.checkpoint_every,
-    )
-    paths = [path for pattern in arguments.data for path in _paths(pattern)]
-    photos = load_photos(paths, arguments.image_column, arguments.captions_column)
-    held_out = []
-    if arguments.held_out:
-        held_out = load_photos(_paths(arguments.held_out), arguments.image_column, arguments.captions_column)
-    log.info("%d photos, %d held out; %s", len(photos), len(held_out), dataclasses.asdict(plan))
-    live = _LiveLine()
-    model = train(photos, held_out, arguments.output, ModelConfig(), plan, torch.device(device), live)
-    live.end()
-    save_model(model, arguments.output / "model", model_card(model, plan, paths, live.last))
+        Team(0, arguments.workers).check(arguments.batch, arguments.greys)
+        on_ray(_work, vars(arguments), arguments.workers, arguments.device)
+    else:
+        _work({name: value for name, value in vars(arguments).items() if name != "run"})
     print(f"the model is in {arguments.output / 'model'}")
     return OK
 
 
-def _paths(pattern: str) -> list[str]:
-    found = sorted(glob.glob(pattern))  # noqa: PTH207 - Path.glob takes no absolute patterns
-    if not found:
-        raise SourceError(f"nothing at {pattern}; give a Parquet file, a folder, or a glob in quotes")
-    return found
+def _work(options: dict[str, Any]) -> None:
+    """What every worker does."""
+    import torch
+
+    from pipeline.restoration.config import ModelConfig
+    from pipeline.restoration.weights import load_model, save_model
+    from pipeline.training.card import model_card
+    from pipeline.training.data import load_photos
+    from pipeline.training.loop import TrainingPlan, train
+    from pipeline.training.team import Team
+
+    arguments = argparse.Namespace(**options)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    start, digest = load_model(arguments.start) if arguments.start else (None, "")
+    usual = dataclasses.asdict(TrainingPlan()) | (FINE_TUNING if start else {})
+    chosen = ("batch", "greys", "patch", "seed", "checkpoint_every")
+    plan = TrainingPlan(
+        steps=arguments.steps or usual["steps"],
+        learning_rate=arguments.learning_rate or usual["learning_rate"],
+        warm_up=usual["warm_up"],
+        start=digest,
+        **{name: getattr(arguments, name) for name in chosen},
+    )
+    tables = [table for uri in arguments.source for table in _tables(uri)]
+    columns = {"image": arguments.image_column, "captions": arguments.captions_column}
+    photos = load_photos(tables, **columns, memory=arguments.memory << 30, seed=arguments.seed)
+    held_out = load_photos(_tables(arguments.held_out), **columns) if arguments.held_out else []
+    log.info("%d photos, %d held out; %s", len(photos), len(held_out), dataclasses.asdict(plan))
+    live = _LiveLine()
+    config = start.config if start else ModelConfig()
+    model = train(
+        photos, held_out, arguments.output, config, plan, torch.device(device), live, start, arguments.compile
+    )
+    live.end()
+    if Team.current().leads:
+        save_model(model, arguments.output / "model", model_card(model, plan, [t.name for t in tables], live.last))
+
+
+def _tables(uri: str) -> list[Table]:
+    """The Parquet files at a place, to be read one after the other."""
+    import pyarrow.dataset as pads
+
+    from pipeline.lake.fetch import UriReader
+    from pipeline.lake.source import list_files
+    from pipeline.training.data import Table
+
+    store, paths = list_files([uri])
+    base = uri.rpartition("/")[0] if uri.lower().endswith(".parquet") or "*" in uri else uri
+    fetch = UriReader(base=base or ".", allowed=(), max_bytes=1 << 28, attempts=3)
+    with explained(uri, SourceError):
+        return [Table(path, pads.dataset(path, filesystem=store, format="parquet"), fetch) for path in paths]
 
 
 class _LiveLine:

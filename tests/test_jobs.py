@@ -67,7 +67,7 @@ def test_a_trained_model_can_be_evaluated(
     path = write_table(rows, "sets/captioned.parquet")
     write_table(rows[:1], "sets/kodak24.parquet")
     folder = tmp_path / "run"
-    words = ["train", "--data", str(path), "--held-out", str(path), "--output", str(folder), "--steps", "2"]
+    words = ["train", "--source", str(path), "--held-out", str(path), "--output", str(folder), "--steps", "2"]
     words += ["--batch", "2", "--greys", "2", "--patch", "32", "--checkpoint-every", "1"]
     assert main(words) == 0
     assert len(list(csv.reader((folder / "curve.csv").open()))) == 3
@@ -87,7 +87,7 @@ def test_a_trained_model_can_be_evaluated(
 
 
 def test_training_without_data_says_where_it_looked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--data", str(tmp_path / "*.parquet"), "--output", str(tmp_path / "run")]) == 2
+    assert main(["train", "--source", str(tmp_path / "*.parquet"), "--output", str(tmp_path / "run")]) == 2
     assert "*.parquet" in capsys.readouterr().err
 
 

@@ -103,6 +103,28 @@ def open_source(uris: Sequence[str], columns: Columns) -> Source:
         SourceError: nothing is there, a file is not Parquet, the URIs lie in different stores, or a column that
             the recipe names is in none of the files.
     """
+    store, found, patterns = _find_all(uris)
+    with ThreadPoolExecutor(READERS) as pool:
+        footers = tuple(pool.map(lambda item: _footer(store, item[0], *item[1]), sorted(found.items())))
+    _check_columns(footers, columns)
+    columns = _settled(columns, footers)
+    return Source(store, footers, columns, _passed(footers, columns), tuple(patterns))
+
+
+def list_files(uris: Sequence[str]) -> tuple[fsspec.AbstractFileSystem, list[str]]:
+    """The store and the paths in it of the Parquet files behind paths, folders, globs and URLs, sorted.
+
+    Raises:
+        SourceError: nothing is there, or the URIs lie in different stores.
+    """
+    store, found, _ = _find_all(uris)
+    return store, sorted(found)
+
+
+def _find_all(
+    uris: Sequence[str],
+) -> tuple[fsspec.AbstractFileSystem, dict[str, tuple[str, int]], list[str]]:
+    """The store, the root and size of each file by its path, and the patterns of what was asked for."""
     if not uris:
         raise SourceError("no source is given: --source PATH_OR_URL")
     protocols = {get_protocol(uri) for uri in uris}
@@ -124,11 +146,7 @@ def open_source(uris: Sequence[str], columns: Columns) -> Source:
                 "give a file, a folder with some, or a glob"
             )
         found |= {name: (root, size) for name, size in files.items() if name not in found}
-    with ThreadPoolExecutor(READERS) as pool:
-        footers = tuple(pool.map(lambda item: _footer(store, item[0], *item[1]), sorted(found.items())))
-    _check_columns(footers, columns)
-    columns = _settled(columns, footers)
-    return Source(store, footers, columns, _passed(footers, columns), tuple(patterns))
+    return store, found, patterns
 
 
 def _find(store: fsspec.AbstractFileSystem, path: str) -> tuple[str, dict[str, int], str]:

@@ -1,4 +1,7 @@
-"""The state of a training run on disk, in safetensors files and one JSON file; a run goes on from it exactly."""
+"""The state of a training run on disk, in safetensors files and one JSON file; a run goes on from it exactly.
+
+No file is larger than `PIECE`, so that a checkpoint passes where large files do not.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 LATEST = "checkpoint"
+PIECE = 15 << 20
+"""Bytes of one file; a single tensor may be larger."""
 
 
 def save_checkpoint(
@@ -26,13 +31,13 @@ def save_checkpoint(
     fresh, latest, old = folder / f"{LATEST}.new", folder / LATEST, folder / f"{LATEST}.old"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    save_file(_plain(model.state_dict()), fresh / "model.safetensors")
-    save_file(_plain(average), fresh / "average.safetensors")
+    _save(model.state_dict(), fresh, "model")
+    _save(average, fresh, "average")
     moments: dict[str, Tensor] = {}
     for part, optimiser in enumerate(optimisers):
         for index, slots in optimiser.state_dict()["state"].items():
             moments |= {f"{part}.{index}.{key}": value for key, value in slots.items() if isinstance(value, Tensor)}
-    save_file(_plain(moments), fresh / "optimiser.safetensors")
+    _save(moments, fresh, "optimiser")
     (fresh / "state.json").write_text(json.dumps(state, indent=2) + "\n")
     shutil.rmtree(old, ignore_errors=True)
     if latest.exists():
@@ -48,10 +53,10 @@ def load_checkpoint(
     place = next((folder / name for name in (LATEST, f"{LATEST}.old") if (folder / name / "state.json").exists()), None)
     if place is None:
         return None
-    model.load_state_dict(load_file(place / "model.safetensors"))
-    for name, tensor in load_file(place / "average.safetensors").items():
+    model.load_state_dict(_load(place, "model"))
+    for name, tensor in _load(place, "average").items():
         average[name].copy_(tensor)
-    moments = load_file(place / "optimiser.safetensors")
+    moments = _load(place, "optimiser")
     for part, optimiser in enumerate(optimisers):
         parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
         slots: dict[int, dict[str, Tensor]] = {}
@@ -67,5 +72,19 @@ def load_checkpoint(
     return state
 
 
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()}
+def _save(tensors: dict[str, Tensor], folder: Path, name: str) -> None:
+    """Write `name-0.safetensors`, `name-1.safetensors`, …"""
+    piece: dict[str, Tensor] = {}
+    number, size = 0, 0
+    for key, tensor in tensors.items():
+        plain = tensor.detach().contiguous().cpu().clone()
+        if piece and size + plain.nbytes > PIECE:
+            save_file(piece, folder / f"{name}-{number}.safetensors")
+            piece, number, size = {}, number + 1, 0
+        piece[key] = plain
+        size += plain.nbytes
+    save_file(piece, folder / f"{name}-{number}.safetensors")
+
+
+def _load(folder: Path, name: str) -> dict[str, Tensor]:
+    return {key: tensor for path in folder.glob(f"{name}-*.safetensors") for key, tensor in load_file(path).items()}

@@ -17,12 +17,19 @@ from torch import Tensor
 
 from pipeline.damage.mixture import Damaged, damage
 from pipeline.errors import RowError, SourceError
+from pipeline.imaging.cells import Fetch, read_cell
 from pipeline.imaging.decode import decode_image
+from pipeline.training.team import Team
 
 log = logging.getLogger(__name__)
 
 VIEW = 224
 """Side in pixels of a training image."""
+LARGEST = 768
+"""Of larger photos a part of this side is kept."""
+
+
+ALONE = Team()
 
 
 class Photo(NamedTuple):
@@ -83,105 +90,149 @@ class Batch(NamedTuple):
     references_absent: Tensor  # [N, 1]
 
 
-def load_photos(paths: Sequence[str], image: str = "image", captions: str = "captions") -> list[Photo]:
-    """Read Parquet tables (paths or folders) and decode every image; those smaller than VIEW are enlarged.
+class Table(NamedTuple):
+    """Where training images come from."""
+
+    name: str
+    """For messages."""
+    data: pads.Dataset
+    fetch: Fetch
+    """Reads images that are named by URI."""
+
+
+def load_photos(
+    tables: Sequence[Table],
+    image: str = "image",
+    captions: str = "captions",
+    memory: int = 8 << 30,
+    seed: int = 0,
+) -> list[Photo]:
+    """Decode images and hold them in memory; those smaller than VIEW are enlarged, of large ones a part is taken.
+
+    Args:
+        tables: read in an order drawn from `seed`, until the memory is full.
+        image: the column of the images.
+        captions: the column of a caption or a list of them; a table may lack it.
+        memory: bytes of decoded pixels at most.
+        seed: draws the order, and the part of a large image.
 
     Raises:
         SourceError: a table has no such image column, or none of its images can be decoded.
     """
-    photos, unreadable = [], 0
-    for path in paths:
-        table = pads.dataset(path, format="parquet")
-        if image not in table.schema.names:
-            raise SourceError(f"{path} has no column {image!r}; its columns are {', '.join(table.schema.names)}")
-        columns = [image] + ([captions] if captions in table.schema.names else [])
-        for batch in table.to_batches(columns=columns, batch_size=64):
+    dice = random.Random(seed)
+    photos: list[Photo] = []
+    left_out, held = 0, 0
+    for table in dice.sample(tables, len(tables)):
+        names = table.data.schema.names
+        if image not in names:
+            raise SourceError(f"{table.name} has no column {image!r}; its columns are {', '.join(names)}")
+        kind = table.data.schema.field(image).type
+        columns = [image] + ([captions] if captions in names else [])
+        for batch in table.data.to_batches(columns=columns, batch_size=64, batch_readahead=1):
             for row in batch.to_pylist():
+                if held >= memory:
+                    log.warning("memory is full with %d images, %.1f GB; the rest is not used", len(photos), held / 1e9)
+                    return photos
                 try:
-                    photos.append(_photo(row[image], row.get(captions)))
-                except (RowError, TypeError) as error:
-                    unreadable += 1
-                    log.warning("an image of %s is left out: %s", path, error)
+                    data = read_cell(row[image], kind, image, table.fetch)
+                    photos.append(_photo(data, row.get(captions), dice))
+                    held += photos[-1].pixels.numel()
+                except RowError as error:
+                    left_out += 1
+                    log.warning("an image of %s is left out: %s", table.name, error.message)
     if not photos:
-        raise SourceError(f"no image could be decoded in {', '.join(paths)} ({unreadable} tried)")
+        raise SourceError(
+            f"no image could be decoded in {', '.join(table.name for table in tables)} ({left_out} tried)"
+        )
     return photos
 
 
-def _photo(data: object, captions: object) -> Photo:
-    if isinstance(data, dict):
-        data = data["bytes"]
-    if not isinstance(data, bytes):
-        raise TypeError(f"expected bytes, found {type(data).__name__}")
-    picture = Image.fromarray(decode_image(data).rgb)
+def _photo(data: bytes, captions: object, dice: random.Random) -> Photo:
+    pixels = decode_image(data).rgb
+    height, width = pixels.shape[:2]
+    top, left = (dice.randint(0, max(0, length - LARGEST)) for length in (height, width))
+    picture = Image.fromarray(np.ascontiguousarray(pixels[top : top + LARGEST, left : left + LARGEST]))
     scale = VIEW / min(picture.size)
     if scale > 1:
-        picture = picture.resize(
-            (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC
-        )
+        size = (max(VIEW, round(picture.width * scale)), max(VIEW, round(picture.height * scale)))
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
     texts = [captions] if isinstance(captions, str) else list(captions) if isinstance(captions, list) else []
+    texts = [text for text in texts if isinstance(text, str) and text.strip()]
     return Photo(torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous(), tuple(texts))
 
 
 class Sampler:
-    """Draws batches: the same seed and step give the same batch, whatever ran before."""
+    """Draws batches: the same seed, step and place give the same image, whatever ran before and whoever draws it."""
 
-    def __init__(self, photos: list[Photo], mixture: Mixture, seed: int, thumbnail: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        photos: list[Photo],
+        mixture: Mixture,
+        seed: int,
+        thumbnail: int,
+        device: torch.device,
+        team: Team = ALONE,
+    ) -> None:
         self.mixture = mixture
         self.seed = seed
         self.thumbnail = thumbnail
         self.device = device
+        self.team = team
         self._captioned = [photo for photo in photos if photo.captions] or photos
         self._sharp = [photo for photo in photos if min(photo.pixels.shape[1:]) > VIEW] or photos
         self._all = photos
+        self._kinds, self._shares = zip(*mixture.kinds, strict=True)
 
     def batch(self, step: int, size: int) -> Batch:
-        """The batch of `size` images of this step."""
-        dice = random.Random(f"{self.seed}/{step}")
-        names, weights = zip(*self.mixture.kinds, strict=True)
-        return self._draw(dice.choices(names, weights, k=size), dice, step)
+        """This worker's share of the batch of `size` images of this step."""
+        return self._draw(None, f"{self.seed}/{step}", size)
 
     def greys(self, step: int, size: int) -> Batch:
-        """`size` captioned pictures without colours: here it shows what a caption says."""
-        return self._draw(["grey"] * size, random.Random(f"{self.seed}/{step}/grey"), step)
+        """Its share of `size` captioned pictures without colours: here it shows what a caption says."""
+        return self._draw("grey", f"{self.seed}/{step}/grey", size)
 
-    def _draw(self, drawn: list[str], dice: random.Random, step: int) -> Batch:
-        generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + step)
-        kinds = [[kind, *self._second(kind, dice)] for kind in drawn]
-        photos = [self._pick(kind, dice) for kind in drawn]
-        truth = torch.stack([_view(photo.pixels, dice) for photo in photos]).to(self.device).float() / 255
-        damaged = damage(truth, kinds, dice, generator)
-        masks = damaged.masks.clone()
-        for mask in masks:
-            if dice.random() < self.mixture.mask_withheld:
-                mask.zero_()
-        captions = [
-            dice.choice(photo.captions) if photo.captions and dice.random() >= self.mixture.caption_dropped else ""
-            for photo in photos
-        ]
-        references, absent = self._references(drawn, photos, dice)
-        return Batch(damaged, truth, masks, captions, references, absent)
+    def _draw(self, kind: str | None, seed: str, size: int) -> Batch:
+        drawn = [self._image(kind, random.Random(f"{seed}/{index}")) for index in self.team.share(size)]
+        truths, damaged, masks, captions, references = zip(*drawn, strict=True)
+        shown = torch.zeros(len(drawn), 1, 4, self.thumbnail, self.thumbnail)
+        absent = torch.ones(len(drawn), 1, dtype=torch.bool)
+        for index, reference in enumerate(references):
+            if reference is not None:
+                shown[index, 0, :3], absent[index, 0] = reference, False
+        done = Damaged(
+            torch.cat([one.images for one in damaged]),
+            torch.cat([one.masks for one in damaged]),
+            [record for one in damaged for record in one.records],
+        )
+        return Batch(
+            done, torch.cat(truths), torch.cat(masks), list(captions), shown.to(self.device), absent.to(self.device)
+        )
 
-    def _second(self, kind: str, dice: random.Random) -> list[str]:
-        if kind == "clean" or dice.random() >= self.mixture.second:
-            return []
-        return [dice.choice(["noise", "jpeg"])]
+    def _image(self, kind: str | None, dice: random.Random) -> tuple[Tensor, Damaged, Tensor, str, Tensor | None]:
+        """Truth [1, 3, VIEW, VIEW], what became of it, the mask that is told, a caption, and a reference [3, S, S]."""
+        mixture = self.mixture
+        kind = kind or dice.choices(self._kinds, self._shares)[0]
+        photo = self._pick(kind, dice)
+        truth = _view(photo.pixels, dice)[None].to(self.device).float() / 255
+        kinds = [kind]
+        if kind != "clean" and dice.random() < mixture.second:
+            kinds.append(dice.choice(["noise", "jpeg"]))
+        generator = torch.Generator(self.device).manual_seed(dice.getrandbits(62))
+        damaged = damage(truth, [kinds], dice, generator)
+        withheld = dice.random() < mixture.mask_withheld
+        told = torch.zeros_like(damaged.masks) if withheld else damaged.masks
+        caption = dice.choice(photo.captions) if photo.captions and dice.random() >= mixture.caption_dropped else ""
+        reference = None
+        if kind in ("grey", "holes") and dice.random() < mixture.reference:
+            crop = _crop(photo.pixels, dice, dice.uniform(0.5, 1.0)).float()[None] / 255
+            side = (self.thumbnail, self.thumbnail)
+            reference = F.interpolate(crop, size=side, mode="bilinear", antialias=True, align_corners=False)[0]
+        return truth, damaged, told, caption, reference
 
     def _pick(self, kind: str, dice: random.Random) -> Photo:
         if kind in ("grey", "holes"):
             return dice.choice(self._captioned)
         return dice.choice(self._sharp if dice.random() < 0.5 else self._all)
-
-    def _references(self, kinds: list[str], photos: list[Photo], dice: random.Random) -> tuple[Tensor, Tensor]:
-        side = self.thumbnail
-        references = torch.zeros(len(kinds), 1, 4, side, side)
-        absent = torch.ones(len(kinds), 1, dtype=torch.bool)
-        for index, (kind, photo) in enumerate(zip(kinds, photos, strict=True)):
-            if kind in ("grey", "holes") and dice.random() < self.mixture.reference:
-                crop = _crop(photo.pixels, dice, dice.uniform(0.5, 1.0)).float()[None] / 255
-                small = F.interpolate(crop, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-                references[index, 0, :3] = small[0]
-                absent[index, 0] = False
-        return references.to(self.device), absent.to(self.device)
 
 
 def _crop(pixels: Tensor, dice: random.Random, share: float) -> Tensor:

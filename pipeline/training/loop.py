@@ -25,6 +25,7 @@ from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.data import Mixture, Photo, Sampler
 from pipeline.training.objective import colour_loss, look, losses, predict, total
 from pipeline.training.optimiser import Optimiser
+from pipeline.training.team import Team
 from pipeline.training.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ class TrainingPlan:
     average: float = 0.999
     """Share of the exponential moving average that stays, a step; the average is what ships."""
     seed: int = 1
+    start: str = ""
+    """SHA-256 of the weights that training starts from; none: from random ones."""
     checkpoint_every: int = 250
     mixture: Mixture = dataclasses.field(default_factory=Mixture)
 
@@ -80,17 +83,37 @@ def train(
     plan: TrainingPlan,
     device: torch.device,
     report: Callable[[Progress], None],
+    start: CompactModel | None = None,
+    compiled: bool = False,
 ) -> CompactModel:
     """Train, or go on training from `folder`'s checkpoint.
+
+    In a process group of torch.distributed all workers call this alike and share every batch; they take the same
+    steps as one worker would, and the first of them validates and writes.
+
+    Args:
+        photos: to train on.
+        held_out: to validate on; may be empty.
+        folder: for checkpoint and curve; all workers must see it.
+        config: the model's shape.
+        plan: what the run consists of.
+        device: this worker's.
+        report: called every 20 steps, by the first worker.
+        start: weights to begin with, of the same shape.
+        compiled: run the decoder through torch.compile.
 
     Returns:
         The averaged model.
 
     Raises:
-        ConservatorError: `folder` holds a checkpoint of another plan.
+        ConservatorError: `folder` holds a checkpoint of another plan, or the workers cannot share the batch.
     """
+    team = Team.current()
+    team.check(plan.batch, plan.greys)
     torch.manual_seed(plan.seed)
     model = CompactModel(config)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     optimiser = Optimiser(model, plan.learning_rate, plan.decay)
@@ -101,16 +124,21 @@ def train(
             f"{folder} holds a checkpoint of another plan; give another --output, or the same options"
         )
     first = state["step"] if state else 0
+    team.agree(first)
+    if compiled:
+        model.decoder.compile()
     text = MiniLMEncoder(config.text_tokens, device)
-    sampler = Sampler(photos, plan.mixture, plan.seed, config.thumbnail, device)
-    validation = Validation(held_out, config, text, device) if held_out else None
+    sampler = Sampler(photos, plan.mixture, plan.seed, config.thumbnail, device, team)
+    validation = Validation(held_out, config, text, device) if held_out and team.leads else None
     shown: dict[str, float] = {}
     started, recent = time.monotonic(), 0.0
     for step in range(first, plan.steps):
-        terms = _step(model, sampler, text, optimiser, plan, step, device)
+        terms = team.mean(_step(model, sampler, text, optimiser, plan, step, device))
         _average(average, model, min(plan.average, (1 + step) / (10 + step)))
         recent = terms["pixels"] if step == first else 0.98 * recent + 0.02 * terms["pixels"]
         done = step + 1
+        if not team.leads:
+            continue
         if done % plan.checkpoint_every == 0 or done == plan.steps:
             if validation:
                 with _weights(model, average):
@@ -137,12 +165,13 @@ def _step(
     features = text(batch.captions)
     with autocast(device):
         answer = predict(model, batch, features, plan.patch, random.Random(f"{plan.seed}/{step}/patch"))
-    terms = losses(model, batch, features, answer)
+    terms = losses(model, batch, features, answer, sampler.team)
     if plan.greys:
         greys = sampler.greys(step, plan.greys)
         with autocast(device):
             terms["colour"] = colour_loss(look(model, greys, text(greys.captions)), greys)
     total(terms).backward()  # type: ignore[no-untyped-call]
+    sampler.team.average_gradients(model.parameters())
     torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
     optimiser.step(plan.rate(step))
     return {name: float(term.detach()) for name, term in terms.items()}

@@ -13,7 +13,8 @@ from pipeline.restoration.decoder import Decoded
 from pipeline.restoration.model import DAMAGE_SCALES, CompactModel, GlobalView
 from pipeline.restoration.text import TextFeatures
 from pipeline.restoration.views import CELL, cell_positions, coarse_regions, probes, thumbnails
-from pipeline.training.data import Batch
+from pipeline.training.data import ALONE, Batch
+from pipeline.training.team import Team
 
 WEIGHTS = {
     "pixels": 0.1,
@@ -77,7 +78,9 @@ def predict(model: CompactModel, batch: Batch, text: TextFeatures, patch: int, d
     return Prediction(view, decoded, cut(batch.truth), cut(batch.damaged.masks), told)
 
 
-def losses(model: CompactModel, batch: Batch, text: TextFeatures, answer: Prediction) -> dict[str, Tensor]:
+def losses(
+    model: CompactModel, batch: Batch, text: TextFeatures, answer: Prediction, team: Team = ALONE
+) -> dict[str, Tensor]:
     """Each term, unweighted.
 
     pixels: the logarithm of each image's L1, for PSNR is one too: a slightly damaged image counts somewhat more
@@ -100,7 +103,7 @@ def losses(model: CompactModel, batch: Batch, text: TextFeatures, answer: Predic
         "damage": F.smooth_l1_loss(view.damage / scales, wanted / scales, beta=0.2),
         "clean": F.binary_cross_entropy_with_logits(view.clean, clean.float()),
         "lost": F.binary_cross_entropy_with_logits(answer.decoded.lost, answer.lost, weight=1 - answer.told),
-        "agreement": _agreement(model, view, batch.captions),
+        "agreement": _agreement(model, view, batch.captions, team),
     }
 
 
@@ -110,14 +113,16 @@ def colour_loss(view: GlobalView, batch: Batch) -> Tensor:
     return F.smooth_l1_loss(view.coarse, small, beta=0.2)
 
 
-def _agreement(model: CompactModel, view: GlobalView, captions: list[str]) -> Tensor:
-    rows = [index for index, caption in enumerate(captions) if caption]
-    if len(rows) < 2:
-        return view.image_feature.sum() * 0
+def _agreement(model: CompactModel, view: GlobalView, captions: list[str], team: Team) -> Tensor:
+    has = torch.tensor([bool(caption) for caption in captions], device=view.image_feature.device)
+    rows = team.gather(has.float()) > 0
+    images, texts = team.gather(view.image_feature)[rows], team.gather(view.text_feature)[rows]
+    if len(images) < 2:
+        return images.sum() * 0
     scale, bias = model.agreement_scale
-    logits = scale.exp() * view.image_feature[rows] @ view.text_feature[rows].T + bias
-    sign = 2 * torch.eye(len(rows), device=logits.device) - 1
-    return -F.logsigmoid(sign * logits).sum() / len(rows)
+    logits = scale.exp() * images @ texts.T + bias
+    sign = 2 * torch.eye(len(images), device=logits.device) - 1
+    return -F.logsigmoid(sign * logits).sum() / len(images)
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:

@@ -41,7 +41,9 @@ class Optimiser:
     def step(self, rate: float) -> None:
         """Apply the gradients at this learning rate, that of Muon, and forget them."""
         for parameter, matrix in self._pairs:
-            matrix.grad = None if parameter.grad is None else _channels_last(parameter.grad).flatten(1)
+            gradient = parameter.grad
+            # always laid out alike, and so the moments, which would otherwise add up otherwise after a resume
+            matrix.grad = None if gradient is None else _channels_last(gradient).flatten(1).contiguous()
         for part, share in zip(self.parts, (1.0, REST), strict=True):
             for group in part.param_groups:
                 group["lr"] = share * rate

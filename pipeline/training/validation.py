@@ -1,4 +1,4 @@
-"""PSNR on held-out photos, damage by damage, while a model is trained."""
+"""PSNR on held-out photos, damage by damage, while a model is trained; masks are not told."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.damage import noise, tone
 from pipeline.damage.jpeg import jpeg
+from pipeline.damage.mixture import KINDS, Strengths, damage
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.text import MiniLMEncoder
@@ -17,6 +18,8 @@ from pipeline.restoration.weights import autocast
 from pipeline.training.data import VIEW, Photo
 
 IMAGES = 16
+FEW = 8
+"""Images on which each kind of damage is tried."""
 
 
 class Validation:
@@ -39,6 +42,12 @@ class Validation:
             "grey_shuffled": (grey, captions[1:] + captions[:1]),
             "untouched": (truth, empty),
         }
+        for kind in KINDS:
+            if kind not in ("clean", "grey"):
+                few = truth[:FEW]
+                dice, middling = random.Random(7), Strengths().at(0.5)
+                images = damage(few, [[kind]] * len(few), dice, generator, middling).images
+                self.cases[kind] = (images, empty[: len(few)])
         self.text = text
 
     @torch.no_grad()
@@ -67,5 +76,5 @@ class Validation:
         restored = decoded.pixels
         if name.startswith("grey"):
             restored = restored - tone.luma(restored) + images
-        errors = (restored.clamp(0, 1) - self.truth).square().mean((1, 2, 3))
+        errors = (restored.clamp(0, 1) - self.truth[:count]).square().mean((1, 2, 3))
         return float(-10 * errors.log10().mean())

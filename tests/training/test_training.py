@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.train import _tables
 from pipeline.errors import ConservatorError, SourceError
 from pipeline.restoration.config import ModelConfig
+from pipeline.restoration.layers import activate
 from pipeline.restoration.model import CompactModel
+from pipeline.restoration.restorer import Restorer
+from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.data import Mixture, Photo, Sampler, load_photos
 from pipeline.training.loop import Progress, TrainingPlan, train
 from pipeline.training.optimiser import Optimiser
+from pipeline.training.team import Team
 from tests.conftest import encoded, noise
 
 TINY = ModelConfig(
@@ -87,6 +92,21 @@ def test_the_checkpoint_and_curve_are_plain_files(photos: list[Photo], tmp_path:
     assert {path.suffix for path in (tmp_path / "checkpoint").iterdir()} == {".safetensors", ".json"}
 
 
+def test_a_checkpoint_is_cut_into_pieces_of_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.training.checkpoint.PIECE", 100_000)
+    model = CompactModel(TINY).to(memory_format=torch.channels_last)
+    optimiser = Optimiser(model, rate=1e-3, decay=0.0)
+    average = {name: tensor.clone() + 1 for name, tensor in model.state_dict().items()}
+    save_checkpoint(tmp_path, model, average, optimiser.parts, {"step": 1})
+    pieces = list((tmp_path / "checkpoint").glob("model-*.safetensors"))
+    assert len(pieces) > 1 and all(path.stat().st_size < 200_000 for path in pieces)
+    other = CompactModel(TINY)
+    read = {name: torch.zeros_like(tensor) for name, tensor in average.items()}
+    assert load_checkpoint(tmp_path, other, read, optimiser.parts) == {"step": 1}
+    assert all(torch.equal(tensor, read[name]) for name, tensor in average.items())
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
 def test_a_batch_depends_on_seed_and_step_alone(photos: list[Photo]) -> None:
     one, other = (Sampler(photos, Mixture(), 3, 32, CPU) for _ in range(2))
     other.batch(0, 4)
@@ -124,9 +144,69 @@ def test_photos_are_read_from_tables_and_unreadable_ones_left_out(write_table, t
         {"image": b"broken", "captions": []},
         {"image": encoded(noise(300, 260), "JPEG"), "captions": []},
     ]
-    path = write_table(rows)
-    photos = load_photos([str(path)])
+    tables = _tables(str(write_table(rows)))
+    photos = load_photos(tables)
     assert [tuple(photo.pixels.shape) for photo in photos] == [(3, 224, 350), (3, 300, 260)]
     assert photos[0].captions == ("a", "b")
     with pytest.raises(SourceError, match="picture"):
-        load_photos([str(path)], image="picture")
+        load_photos(tables, image="picture")
+
+
+def test_photos_named_by_uri_are_read_and_large_ones_cut(write_table, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    pixels = noise(900, 240)
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans/one.png").write_bytes(encoded(pixels))
+    rows = [{"image": "scans/one.png", "caption": "a long one"}, {"image": "../elsewhere.png", "caption": "no"}]
+    path = write_table(rows, "table.parquet")
+    (photo,) = load_photos(_tables(str(path)), captions="caption")
+    assert photo.pixels.shape == (3, 768, 240) and photo.captions == ("a long one",)
+    part = photo.pixels.permute(1, 2, 0).numpy()
+    assert any((pixels[top : top + 768] == part).all() for top in range(133))
+
+
+def test_memory_bounds_what_is_loaded(write_table) -> None:  # type: ignore[no-untyped-def]
+    rows = [{"image": encoded(noise(224, 224, n))} for n in range(5)]
+    assert len(load_photos(_tables(str(write_table(rows))), memory=2 * 224 * 224 * 3)) == 2
+
+
+def test_workers_draw_the_images_that_one_would(photos: list[Photo]) -> None:
+    alone = Sampler(photos, Mixture(), 3, 32, CPU).batch(5, 4)
+    team = [Sampler(photos, Mixture(), 3, 32, CPU, Team(rank, 2)).batch(5, 4) for rank in range(2)]
+    for index in range(4):
+        shared = team[index % 2]
+        assert torch.equal(alone.truth[index], shared.truth[index // 2])
+        assert torch.equal(alone.damaged.images[index], shared.damaged.images[index // 2])
+        assert alone.captions[index] == shared.captions[index // 2]
+
+
+def test_workers_must_be_able_to_share_a_batch() -> None:
+    Team(0, 2).check(16, 0)
+    with pytest.raises(ConservatorError, match="multiples of --workers"):
+        Team(0, 3).check(16, 12)
+
+
+def test_training_starts_from_given_weights(photos: list[Photo], tmp_path: Path) -> None:
+    first = run(photos, tmp_path / "first")
+    start = CompactModel(TINY)
+    start.load_state_dict(first)
+    plan = dataclasses.replace(PLAN, steps=1, learning_rate=1e-9, start="digest")
+    tuned = train(photos, [], tmp_path / "tuned", TINY, plan, CPU, lambda progress: None, start).state_dict()
+    assert all(torch.allclose(tensor, first[name], atol=1e-6) for name, tensor in tuned.items())
+    with pytest.raises(ConservatorError, match="another plan"):
+        run(photos, tmp_path / "tuned", dataclasses.replace(PLAN, steps=1, learning_rate=1e-9))
+
+
+def test_no_unit_of_a_new_model_falls_silent(photos: list[Photo], tmp_path: Path) -> None:
+    plan = dataclasses.replace(PLAN, steps=40, batch=4, learning_rate=2e-3, checkpoint_every=40)
+    model = train(photos, [], tmp_path, TINY, plan, CPU, lambda progress: None)
+    shares: list[torch.Tensor] = []
+
+    def watch(features: torch.Tensor) -> torch.Tensor:
+        shares.append((features > 0).float().mean((0, 2, 3)))
+        return activate(features)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.restoration.layers.activate", watch)
+        Restorer(model, device="cpu", tile=64).restore(photos[0].pixels.permute(1, 2, 0).numpy())
+    silent = torch.cat([(share < 0.001).float() for share in shares])
+    assert len(shares) >= 10 and float(silent.mean()) < 0.1

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import main
+from pipeline.restoration.weights import load_model
+from tests.conftest import encoded, noise
+
+
+def _train(source: Path, output: Path, *more: str) -> list[dict[str, float]]:
+    words = ["train", "--source", str(source), "--held-out", str(source), "--output", str(output), "--steps", "3"]
+    words += ["--batch", "4", "--greys", "2", "--patch", "64", "--checkpoint-every", "1", "--device", "cpu", *more]
+    assert main(words) == 0
+    with (output / "curve.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def test_two_workers_train_as_one_would(write_table, tmp_path: Path, ray_session: None) -> None:  # type: ignore[no-untyped-def]
+    rows = [{"image": encoded(noise(224, 224, n)), "captions": [f"picture {n}"]} for n in range(6)]
+    path = write_table(rows, "photos.parquet")
+    alone = _train(path, tmp_path / "alone")
+    together = _train(path, tmp_path / "together", "--workers", "2")
+    assert len(alone) == len(together) == 3
+    for one, other in zip(alone, together, strict=True):
+        assert set(one) == set(other)
+        for name in ("pixels", "coarse", "error", "damage", "clean", "lost", "agreement", "colour"):
+            assert other[name] == pytest.approx(one[name], rel=0.02, abs=2e-3), name
+    load_model(tmp_path / "together/model")
+
+
+def test_what_is_wrong_in_a_worker_is_said_as_it_is_without_ray(
+    write_table,
+    tmp_path: Path,
+    ray_session: None,
+    capsys: pytest.CaptureFixture[str],  # type: ignore[no-untyped-def]
+) -> None:
+    path = write_table([{"picture": b"", "captions": ["a"]}], "photos.parquet")
+    words = ["train", "--source", str(path), "--output", str(tmp_path / "run"), "--workers", "2"]
+    assert main(words) == 2
+    assert "has no column 'image'" in capsys.readouterr().err
+    assert main([*words, "--batch", "15"]) == 2
+    assert "multiples of --workers" in capsys.readouterr().err
