@@ -168,8 +168,9 @@ def _step(
     terms = losses(model, batch, features, answer, sampler.team)
     if plan.greys:
         greys = sampler.greys(step, plan.greys)
+        said = text(greys.captions)  # at full precision always: the encoder remembers it
         with autocast(device):
-            terms["colour"] = colour_loss(look(model, greys, text(greys.captions)), greys)
+            terms["colour"] = colour_loss(look(model, greys, said), greys)
     total(terms).backward()  # type: ignore[no-untyped-call]
     sampler.team.average_gradients(model.parameters())
     torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)

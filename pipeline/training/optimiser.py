@@ -42,7 +42,7 @@ class Optimiser:
         """Apply the gradients at this learning rate, that of Muon, and forget them."""
         for parameter, matrix in self._pairs:
             gradient = parameter.grad
-            # always laid out alike, and so the moments, which would otherwise add up otherwise after a resume
+            # always laid out alike, and so are the moments: otherwise a resumed run would round differently
             matrix.grad = None if gradient is None else _channels_last(gradient).flatten(1).contiguous()
         for part, share in zip(self.parts, (1.0, REST), strict=True):
             for group in part.param_groups:

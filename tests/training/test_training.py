@@ -98,8 +98,9 @@ def test_a_checkpoint_is_cut_into_pieces_of_bounded_size(tmp_path: Path, monkeyp
     optimiser = Optimiser(model, rate=1e-3, decay=0.0)
     average = {name: tensor.clone() + 1 for name, tensor in model.state_dict().items()}
     save_checkpoint(tmp_path, model, average, optimiser.parts, {"step": 1})
+    largest = max(tensor.nbytes for tensor in average.values()) + 10_000
     pieces = list((tmp_path / "checkpoint").glob("model-*.safetensors"))
-    assert len(pieces) > 1 and all(path.stat().st_size < 200_000 for path in pieces)
+    assert len(pieces) > 1 and all(path.stat().st_size < 100_000 + largest for path in pieces)
     other = CompactModel(TINY)
     read = {name: torch.zeros_like(tensor) for name, tensor in average.items()}
     assert load_checkpoint(tmp_path, other, read, optimiser.parts) == {"step": 1}
