@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from pipeline.evaluation.tables import Sample
 def _weights(path: Path, widths: list[int]) -> None:
     """Convolutions that return nothing."""
     tensors = {}
-    for number, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+    for number, (before, after) in enumerate(itertools.pairwise(widths)):
         tensors[f"model.{2 * number}.weight"] = torch.zeros(after, before, 3, 3)
         tensors[f"model.{2 * number}.bias"] = torch.zeros(after)
     save_file(tensors, path)
