@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pipeline.evaluation.protocols import Case, denoise
 from pipeline.evaluation.tables import Sample, read_samples
+from pipeline.lake.tables import open_tables
 from pipeline.quality.scores import psnr
 from pipeline.restoration.restorer import Restorer
 from pipeline.restoration.weights import autocast
@@ -125,7 +126,7 @@ def main() -> None:
         "DnCNN": dncnn(arguments.weights, device),
         "FFDNet, told sigma": ffdnet(arguments.weights, device),
     }
-    rows = measure(denoisers, read_samples(arguments.data)[: arguments.limit], arguments.sigma)
+    rows = measure(denoisers, read_samples(open_tables([arguments.data]), arguments.limit), arguments.sigma)
     print("| denoiser | sigma | PSNR | MP/s |\n|---|---|---|---|")
     for row in rows:
         print(f"| {row['denoiser']} | {row['sigma']:g} | {row['psnr']:.2f} | {row['mp_per_s']:.2f} |")

@@ -21,15 +21,16 @@ from pipeline.damage.mixture import KINDS
 from pipeline.damage.sheet import sheet
 from pipeline.errors import RecipeError, SourceError
 from pipeline.evaluation.tables import Sample, read_samples
+from pipeline.lake.tables import open_tables
 
-EVERYTHING = "noise,jpeg,blur,low_resolution,fading,grey,holes,scratches,noise+jpeg,clean"
+USUAL = "noise,jpeg,blur,low_resolution,fading,grey,holes,scratches,worn,noise+jpeg,clean"
 PASSED = ("source", "license", "attribution")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument(
-        "--source", action="append", required=True, metavar="FILE", help="Parquet table; may be repeated"
+        "--source", action="append", required=True, metavar="PATH_OR_URL", help="undamaged images; may be repeated"
     )
     made = parser.add_mutually_exclusive_group(required=True)
     made.add_argument("--output", type=Path, metavar="FILE", help="Parquet table to write")
@@ -38,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--kinds",
-        default=EVERYTHING,
-        help=f"what happens to the images in turn; of {', '.join(KINDS)}, several joined by + ({EVERYTHING})",
+        default=USUAL,
+        help=f"what happens to the images in turn; of {', '.join(KINDS)}, several joined by + ({USUAL})",
     )
     parser.add_argument("--ids", default="", help="only these rows, in this order; separated by commas")
     parser.add_argument("--max-side", type=int, default=0, metavar="PIXELS", help="shrink larger images first")
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     unknown = sorted({kind for entry in kinds for kind in entry} - set(KINDS))
     if unknown:
         raise RecipeError(f"--kinds: unknown {', '.join(unknown)}; known are {', '.join(KINDS)}")
-    samples = [sample for path in arguments.source for sample in read_samples(path)]
+    samples = read_samples(open_tables(arguments.source))
     if arguments.ids:
         by_id = {sample.id: sample for sample in samples}
         missing = [name for name in arguments.ids.split(",") if name not in by_id]
@@ -68,6 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise SourceError(f"there are no images in {', '.join(arguments.source)}")
     samples = samples[: arguments.limit]
     if arguments.sheet:
+        if arguments.sheet.suffix.lower() not in Image.registered_extensions():
+            raise RecipeError(f"--sheet {arguments.sheet}: give it the ending of an image format, such as .png")
+        arguments.sheet.parent.mkdir(parents=True, exist_ok=True)
         sheet(samples[0].pixels, arguments.seed).save(arguments.sheet)
         print(f"the sheet is in {arguments.sheet}")
         return OK

@@ -6,12 +6,18 @@ import argparse
 import json
 import logging
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from jobs.console import OK, main, positive
-from pipeline.errors import SourceError
+from pipeline.errors import RecipeError, SourceError
+from pipeline.imaging.cells import redacted
+from pipeline.imaging.tables import ImageTable
+from pipeline.lake.tables import open_tables
 
 log = logging.getLogger(__name__)
+
+PUBLISHED = ("kodak24", "live1", "set5")
+"""Sets whose protocols the field's papers share."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,15 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data",
         nargs="+",
-        metavar="PATH",
-        help="a Parquet file of undamaged images, or a folder of them (one level down too); kodak24, live1 and set5 "
-        "get the published protocols, others every kind of damage, colours from captions and references, and holes",
+        metavar="PATH_OR_URL",
+        help="Parquet files of undamaged images, or a folder of them; kodak24, live1 and set5 get the published "
+        "protocols, others every kind of damage, colours from captions and references, and holes",
     )
     parser.add_argument("--model", default="compact", help="a shipped model's name, a folder, or a URI")
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="write evaluation.md, evaluation.json and figures there"
     )
-    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N images of each set")
+    parser.add_argument(
+        "--limit", type=positive, default=200, metavar="N", help="only the first N images of each set (200)"
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
 
@@ -42,13 +50,15 @@ def run(arguments: argparse.Namespace) -> int:
     for module, what in ((baselines, "comparisons with OpenCV"), (figures, "figures")):
         if not module.available():
             log.warning("%s are left out; to have them: pip install 'conservator[evaluation]'", what)
-    sets = {name: read_samples(path)[: arguments.limit] for name, path in find_sets(arguments.data).items()}
+    if arguments.output and "://" in str(arguments.output):
+        raise RecipeError(f"--output {arguments.output}: it must be a local or mounted folder")
+    sets = {name: read_samples(tables, arguments.limit) for name, tables in find_sets(arguments.data).items()}
     empty = [name for name, samples in sets.items() if not samples]
     if empty:
         raise SourceError(f"there are no images in {', '.join(empty)}")
     restorer = Restorer.from_pretrained(arguments.model, device=arguments.device)
     evaluation = evaluate(restorer, sets)
-    text = as_markdown(evaluation)
+    text = f"Model: {restorer.name}, SHA-256 {restorer.digest}\n\n{as_markdown(evaluation)}"
     print(text)
     if arguments.output:
         arguments.output.mkdir(parents=True, exist_ok=True)
@@ -60,20 +70,23 @@ def run(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def find_sets(places: list[str]) -> dict[str, Path]:
-    """Parquet files by their names without ending.
+def find_sets(places: list[str]) -> dict[str, list[ImageTable]]:
+    """The tables of each set: those with a published protocol by their file's name, others by their place.
 
     Raises:
-        SourceError: a place does not exist or holds none, or two files have one name.
+        SourceError: a place does not exist or holds no tables, or two sets have one name.
     """
-    sets: dict[str, Path] = {}
-    for place in map(Path, places):
-        found = [place] if place.is_file() else sorted([*place.glob("*.parquet"), *place.glob("*/*.parquet")])
-        if not found:
-            raise SourceError(f"no Parquet file at {place}")
-        for path in found:
-            if sets.setdefault(path.stem, path).resolve() != path.resolve():
-                raise SourceError(f"{sets[path.stem]} and {path} are both {path.stem}; evaluate one at a time")
+    sets: dict[str, list[ImageTable]] = {}
+    for place in places:
+        tables = open_tables([place])
+        others = [table for table in tables if table.name not in PUBLISHED]
+        name = others[0].name if len(others) == 1 else PurePosixPath(redacted(place).rstrip("/")).name
+        found = {table.name: [table] for table in tables if table.name in PUBLISHED}
+        for key, members in {**found, **({name: others} if others else {})}.items():
+            if key in sets and [table.path for table in sets[key]] != [table.path for table in members]:
+                both = f"{sets[key][0].path} and {members[0].path}"
+                raise SourceError(f"{both} are both {key}; evaluate one at a time")
+            sets[key] = members
     return sets
 
 

@@ -7,19 +7,16 @@ import dataclasses
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jobs.console import OK, main, positive
-from pipeline.errors import RecipeError, SourceError
-from pipeline.lake.places import explained
-
-if TYPE_CHECKING:
-    from pipeline.training.data import Table
+from pipeline.errors import RecipeError
 
 log = logging.getLogger(__name__)
 
 FINE_TUNING: dict[str, Any] = {"steps": 1500, "learning_rate": 3e-4, "warm_up": 50}
 """What differs from `TrainingPlan` where weights are given to start from."""
+HELD_OUT_BYTES = 1 << 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", required=True, type=Path, metavar="FOLDER", help="checkpoint, curve.csv, and model/ at the end"
     )
     parser.add_argument("--image-column", default="image")
-    parser.add_argument("--captions-column", default="captions", help="a caption or a list of them; may be absent")
-    parser.add_argument("--memory", type=positive, default=8, metavar="GB", help="of decoded images at most (8)")
+    parser.add_argument(
+        "--captions-column",
+        help="text or list of texts; if not given, `captions` or `caption`",
+    )
+    parser.add_argument(
+        "--memory", type=positive, default=8, metavar="GB", help="of decoded images, in each worker (8)"
+    )
     parser.add_argument("--steps", type=positive, help=f"{plan.steps}, or {FINE_TUNING['steps']} from given weights")
     parser.add_argument("--batch", type=positive, default=plan.batch, help="images a step, of all workers together")
     parser.add_argument(
@@ -70,26 +72,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, going on from the output's checkpoint if there is one."""
-    from pipeline.training.team import Team
-
     if arguments.patch % 8 or arguments.patch > 224:
         raise RecipeError(f"--patch {arguments.patch}: it must be a multiple of 8, and 224 at most")
-    arguments.output = arguments.output.absolute()
+    if arguments.greys < 0 or (arguments.learning_rate is not None and arguments.learning_rate <= 0):
+        raise RecipeError("--greys must be 0 or more, and --learning-rate more than 0")
+    if "://" in str(arguments.output):
+        raise RecipeError(f"--output {arguments.output}: it must be a local or mounted folder")
+    # workers on Ray have a folder of their own to work in
+    options = {name: value for name, value in vars(arguments).items() if not callable(value)}
+    options["output"] = arguments.output.absolute()
+    options["source"] = [_absolute(uri) for uri in arguments.source]
+    options["held_out"] = arguments.held_out and _absolute(arguments.held_out)
+    if arguments.start and Path(arguments.start).is_dir():
+        options["start"] = _absolute(arguments.start)
     if arguments.workers > 1:
-        from pipeline.training.cluster import on_ray
-
-        Team(0, arguments.workers).check(arguments.batch, arguments.greys)
-        on_ray(_work, vars(arguments), arguments.workers, arguments.device)
+        _together(options)
     else:
-        _work({name: value for name, value in vars(arguments).items() if name != "run"})
+        _work(options)
     print(f"the model is in {arguments.output / 'model'}")
     return OK
+
+
+def _absolute(uri: str) -> str:
+    return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+
+
+def _together(options: dict[str, Any]) -> None:
+    """Start workers on Ray, after what can be wrong was looked at here: there it would be tried again and again."""
+    from pipeline.flow import start_ray
+    from pipeline.lake.tables import open_tables
+    from pipeline.recipe import Recipe
+    from pipeline.restoration.weights import load_model
+    from pipeline.training.cluster import on_ray
+    from pipeline.training.team import Team
+
+    Team(0, options["workers"]).check(options["batch"], options["greys"])
+    for table in open_tables([*options["source"], *([options["held_out"]] if options["held_out"] else [])]):
+        table.check(options["image_column"])
+    if options["start"]:
+        load_model(options["start"])
+    start_ray(Recipe())
+    on_ray(_work, options, options["workers"], options["device"])
 
 
 def _work(options: dict[str, Any]) -> None:
     """What every worker does."""
     import torch
 
+    from pipeline.lake.tables import open_tables
     from pipeline.restoration.config import ModelConfig
     from pipeline.restoration.weights import load_model, save_model
     from pipeline.training.card import model_card
@@ -111,34 +141,23 @@ def _work(options: dict[str, Any]) -> None:
         start=digest,
         **{name: getattr(arguments, name) for name in chosen},
     )
-    tables = [table for uri in arguments.source for table in _tables(uri)]
+    leads = Team.current().leads
+    tables = open_tables(arguments.source)
     columns = {"image": arguments.image_column, "captions": arguments.captions_column}
     photos = load_photos(tables, **columns, memory=arguments.memory << 30, seed=arguments.seed)
-    held_out = load_photos(_tables(arguments.held_out), **columns) if arguments.held_out else []
+    held_out = []
+    if arguments.held_out and leads:
+        held_out = load_photos(open_tables([arguments.held_out]), **columns, memory=HELD_OUT_BYTES)
     log.info("%d photos, %d held out; %s", len(photos), len(held_out), dataclasses.asdict(plan))
     live = _LiveLine()
-    config = start.config if start else ModelConfig()
+    config = dataclasses.replace(start.config if start else ModelConfig(), name=arguments.output.name)
     model = train(
         photos, held_out, arguments.output, config, plan, torch.device(device), live, start, arguments.compile
     )
     live.end()
-    if Team.current().leads:
-        save_model(model, arguments.output / "model", model_card(model, plan, [t.name for t in tables], live.last))
-
-
-def _tables(uri: str) -> list[Table]:
-    """The Parquet files at a place, to be read one after the other."""
-    import pyarrow.dataset as pads
-
-    from pipeline.lake.fetch import UriReader
-    from pipeline.lake.source import list_files
-    from pipeline.training.data import Table
-
-    store, paths = list_files([uri])
-    base = uri.rpartition("/")[0] if uri.lower().endswith(".parquet") or "*" in uri else uri
-    fetch = UriReader(base=base or ".", allowed=(), max_bytes=1 << 28, attempts=3)
-    with explained(uri, SourceError):
-        return [Table(path, pads.dataset(path, filesystem=store, format="parquet"), fetch) for path in paths]
+    if leads:
+        card = model_card(model, plan, arguments.source, live.last, arguments.start)
+        save_model(model, arguments.output / "model", card)
 
 
 class _LiveLine:

@@ -48,7 +48,7 @@ def damage_file(pixels: Pixels, kinds: list[str], seed: str, strengths: Strength
     if saved_as_jpeg:
         quality = round(dice.uniform(*(strengths or Strengths()).jpeg_quality))
         file = _file(damaged, "JPEG", quality=quality)
-        record = dataclasses.replace(record, jpeg_quality=float(quality))
+        record = dataclasses.replace(record, jpeg_quality=min(float(quality), record.jpeg_quality))
     else:
         file = _file(damaged[..., 0] if record.grey else damaged, "PNG", optimize=True)
     lost = (mask[0, 0].numpy() * 255).astype(np.uint8)

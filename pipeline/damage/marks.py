@@ -86,8 +86,9 @@ def stains(height: int, width: int, share: float, dice: random.Random) -> Tensor
     """Dried puddles over about `share` of the area: a faint inside, a dark tide line of a few pixels at the edge."""
     y, x = _grid(height, width)
     opacity = torch.zeros(height, width)
-    for _ in range(dice.choice([1, 1, 2])):
-        size = max(4.0, math.sqrt(share * height * width / math.pi))
+    count = dice.choice([1, 1, 2])
+    for _ in range(count):
+        size = max(4.0, math.sqrt(share * height * width / count / math.pi))
         dy, dx = y - dice.uniform(0, height), x - dice.uniform(0, width)
         wobble = 1 + 0.5 * (cloud(height, width, dice.uniform(0.5, 1.0) * size, dice) - 0.5)
         outside = torch.hypot(dy, dx) * wobble - size

@@ -75,13 +75,13 @@ class Strengths(NamedTuple):
 
     def at(self, level: float) -> Strengths:
         """Every range narrowed to one point, 0 its weak end, 1 its strong end."""
-        return self.up_to(level, level)
+        return Strengths(*((weak + level * (strong - weak),) * 2 for weak, strong in self))
 
-    def up_to(self, strongest: float, weakest: float = 0.0) -> Strengths:
-        """Every range narrowed to a part of itself, both ends in 0..1."""
-        return Strengths(
-            *((weak + weakest * (strong - weak), weak + strongest * (strong - weak)) for weak, strong in self)
-        )
+    def milder(self) -> Strengths:
+        """Every range brought half way to the weakest that is usual."""
+        usual = Strengths._field_defaults.values()
+        halfway = ([(weakest + end) / 2 for end in ends] for ends, (weakest, _) in zip(self, usual, strict=True))
+        return Strengths(*((weak, strong) for weak, strong in halfway))
 
 
 class _Chance(NamedTuple):
@@ -110,10 +110,10 @@ def _noise(image: Tensor, record: Damage, chance: _Chance) -> _Done:
     sigma, dice = chance.draw("noise_sigma"), chance.dice
     strength = image.new_tensor([sigma])
     kind = dice.random()
-    if kind < 0.7:
-        image = noise.gaussian(image, strength, chance.generator)
-    elif kind < 0.85:
-        image = noise.poisson(image, strength, chance.generator)
+    if kind < 0.85:
+        make = noise.gaussian if kind < 0.7 else noise.poisson
+        planes = image[:, :1] if record.grey else image  # of a grey scan all channels have the same noise
+        image = make(planes, strength, chance.generator).expand_as(image)
     else:
         image = noise.grain(image, strength, image.new_tensor([chance.draw("grain_size")]), chance.generator)
     if dice.random() < 0.5:  # half as an 8-bit file holds it, half as a float measurement does
@@ -154,8 +154,9 @@ def _low_resolution(image: Tensor, record: Damage, chance: _Chance) -> _Done:
     return _Done(image, dataclasses.replace(record, downscale=max(factor, record.downscale)))
 
 
-def _faded(record: Damage, share: float) -> Damage:
-    return dataclasses.replace(record, fading=1 - (1 - share) * (1 - record.fading))
+def _faded(record: Damage, share: float, tinted: bool = False) -> Damage:
+    """`tinted`: what had no colours has one now."""
+    return dataclasses.replace(record, fading=1 - (1 - share) * (1 - record.fading), grey=record.grey and not tinted)
 
 
 def _fading(image: Tensor, record: Damage, chance: _Chance) -> _Done:
@@ -169,17 +170,19 @@ def _cast(image: Tensor, record: Damage, chance: _Chance) -> _Done:
     gains[chance.dice.randrange(3)] = 1 - strength
     gains[chance.dice.randrange(3)] = 1 + 0.3 * strength
     spread = (max(gains) - min(gains)) / max(gains)
-    return _Done(tone.cast(image, image.new_tensor([gains])).clamp(0, 1), _faded(record, spread))
+    return _Done(tone.cast(image, image.new_tensor([gains])).clamp(0, 1), _faded(record, spread, tinted=True))
 
 
 def _sepia(image: Tensor, record: Damage, chance: _Chance) -> _Done:
     strength = chance.draw("sepia")
-    return _Done(tone.sepia(image, image.new_tensor([strength])).clamp(0, 1), _faded(record, 0.6 * strength))
+    return _Done(
+        tone.sepia(image, image.new_tensor([strength])).clamp(0, 1), _faded(record, 0.6 * strength, tinted=True)
+    )
 
 
 def _yellowing(image: Tensor, record: Damage, chance: _Chance) -> _Done:
     density = chance.draw("yellowing")
-    return _Done(tone.yellow(image, image.new_tensor([density])), _faded(record, 0.7 * (1 - 10**-density)))
+    return _Done(tone.yellow(image, image.new_tensor([density])), _faded(record, 0.7 * (1 - 10**-density), tinted=True))
 
 
 def _uneven(image: Tensor, record: Damage, chance: _Chance) -> _Done:
@@ -200,8 +203,9 @@ def _grey(image: Tensor, record: Damage, chance: _Chance) -> _Done:
 def _halftone(image: Tensor, record: Damage, chance: _Chance) -> _Done:
     period = chance.draw("halftone")
     softness = chance.dice.uniform(0.2, 0.4)
-    image = halftone(image, image.new_tensor([period]), record.grey or chance.dice.random() < 0.3, softness)
-    return _Done(image, dataclasses.replace(record, screen=period))
+    black = record.grey or chance.dice.random() < 0.3
+    image = halftone(image, image.new_tensor([period]), black, softness)
+    return _Done(image, dataclasses.replace(record, screen=period, grey=black))
 
 
 def _covered(image: Tensor, record: Damage, opacity: Tensor, colour: Iterable[float]) -> _Done:
@@ -329,7 +333,7 @@ def damage_one(
 ) -> tuple[Tensor, Tensor, Damage]:
     """Damage one image [1, 3, H, W] in 0..1 in the order of `kinds`.
 
-    Of kinds that draw several (`MIXED`) each is drawn from the weaker half of its range.
+    The strengths of kinds that draw several (`MIXED`) are half of what they would be alone.
 
     Returns:
         The damaged image [1, 3, H, W], its mask [1, 1, H, W], and the record.
@@ -337,12 +341,14 @@ def damage_one(
     Raises:
         KeyError: a kind is not one of `KINDS`.
     """
+    if set(kinds) & set(MIXED):
+        strengths = (strengths or Strengths()).milder()
     chance = _Chance(dice, generator, strengths or Strengths())
-    record, mask = Damage(), image.new_zeros(1, 1, *_size(image))
+    grey = bool((image == image[:, :1]).all())
+    record, mask = Damage(grey=grey), image.new_zeros(1, 1, *_size(image))
     drawn: list[str] = []
     for kind in kinds:
         if kind in MIXED:
-            chance = chance._replace(strengths=chance.strengths.up_to(0.5))
             drawn += second_order(dice) if kind == "second_order" else worn(dice)
         elif kind != "clean":
             drawn.append(kind)
@@ -353,7 +359,7 @@ def damage_one(
             record = dataclasses.replace(record, missing=float(mask.mean()))
     if drawn[-1:] != ["noise"]:
         image = _quantise(image)
-    if record.grey:  # noise and JPEG came after the colours were lost: a grey scan stays grey
+    if record.grey:  # JPEG rounds: a grey scan stays grey
         image = tone.luma(image).expand_as(image)
     return image, mask, record
 

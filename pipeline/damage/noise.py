@@ -28,11 +28,13 @@ def grain(images: Tensor, sigma: Tensor, size: Tensor, generator: Generator) -> 
     `sigma` [N] is its standard deviation at mid grey, in units of 0..255.
     """
     count, _, height, width = images.shape
-    noise = torch.randn((1, count, height, width), generator=generator, device=images.device, dtype=images.dtype)
+    noise = torch.randn(
+        (1, count, height + 6, width + 6), generator=generator, device=images.device, dtype=images.dtype
+    )
     offsets = torch.arange(-3, 4, device=images.device, dtype=images.dtype)
     kernel = torch.exp(-0.5 * (offsets / size.clamp_min(0.3)[:, None]) ** 2)
     kernel = kernel / kernel.norm(dim=1, keepdim=True)  # unit energy: the filtered noise keeps its variance
-    noise = F.conv2d(F.pad(noise, (3, 3, 3, 3), mode="reflect"), kernel[:, None, None, :], groups=count)
+    noise = F.conv2d(noise, kernel[:, None, None, :], groups=count)
     noise = F.conv2d(noise, kernel[:, None, :, None], groups=count)[0, :, None]
     luma = images.mean(1, keepdim=True).clamp(0, 1)
     return images + noise * (4 * luma * (1 - luma)).sqrt() * (sigma / 255)[:, None, None, None]

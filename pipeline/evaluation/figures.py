@@ -64,8 +64,8 @@ def _comparisons(evaluation: Evaluation, path: Path) -> Path | None:
 
 def _damage(evaluation: Evaluation, path: Path) -> Path | None:
     results = {
-        line.name: line.result
-        for lines in evaluation.lines.values()
+        f"{name}: {line.name}": line.result
+        for name, lines in evaluation.lines.items()
         for line in lines
         if line.name.rpartition(", ")[2] in LEVELS
     }

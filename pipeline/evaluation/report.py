@@ -37,7 +37,7 @@ def _plain(lines: list[Line]) -> str:
     for line in lines:
         r = line.result
         cells = [line.name, f"{len(r.outcomes)}", f"{r.input_psnr:.2f}", f"{r.psnr:.2f}", f"{r.gain:+.2f}"]
-        cells += [f"{r.ssim:.4f}"]
+        cells += ["" if np.isnan(r.ssim) else f"{r.ssim:.4f}"]
         cells += [f"{np.mean(line.baselines[name]):.2f}" if name in line.baselines else "" for name in others]
         rows.append(cells)
     return _table(head, rows)

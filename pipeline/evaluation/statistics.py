@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 RESAMPLES = 10_000
+FEWEST = 5
 
 
 class Interval(NamedTuple):
@@ -19,11 +20,15 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
+        if np.isnan(self.low):
+            return f"{self.mean:+.2f}"
         return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
 
 def paired_difference(one: Sequence[float], other: Sequence[float], seed: int = 0) -> Interval:
     """Mean of `one - other` over the same images, with its percentile bootstrap interval (Efron 1979).
+
+    Of fewer than `FEWEST` images the interval would say nothing: its ends are not numbers.
 
     Raises:
         ValueError: they differ in length, or are empty.
@@ -31,6 +36,8 @@ def paired_difference(one: Sequence[float], other: Sequence[float], seed: int = 
     if len(one) != len(other) or not len(one):
         raise ValueError(f"paired values must be as many: {len(one)} and {len(other)}")
     difference = np.subtract(one, other)
+    if len(one) < FEWEST:
+        return Interval(float(difference.mean()), float("nan"), float("nan"))
     dice = np.random.default_rng(seed)
     means = np.array([dice.choice(difference, len(difference)).mean() for _ in range(RESAMPLES)])
     low, high = np.quantile(means, [0.025, 0.975])

@@ -86,7 +86,7 @@ class Evaluation:
         return {
             "sets": {name: [_line_json(line) for line in lines] for name, lines in self.lines.items()},
             "comparisons": {
-                name: {what: interval._asdict() for what, interval in found.items()}
+                name: {what: {k: _number(v) for k, v in i._asdict().items()} for what, i in found.items()}
                 for name, found in self.comparisons.items()
             },
             "calibrations": [
@@ -146,12 +146,11 @@ def _colours(samples: Sequence[Sample]) -> list[Trial]:
     colourful = [sample for sample in samples if not _is_grey(sample)]
     if len(colourful) < 2:
         return []
-    captions = protocols.CAPTIONS if any(sample.captions for sample in colourful) else ("empty",)
-    tests = [Trial(f"greys, captions {c}", partial(protocols.colourise, colourful, c)) for c in captions]
-    return tests + [
+    captioned = [sample for sample in colourful if sample.captions]
+    captions = protocols.CAPTIONS if len(captioned) > 1 else ()
+    return [Trial(f"greys, captions {c}", partial(protocols.colourise, captioned, c)) for c in captions] + [
         Trial(f"greys, references {r}", partial(protocols.colourise, colourful, "empty", r))
         for r in protocols.REFERENCES
-        if r != "none"  # that is the one without captions
     ]
 
 
@@ -183,8 +182,8 @@ def _comparisons(lines: Sequence[Line]) -> dict[str, Interval]:
         "true captions over empty": ("greys, captions true", "greys, captions empty"),
         "true captions over shuffled": ("greys, captions true", "greys, captions shuffled"),
         "true captions over wrong": ("greys, captions true", "greys, captions wrong"),
-        "same scene as reference over none": ("greys, references same", "greys, captions empty"),
-        "another scene as reference over none": ("greys, references other", "greys, captions empty"),
+        "same scene as reference over none": ("greys, references same", "greys, references none"),
+        "another scene as reference over none": ("greys, references other", "greys, references none"),
     }
     found = {
         what: paired_difference(by_name[one], by_name[other])

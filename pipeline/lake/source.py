@@ -103,7 +103,7 @@ def open_source(uris: Sequence[str], columns: Columns) -> Source:
         SourceError: nothing is there, a file is not Parquet, the URIs lie in different stores, or a column that
             the recipe names is in none of the files.
     """
-    store, found, patterns = _find_all(uris)
+    store, found, patterns = find_files(uris)
     with ThreadPoolExecutor(READERS) as pool:
         footers = tuple(pool.map(lambda item: _footer(store, item[0], *item[1]), sorted(found.items())))
     _check_columns(footers, columns)
@@ -111,20 +111,18 @@ def open_source(uris: Sequence[str], columns: Columns) -> Source:
     return Source(store, footers, columns, _passed(footers, columns), tuple(patterns))
 
 
-def list_files(uris: Sequence[str]) -> tuple[fsspec.AbstractFileSystem, list[str]]:
-    """The store and the paths in it of the Parquet files behind paths, folders, globs and URLs, sorted.
+def find_files(
+    uris: Sequence[str],
+) -> tuple[fsspec.AbstractFileSystem, dict[str, tuple[str, int]], list[str]]:
+    """Find the Parquet files behind paths, folders, globs and URLs.
+
+    Returns:
+        Their store; the root that was asked for and the size of each, by its path; and regular expressions of what
+        was asked for.
 
     Raises:
         SourceError: nothing is there, or the URIs lie in different stores.
     """
-    store, found, _ = _find_all(uris)
-    return store, sorted(found)
-
-
-def _find_all(
-    uris: Sequence[str],
-) -> tuple[fsspec.AbstractFileSystem, dict[str, tuple[str, int]], list[str]]:
-    """The store, the root and size of each file by its path, and the patterns of what was asked for."""
     if not uris:
         raise SourceError("no source is given: --source PATH_OR_URL")
     protocols = {get_protocol(uri) for uri in uris}

@@ -49,7 +49,7 @@ class MiniLMEncoder:
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._cached = cached
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: training keeps what comes out for its backward pass
     def __call__(self, captions: Sequence[str | None]) -> TextFeatures:
         """Encode captions; None and blank ones have no tokens. Distinct captions are encoded once."""
         wanted = [" ".join((caption or "").split()) for caption in captions]

@@ -46,13 +46,26 @@ def save_checkpoint(
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(
-    folder: Path, model: nn.Module, average: dict[str, Tensor], optimisers: Sequence[torch.optim.Optimizer]
-) -> dict[str, Any] | None:
-    """Bring a run back to where its last checkpoint left it; None if there is no checkpoint."""
-    place = next((folder / name for name in (LATEST, f"{LATEST}.old") if (folder / name / "state.json").exists()), None)
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """What was saved as `state` with the last checkpoint; None if there is no checkpoint."""
+    place = _place(folder)
     if place is None:
         return None
+    state: dict[str, Any] = json.loads((place / "state.json").read_text())
+    return state
+
+
+def load_checkpoint(
+    folder: Path, model: nn.Module, average: dict[str, Tensor], optimisers: Sequence[torch.optim.Optimizer]
+) -> None:
+    """Bring a run back to where its last checkpoint left it.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    place = _place(folder)
+    if place is None:
+        raise FileNotFoundError(folder / LATEST)
     model.load_state_dict(_load(place, "model"))
     for name, tensor in _load(place, "average").items():
         average[name].copy_(tensor)
@@ -68,8 +81,12 @@ def load_checkpoint(
                 tensor = torch.empty_like(like).copy_(tensor)
             slots.setdefault(int(index), {})[key] = tensor.detach()
         optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
-    state: dict[str, Any] = json.loads((place / "state.json").read_text())
-    return state
+
+
+def _place(folder: Path) -> Path | None:
+    """The last checkpoint that is whole."""
+    places = (folder / name for name in (LATEST, f"{LATEST}.old"))
+    return next((place for place in places if (place / "state.json").exists()), None)
 
 
 def _save(tensors: dict[str, Tensor], folder: Path, name: str) -> None:

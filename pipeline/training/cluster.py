@@ -10,7 +10,7 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
-from pipeline.errors import ConservatorError
+from pipeline.errors import ConservatorError, RecipeError
 
 log = logging.getLogger(__name__)
 
@@ -21,19 +21,22 @@ RETRIES = 3
 def on_ray(work: Callable[[dict[str, Any]], None], options: dict[str, Any], workers: int, device: str) -> None:
     """Run `work(options)` in so many workers, each with a GPU if `device` is "cuda" (or "auto" and there are enough).
 
+    Ray must be running.
+
     `options` must hold `output`, a folder that all machines share: Ray Train keeps its own state below it.
 
     Raises:
-        ConservatorError: a worker raised it, such as for a source that is not there.
+        RecipeError: the cluster is smaller than that.
+        ConservatorError: a worker raised it.
         TrainingFailedError: workers failed otherwise, after the retries.
     """
-    if not ray.is_initialized():
-        ray.init(log_to_driver=True)
-    gpus = ray.cluster_resources().get("GPU", 0)
-    use_gpu = device == "cuda" or (device == "auto" and gpus >= workers)
-    options = {name: value for name, value in options.items() if not callable(value)}
-    options["device"] = "cuda" if use_gpu else "cpu"
-    log.info("%d workers on %s", workers, options["device"])
+    found = ray.cluster_resources()
+    use_gpu = device == "cuda" or (device == "auto" and found.get("GPU", 0) >= workers)
+    kind = "GPU" if use_gpu else "CPU"
+    if found.get(kind, 0) < workers:
+        raise RecipeError(f"{workers} workers need as many {kind}s; the cluster has {found.get(kind, 0):g}: --workers")
+    options = {**options, "device": "cuda" if use_gpu else "cpu"}
+    log.info("%d workers, each with a %s", workers, kind)
     trainer = TorchTrainer(
         work,
         train_loop_config=options,

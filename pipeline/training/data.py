@@ -6,10 +6,9 @@ import dataclasses
 import logging
 import random
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.dataset as pads
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -17,8 +16,7 @@ from torch import Tensor
 
 from pipeline.damage.mixture import Damaged, damage
 from pipeline.errors import RowError, SourceError
-from pipeline.imaging.cells import Fetch, read_cell
-from pipeline.imaging.decode import decode_image
+from pipeline.imaging.tables import ImageTable, captions_of
 from pipeline.training.team import Team
 
 log = logging.getLogger(__name__)
@@ -29,6 +27,8 @@ LARGEST = 768
 """Of larger photos a part of this side is kept."""
 
 
+CAPTIONS = ("captions", "caption")
+"""Columns in which captions are looked for."""
 ALONE = Team()
 
 
@@ -70,7 +70,7 @@ class Mixture:
         ("stains", 0.005),
     )
     second: float = 0.1
-    """Share of damaged images that get light noise or JPEG on top."""
+    """Share of damaged images that get noise or JPEG on top."""
     caption_dropped: float = 0.2
     """Share of captions withheld, so that the model works without."""
     reference: float = 0.25
@@ -90,20 +90,10 @@ class Batch(NamedTuple):
     references_absent: Tensor  # [N, 1]
 
 
-class Table(NamedTuple):
-    """Where training images come from."""
-
-    name: str
-    """For messages."""
-    data: pads.Dataset
-    fetch: Fetch
-    """Reads images that are named by URI."""
-
-
 def load_photos(
-    tables: Sequence[Table],
+    tables: Sequence[ImageTable],
     image: str = "image",
-    captions: str = "captions",
+    captions: str | None = None,
     memory: int = 8 << 30,
     seed: int = 0,
 ) -> list[Photo]:
@@ -112,43 +102,41 @@ def load_photos(
     Args:
         tables: read in an order drawn from `seed`, until the memory is full.
         image: the column of the images.
-        captions: the column of a caption or a list of them; a table may lack it.
+        captions: the column of a caption or a list of them; None: `captions` or `caption`, where there is one.
         memory: bytes of decoded pixels at most.
         seed: draws the order, and the part of a large image.
 
     Raises:
-        SourceError: a table has no such image column, or none of its images can be decoded.
+        SourceError: a table has no such column, or none of its images can be decoded.
     """
     dice = random.Random(seed)
     photos: list[Photo] = []
     left_out, held = 0, 0
     for table in dice.sample(tables, len(tables)):
-        names = table.data.schema.names
-        if image not in names:
-            raise SourceError(f"{table.name} has no column {image!r}; its columns are {', '.join(names)}")
-        kind = table.data.schema.field(image).type
-        columns = [image] + ([captions] if captions in names else [])
-        for batch in table.data.to_batches(columns=columns, batch_size=64, batch_readahead=1):
-            for row in batch.to_pylist():
-                if held >= memory:
-                    log.warning("memory is full with %d images, %.1f GB; the rest is not used", len(photos), held / 1e9)
-                    return photos
-                try:
-                    data = read_cell(row[image], kind, image, table.fetch)
-                    photos.append(_photo(data, row.get(captions), dice))
-                    held += photos[-1].pixels.numel()
-                except RowError as error:
-                    left_out += 1
-                    log.warning("an image of %s is left out: %s", table.name, error.message)
+        table.check(image)
+        if captions is not None:
+            table.check(captions)
+        texts = captions or next((name for name in CAPTIONS if name in table.data.schema.names), None)
+        for row in table.rows([image, texts] if texts else [image]):
+            if held >= memory:
+                log.warning("memory is full with %d images, %.1f GB; the rest is not used", len(photos), held / 1e9)
+                return photos
+            try:
+                photos.append(_photo(table.decode(row, image), captions_of(row[texts] if texts else None), dice))
+                held += photos[-1].pixels.numel()
+            except RowError as error:
+                left_out += 1
+                log.warning("an image of %s is left out: %s", table.path, error.message)
     if not photos:
         raise SourceError(
-            f"no image could be decoded in {', '.join(table.name for table in tables)} ({left_out} tried)"
+            f"no image could be decoded in {', '.join(table.path for table in tables)} ({left_out} tried)"
         )
+    if not any(photo.captions for photo in photos):
+        log.warning("no image has a caption (columns %s): colours are learned without", captions or CAPTIONS)
     return photos
 
 
-def _photo(data: bytes, captions: object, dice: random.Random) -> Photo:
-    pixels = decode_image(data).rgb
+def _photo(pixels: Any, captions: tuple[str, ...], dice: random.Random) -> Photo:
     height, width = pixels.shape[:2]
     top, left = (dice.randint(0, max(0, length - LARGEST)) for length in (height, width))
     picture = Image.fromarray(np.ascontiguousarray(pixels[top : top + LARGEST, left : left + LARGEST]))
@@ -156,9 +144,7 @@ def _photo(data: bytes, captions: object, dice: random.Random) -> Photo:
     if scale > 1:
         size = (max(VIEW, round(picture.width * scale)), max(VIEW, round(picture.height * scale)))
         picture = picture.resize(size, Image.Resampling.BICUBIC)
-    texts = [captions] if isinstance(captions, str) else list(captions) if isinstance(captions, list) else []
-    texts = [text for text in texts if isinstance(text, str) and text.strip()]
-    return Photo(torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous(), tuple(texts))
+    return Photo(torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous(), captions)
 
 
 class Sampler:

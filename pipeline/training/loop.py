@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConservatorError
+from pipeline.errors import OutputError
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.text import MiniLMEncoder
 from pipeline.restoration.weights import autocast
-from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.training.checkpoint import load_checkpoint, read_state, save_checkpoint
 from pipeline.training.data import Mixture, Photo, Sampler
 from pipeline.training.objective import colour_loss, look, losses, predict, total
 from pipeline.training.optimiser import Optimiser
@@ -106,7 +106,8 @@ def train(
         The averaged model.
 
     Raises:
-        ConservatorError: `folder` holds a checkpoint of another plan, or the workers cannot share the batch.
+        OutputError: `folder` holds a checkpoint of another plan.
+        RecipeError: the workers cannot share the batch.
     """
     team = Team.current()
     team.check(plan.batch, plan.greys)
@@ -117,20 +118,19 @@ def train(
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     optimiser = Optimiser(model, plan.learning_rate, plan.decay)
-    identity = _identity(config, plan)
-    state = load_checkpoint(folder, model, average, optimiser.parts)
-    if state is not None and state["identity"] != identity:
-        raise ConservatorError(
-            f"{folder} holds a checkpoint of another plan; give another --output, or the same options"
-        )
-    first = state["step"] if state else 0
+    identity = _identity(config, plan, photos)
+    state = read_state(folder) or {"step": 0, "identity": identity, "validation": {}}
+    if state["identity"] != identity:
+        raise OutputError(f"{folder} holds a checkpoint of another plan; give another --output, or the same options")
+    first, shown = int(state["step"]), dict(state["validation"])
+    if first:
+        load_checkpoint(folder, model, average, optimiser.parts)
     team.agree(first)
     if compiled:
         model.decoder.compile()
     text = MiniLMEncoder(config.text_tokens, device)
     sampler = Sampler(photos, plan.mixture, plan.seed, config.thumbnail, device, team)
     validation = Validation(held_out, config, text, device) if held_out and team.leads else None
-    shown: dict[str, float] = {}
     started, recent = time.monotonic(), 0.0
     for step in range(first, plan.steps):
         terms = team.mean(_step(model, sampler, text, optimiser, plan, step, device))
@@ -143,11 +143,14 @@ def train(
             if validation:
                 with _weights(model, average):
                     shown = validation(model)
-            save_checkpoint(folder, model, average, optimiser.parts, {"step": done, "identity": identity})
+            state = {"step": done, "identity": identity, "validation": shown}
+            save_checkpoint(folder, model, average, optimiser.parts, state)
             _curve(folder, done, {"rate": plan.rate(step), **terms, **shown})
         if done % 20 == 0 or done == plan.steps:
             seconds = (time.monotonic() - started) / (done - first)
             report(Progress(done, plan.steps, recent, shown, plan.batch / seconds, seconds * (plan.steps - done)))
+    if first == plan.steps and team.leads:
+        report(Progress(first, plan.steps, 0.0, shown, 0.0, 0.0))
     model.load_state_dict(average)
     return model
 
@@ -165,7 +168,7 @@ def _step(
     features = text(batch.captions)
     with autocast(device):
         answer = predict(model, batch, features, plan.patch, random.Random(f"{plan.seed}/{step}/patch"))
-    terms = losses(model, batch, features, answer, sampler.team)
+    terms = losses(model, batch, answer, sampler.team)
     if plan.greys:
         greys = sampler.greys(step, plan.greys)
         said = text(greys.captions)  # at full precision always: the encoder remembers it
@@ -195,17 +198,29 @@ def _weights(model: CompactModel, average: dict[str, Tensor]) -> Iterator[None]:
         model.load_state_dict(current)
 
 
-def _identity(config: ModelConfig, plan: TrainingPlan) -> dict[str, Any]:
-    identity: dict[str, Any] = {"config": repr(config), "plan": repr(dataclasses.replace(plan, checkpoint_every=0))}
-    return identity
+def _identity(config: ModelConfig, plan: TrainingPlan, photos: list[Photo]) -> dict[str, Any]:
+    """What must be the same for a run to go on."""
+    return {
+        "config": repr(config),
+        "plan": repr(dataclasses.replace(plan, checkpoint_every=0)),
+        "photos": len(photos),
+        "pixels": sum(photo.pixels.numel() for photo in photos),
+        "captions": sum(len(photo.captions) for photo in photos),
+    }
 
 
 def _curve(folder: Path, step: int, values: dict[str, float]) -> None:
-    """One line of `curve.csv`, for any plotting program."""
+    """Add a step to `curve.csv`, for any plotting program; steps that are done again take the place of the old."""
     path = folder / "curve.csv"
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(["step", *values])
-        writer.writerow([step, *(f"{value:.6g}" for value in values.values())])
+    rows: list[dict[str, Any]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+    rows.append({"step": step, **{name: f"{value:.6g}" for name, value in values.items()}})
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    fresh = path.with_suffix(".new")
+    with fresh.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    fresh.replace(path)

@@ -78,9 +78,7 @@ def predict(model: CompactModel, batch: Batch, text: TextFeatures, patch: int, d
     return Prediction(view, decoded, cut(batch.truth), cut(batch.damaged.masks), told)
 
 
-def losses(
-    model: CompactModel, batch: Batch, text: TextFeatures, answer: Prediction, team: Team = ALONE
-) -> dict[str, Tensor]:
+def losses(model: CompactModel, batch: Batch, answer: Prediction, team: Team = ALONE) -> dict[str, Tensor]:
     """Each term, unweighted.
 
     pixels: the logarithm of each image's L1, for PSNR is one too: a slightly damaged image counts somewhat more

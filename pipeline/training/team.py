@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
 
-from pipeline.errors import ConservatorError
+from pipeline.errors import OutputError, RecipeError
 
 
 class Team(NamedTuple):
@@ -39,10 +39,10 @@ class Team(NamedTuple):
         """Shares must be equal, for the mean of their means to be the batch's.
 
         Raises:
-            ConservatorError: they are not.
+            RecipeError: they are not.
         """
         if batch % self.size or greys % self.size:
-            raise ConservatorError(
+            raise RecipeError(
                 f"{self.size} workers cannot share {batch} images and {greys} greys equally; "
                 "give a --batch and --greys that are multiples of --workers"
             )
@@ -81,14 +81,14 @@ class Team(NamedTuple):
         """All workers found the same checkpoint.
 
         Raises:
-            ConservatorError: they did not.
+            OutputError: they did not.
         """
         if self.size == 1:
             return
         steps: list[int] = [0] * self.size
         dist.all_gather_object(steps, step)
         if len(set(steps)) > 1:
-            raise ConservatorError(
+            raise OutputError(
                 f"workers found checkpoints of different steps ({', '.join(map(str, steps))}); "
                 "--output must be a folder that all machines share"
             )

@@ -16,7 +16,9 @@ from pipeline.evaluation.protocols import blots, colourise, damaged, denoise, de
 from pipeline.evaluation.report import as_markdown
 from pipeline.evaluation.statistics import paired_difference, spearman
 from pipeline.evaluation.suite import evaluate, trials_of
-from pipeline.evaluation.tables import Sample
+from pipeline.evaluation.tables import Sample, read_samples
+from pipeline.lake.tables import open_tables
+from tests.conftest import encoded, noise
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +130,10 @@ def test_a_whole_evaluation(restorer: Restorer, samples: list[Sample], tmp_path:
 def test_greys_and_pictures_without_captions_get_the_tests_that_make_sense(samples: list[Sample]) -> None:
     plain = [sample._replace(captions=()) for sample in samples]
     names = [test.name for test in trials_of("mine", plain)]
-    assert "greys, captions empty" in names and "greys, captions true" not in names
+    assert "greys, references same" in names and "greys, captions true" not in names
+    some = [*samples, plain[0]]
+    told = next(trial for trial in trials_of("mine", some) if trial.name == "greys, captions wrong")
+    assert [case.request.caption is not None for case in told.cases()] == [True] * 3
     grey = [s._replace(pixels=np.repeat(s.pixels[..., :1], 3, axis=2)) for s in samples]
     assert not any(test.name.startswith("greys") for test in trials_of("mine", grey))
 
@@ -140,6 +145,7 @@ def test_intervals_hold_the_mean_and_narrow_with_more_images() -> None:
     few, many = paired_difference(better[:40], base[:40]), paired_difference(better, base)
     assert few.low < few.mean < few.high and many.high - many.low < few.high - few.low
     assert many.low < 0.5 < many.high and many.low > 0.3
+    assert np.isnan(paired_difference(better[:4], base[:4]).low)
     assert many.high - many.low == pytest.approx(2 * 1.96 / 20, rel=0.15)
     with pytest.raises(ValueError, match="as many"):
         paired_difference([1.0], [1.0, 2.0])
@@ -157,14 +163,38 @@ def test_a_shuffled_caption_is_never_ones_own(count: int) -> None:
     assert sorted(order) == list(range(count)) and all(n != other for n, other in enumerate(order))
 
 
-def test_sets_are_files_or_folders_of_them(tmp_path: Path) -> None:
-    (tmp_path / "one").mkdir()
-    for path in (tmp_path / "a.parquet", tmp_path / "one/b.parquet"):
-        path.write_bytes(b"")
-    assert list(find_sets([str(tmp_path)])) == ["a", "b"]
-    assert list(find_sets([str(tmp_path / "a.parquet")])) == ["a"]
-    with pytest.raises(SourceError, match=r"no Parquet file at .*nowhere"):
+def test_sets_go_by_their_published_name_or_their_place(write_table, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    rows = [{"id": "a", "image": encoded(noise(30, 40))}]
+    write_table(rows, "sets/kodak24.parquet")
+    write_table(rows, "sets/more/own.parquet")
+    sets = find_sets([str(tmp_path / "sets")])
+    assert {name: len(tables) for name, tables in sets.items()} == {"kodak24": 1, "own": 1}
+    write_table(rows, "sets/more/part-2.parquet")
+    sets = find_sets([str(tmp_path / "sets"), str(tmp_path / "sets/kodak24.parquet")])
+    assert {name: len(tables) for name, tables in sets.items()} == {"kodak24": 1, "sets": 2}
+    assert len(read_samples(sets["sets"])) == 2 and len(read_samples(sets["sets"], 1)) == 1
+    write_table(rows, "others/kodak24.parquet")
+    with pytest.raises(SourceError, match="are both kodak24"):
+        find_sets([str(tmp_path / "sets"), str(tmp_path / "others")])
+    with pytest.raises(SourceError, match="nowhere"):
         find_sets([str(tmp_path / "nowhere")])
-    (tmp_path / "b.parquet").write_bytes(b"")
-    with pytest.raises(SourceError, match="are both b"):
-        find_sets([str(tmp_path)])
+
+
+def test_samples_may_be_named_by_uri(write_table, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "one.png").write_bytes(encoded(noise(30, 40)))
+    path = write_table([{"id": "a", "image": "one.png"}], "table.parquet")
+    (sample,) = read_samples(open_tables([str(path)]))
+    assert sample.pixels.shape == (30, 40, 3)
+    path = write_table([{"id": "b", "image": "none.png"}], "other.parquet")
+    with pytest.raises(SourceError, match=r"row 0 \(b\)"):
+        read_samples(open_tables([str(path)]))
+
+
+def test_without_opencv_and_matplotlib_the_tables_are_still_made(
+    restorer: Restorer, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (baselines, figures):
+        monkeypatch.setattr(f"{module.__name__}.importlib.util.find_spec", lambda name: None)
+        assert not module.available()
+    found = evaluate(restorer, {"kodak24": [samples[0]._replace(pixels=samples[0].pixels[:40, :40])]})
+    assert "noise, sigma 25" in as_markdown(found) and "median" not in as_markdown(found)

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.train import _tables
-from pipeline.errors import ConservatorError, SourceError
+from pipeline.errors import OutputError, RecipeError, SourceError
+from pipeline.lake.tables import open_tables
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.layers import activate
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.restorer import Restorer
-from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.training.checkpoint import load_checkpoint, read_state, save_checkpoint
 from pipeline.training.data import Mixture, Photo, Sampler, load_photos
-from pipeline.training.loop import Progress, TrainingPlan, train
+from pipeline.training.loop import Progress, TrainingPlan, _curve, train
 from pipeline.training.optimiser import Optimiser
 from pipeline.training.team import Team
 from tests.conftest import encoded, noise
@@ -80,8 +80,35 @@ def test_a_killed_run_goes_on_to_the_same_weights(photos: list[Photo], tmp_path:
 
 def test_a_checkpoint_of_another_plan_is_refused(photos: list[Photo], tmp_path: Path) -> None:
     run(photos, tmp_path)
-    with pytest.raises(ConservatorError, match="another plan"):
+    with pytest.raises(OutputError, match="another plan"):
         run(photos, tmp_path, dataclasses.replace(PLAN, learning_rate=1e-5))
+    with pytest.raises(OutputError, match="another plan"):
+        run(photos[:4], tmp_path)  # other images
+    with pytest.raises(OutputError, match="another plan"):
+        train(photos, [], tmp_path, dataclasses.replace(TINY, width=32), PLAN, CPU, lambda progress: None)
+
+
+def test_a_finished_run_is_told_again_and_not_done_again(photos: list[Photo], tmp_path: Path) -> None:
+    first = run(photos, tmp_path)
+    curve = (tmp_path / "curve.csv").read_text()
+    told: list[Progress] = []
+    again = train(photos, photos[:2], tmp_path, TINY, PLAN, CPU, told.append).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    assert (tmp_path / "curve.csv").read_text() == curve
+    assert [progress.step for progress in told] == [6] and "noise_25" in told[0].validation
+
+
+def test_the_curve_stays_a_table_when_steps_and_columns_come_again(tmp_path: Path) -> None:
+    _curve(tmp_path, 10, {"pixels": 1.0})
+    _curve(tmp_path, 20, {"pixels": 2.0})
+    _curve(tmp_path, 20, {"pixels": 3.0, "noise_25": 28.0})  # after a kill, with images to validate on
+    assert (tmp_path / "curve.csv").read_text().split() == ["step,pixels,noise_25", "10,1,", "20,3,28"]
+
+
+def test_training_without_bfloat16(photos: list[Photo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.restoration.weights.half_precision", lambda device: torch.float32)
+    weights = run(photos, tmp_path, dataclasses.replace(PLAN, steps=2))
+    assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
 
 
 def test_the_checkpoint_and_curve_are_plain_files(photos: list[Photo], tmp_path: Path) -> None:
@@ -103,7 +130,8 @@ def test_a_checkpoint_is_cut_into_pieces_of_bounded_size(tmp_path: Path, monkeyp
     assert len(pieces) > 1 and all(path.stat().st_size < 100_000 + largest for path in pieces)
     other = CompactModel(TINY)
     read = {name: torch.zeros_like(tensor) for name, tensor in average.items()}
-    assert load_checkpoint(tmp_path, other, read, optimiser.parts) == {"step": 1}
+    assert read_state(tmp_path) == {"step": 1} and read_state(tmp_path / "elsewhere") is None
+    load_checkpoint(tmp_path, other, read, optimiser.parts)
     assert all(torch.equal(tensor, read[name]) for name, tensor in average.items())
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
 
@@ -145,12 +173,14 @@ def test_photos_are_read_from_tables_and_unreadable_ones_left_out(write_table, t
         {"image": b"broken", "captions": []},
         {"image": encoded(noise(300, 260), "JPEG"), "captions": []},
     ]
-    tables = _tables(str(write_table(rows)))
+    tables = open_tables([str(write_table(rows))])
     photos = load_photos(tables)
     assert [tuple(photo.pixels.shape) for photo in photos] == [(3, 224, 350), (3, 300, 260)]
     assert photos[0].captions == ("a", "b")
     with pytest.raises(SourceError, match="picture"):
         load_photos(tables, image="picture")
+    with pytest.raises(SourceError, match="titel"):
+        load_photos(tables, captions="titel")
 
 
 def test_photos_named_by_uri_are_read_and_large_ones_cut(write_table, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -159,7 +189,7 @@ def test_photos_named_by_uri_are_read_and_large_ones_cut(write_table, tmp_path: 
     (tmp_path / "scans/one.png").write_bytes(encoded(pixels))
     rows = [{"image": "scans/one.png", "caption": "a long one"}, {"image": "../elsewhere.png", "caption": "no"}]
     path = write_table(rows, "table.parquet")
-    (photo,) = load_photos(_tables(str(path)), captions="caption")
+    (photo,) = load_photos(open_tables([str(path)]), captions="caption")
     assert photo.pixels.shape == (3, 768, 240) and photo.captions == ("a long one",)
     part = photo.pixels.permute(1, 2, 0).numpy()
     assert any((pixels[top : top + 768] == part).all() for top in range(133))
@@ -167,7 +197,7 @@ def test_photos_named_by_uri_are_read_and_large_ones_cut(write_table, tmp_path: 
 
 def test_memory_bounds_what_is_loaded(write_table) -> None:  # type: ignore[no-untyped-def]
     rows = [{"image": encoded(noise(224, 224, n))} for n in range(5)]
-    assert len(load_photos(_tables(str(write_table(rows))), memory=2 * 224 * 224 * 3)) == 2
+    assert len(load_photos(open_tables([str(write_table(rows))]), memory=2 * 224 * 224 * 3)) == 2
 
 
 def test_workers_draw_the_images_that_one_would(photos: list[Photo]) -> None:
@@ -182,7 +212,7 @@ def test_workers_draw_the_images_that_one_would(photos: list[Photo]) -> None:
 
 def test_workers_must_be_able_to_share_a_batch() -> None:
     Team(0, 2).check(16, 0)
-    with pytest.raises(ConservatorError, match="multiples of --workers"):
+    with pytest.raises(RecipeError, match="multiples of --workers"):
         Team(0, 3).check(16, 12)
 
 
@@ -193,7 +223,7 @@ def test_training_starts_from_given_weights(photos: list[Photo], tmp_path: Path)
     plan = dataclasses.replace(PLAN, steps=1, learning_rate=1e-9, start="digest")
     tuned = train(photos, [], tmp_path / "tuned", TINY, plan, CPU, lambda progress: None, start).state_dict()
     assert all(torch.allclose(tensor, first[name], atol=1e-6) for name, tensor in tuned.items())
-    with pytest.raises(ConservatorError, match="another plan"):
+    with pytest.raises(OutputError, match="another plan"):
         run(photos, tmp_path / "tuned", dataclasses.replace(PLAN, steps=1, learning_rate=1e-9))
 
 
