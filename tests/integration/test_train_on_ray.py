@@ -18,11 +18,17 @@ def _train(source: Path, output: Path, *more: str) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-def test_two_workers_train_as_one_would(write_table, tmp_path: Path, ray_session: None) -> None:  # type: ignore[no-untyped-def]
+def test_two_workers_train_as_one_would(
+    write_table,
+    tmp_path: Path,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,  # type: ignore[no-untyped-def]
+) -> None:
     rows = [{"image": encoded(noise(224, 224, n)), "captions": [f"picture {n}"]} for n in range(6)]
     path = write_table(rows, "photos.parquet")
     alone = _train(path, tmp_path / "alone")
-    together = _train(path, tmp_path / "together", "--workers", "2")
+    monkeypatch.chdir(tmp_path)  # workers have another folder to work in
+    together = _train(Path(path.name), Path("together"), "--workers", "2")
     assert len(alone) == len(together) == 3
     for one, other in zip(alone, together, strict=True):
         assert set(one) == set(other)
@@ -41,5 +47,6 @@ def test_what_is_wrong_in_a_worker_is_said_as_it_is_without_ray(
     words = ["train", "--source", str(path), "--output", str(tmp_path / "run"), "--workers", "2"]
     assert main(words) == 2
     assert "has no column 'image'" in capsys.readouterr().err
+    assert main([*words, "--workers", "64", "--batch", "64", "--greys", "64"]) == 2
     assert main([*words, "--batch", "15"]) == 2
     assert "multiples of --workers" in capsys.readouterr().err
