@@ -166,8 +166,10 @@ def _step(
 ) -> dict[str, float]:
     batch = sampler.batch(step, plan.batch)
     features = text(batch.captions)
+    # one die an image: which patch is taken of it does not depend on who draws it
+    dice = [random.Random(f"{plan.seed}/{step}/{index}/patch") for index in sampler.team.share(plan.batch)]
     with autocast(device):
-        answer = predict(model, batch, features, plan.patch, random.Random(f"{plan.seed}/{step}/patch"))
+        answer = predict(model, batch, features, plan.patch, dice)
     terms = losses(model, batch, answer, sampler.team)
     if plan.greys:
         greys = sampler.greys(step, plan.greys)

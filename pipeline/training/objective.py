@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -56,14 +57,15 @@ def look(model: CompactModel, batch: Batch, text: TextFeatures) -> GlobalView:
     )
 
 
-def predict(model: CompactModel, batch: Batch, text: TextFeatures, patch: int, dice: random.Random) -> Prediction:
-    """Look at whole images, decode one patch of each."""
+def predict(
+    model: CompactModel, batch: Batch, text: TextFeatures, patch: int, dice: Sequence[random.Random]
+) -> Prediction:
+    """Look at whole images, decode one patch of each, placed by its own die."""
     images, masks = batch.damaged.images, batch.masks
     side = images.shape[-1]
     view = look(model, batch, text)
-    corners = [
-        (CELL * dice.randint(0, (side - patch) // CELL), CELL * dice.randint(0, (side - patch) // CELL)) for _ in images
-    ]
+    last = (side - patch) // CELL
+    corners = [(CELL * die.randint(0, last), CELL * die.randint(0, last)) for die in dice]
     boxes = torch.tensor([[top, left, top + patch, left + patch] for top, left in corners], device=images.device) / side
 
     def cut(planes: Tensor) -> Tensor:
