@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import ConservatorError
@@ -50,6 +51,13 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
     return number
+
+
+def local_folder(text: str) -> Path:
+    """A folder on this machine or mounted, as an argument's type: a path would make `s3:/` of a URL."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"must be a local or mounted folder, not {text}")
+    return Path(text)
 
 
 def main(job: Job, arguments: Sequence[str] | None = None) -> int:

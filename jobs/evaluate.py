@@ -6,10 +6,10 @@ import argparse
 import json
 import logging
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
-from jobs.console import OK, main, positive
-from pipeline.errors import RecipeError, SourceError
+from jobs.console import OK, local_folder, main, positive
+from pipeline.errors import SourceError
 from pipeline.imaging.cells import redacted
 from pipeline.imaging.tables import ImageTable
 from pipeline.lake.tables import open_tables
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", default="compact", help="a shipped model's name, a folder, or a URI")
     parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="write evaluation.md, evaluation.json and figures there"
+        "--output", type=local_folder, metavar="FOLDER", help="write evaluation.md, evaluation.json and figures there"
     )
     parser.add_argument(
         "--limit", type=positive, default=200, metavar="N", help="only the first N images of each set (200)"
@@ -50,8 +50,6 @@ def run(arguments: argparse.Namespace) -> int:
     for module, what in ((baselines, "comparisons with OpenCV"), (figures, "figures")):
         if not module.available():
             log.warning("%s are left out; to have them: pip install 'conservator[evaluation]'", what)
-    if arguments.output and "://" in str(arguments.output):
-        raise RecipeError(f"--output {arguments.output}: it must be a local or mounted folder")
     sets = {name: read_samples(tables, arguments.limit) for name, tables in find_sets(arguments.data).items()}
     empty = [name for name, samples in sets.items() if not samples]
     if empty:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs.console import OK, main, positive
+from jobs.console import OK, local_folder, main, positive
 from pipeline.errors import RecipeError
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--held-out", metavar="PATH_OR_URL", help="images to validate on")
     parser.add_argument(
-        "--output", required=True, type=Path, metavar="FOLDER", help="checkpoint, curve.csv, and model/ at the end"
+        "--output",
+        required=True,
+        type=local_folder,
+        metavar="FOLDER",
+        help="checkpoint, curve.csv, and model/ at the end",
     )
     parser.add_argument("--image-column", default="image")
     parser.add_argument(
@@ -72,12 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, going on from the output's checkpoint if there is one."""
-    if arguments.patch % 8 or arguments.patch > 224:
-        raise RecipeError(f"--patch {arguments.patch}: it must be a multiple of 8, and 224 at most")
+    from pipeline.restoration.views import CELL
+    from pipeline.training.data import VIEW
+
+    if arguments.patch % CELL or arguments.patch > VIEW:
+        raise RecipeError(f"--patch {arguments.patch}: it must be a multiple of {CELL}, and {VIEW} at most")
     if arguments.greys < 0 or (arguments.learning_rate is not None and arguments.learning_rate <= 0):
         raise RecipeError("--greys must be 0 or more, and --learning-rate more than 0")
-    if "://" in str(arguments.output):
-        raise RecipeError(f"--output {arguments.output}: it must be a local or mounted folder")
     # workers on Ray have a folder of their own to work in
     options = {name: value for name, value in vars(arguments).items() if not callable(value)}
     options["output"] = arguments.output.absolute()

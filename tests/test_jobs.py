@@ -91,6 +91,17 @@ def test_training_without_data_says_where_it_looked(tmp_path: Path, capsys: pyte
     assert "*.parquet" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["train", "--source", "a"], ["evaluate", "a"]])
+def test_results_are_not_written_to_a_folder_named_after_a_store(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--output", "s3://bucket/run"])
+    assert stopped.value.code == 2 and "mounted folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "http://127.0.0.1:8265", "ray://127.0.0.1:10001"])
 def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
