@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pipeline.damage.planes import as_pixels
 from pipeline.evaluation.protocols import Case, denoise
 from pipeline.evaluation.tables import Sample, read_samples
 from pipeline.lake.tables import open_tables
@@ -58,7 +59,7 @@ def dncnn(folder: Path, device: torch.device) -> Denoiser:
     def run(case: Case) -> np.ndarray:
         image = planes(case).to(device)
         with torch.inference_mode(), autocast(device):
-            return pixels(image - network(image).float())
+            return as_pixels(image - network(image).float())
 
     return run
 
@@ -75,7 +76,7 @@ def ffdnet(folder: Path, device: torch.device) -> Denoiser:
         sigma = folded.new_full((1, 1, *folded.shape[-2:]), case.damage.noise_sigma / 255)
         with torch.inference_mode(), autocast(device):
             out = network(torch.cat([folded, sigma], dim=1).contiguous(memory_format=torch.channels_last))
-        return pixels(F.pixel_shuffle(out.float(), 2)[..., :height, :width])
+        return as_pixels(F.pixel_shuffle(out.float(), 2)[..., :height, :width])
 
     return run
 
@@ -84,11 +85,6 @@ def compact(model: str, device: torch.device) -> Denoiser:
     """One image at a time, as the others."""
     restorer = Restorer.from_pretrained(model, device=device)
     return lambda case: restorer.restore_batch([case.request])[0].pixels
-
-
-def pixels(image: Tensor) -> np.ndarray:
-    """[1, 3, H, W] -> [H, W, 3] uint8."""
-    return (image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
 def measure(denoisers: dict[str, Denoiser], samples: Sequence[Sample], sigmas: Sequence[float]) -> list[dict[str, Any]]:

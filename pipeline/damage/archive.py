@@ -8,14 +8,13 @@ import random
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
-from pipeline.damage.mixture import Strengths, damage_one
+from pipeline.damage.mixture import damage_one
+from pipeline.damage.planes import Pixels, as_pixels, as_planes
 from pipeline.damage.record import Damage
-
-Pixels = npt.NDArray[np.uint8]
+from pipeline.damage.strengths import Strengths
 
 
 class DamagedFile(NamedTuple):
@@ -41,10 +40,9 @@ def damage_file(pixels: Pixels, kinds: list[str], seed: str, strengths: Strength
     truth = _file(pixels, "JPEG", quality=93)
     shown = np.asarray(Image.open(io.BytesIO(truth)).convert("RGB"))
     saved_as_jpeg = kinds[-1:] == ["jpeg"]
-    planes = torch.from_numpy(shown.copy()).permute(2, 0, 1)[None].float() / 255
     drawn = kinds[:-1] if saved_as_jpeg else kinds
-    image, mask, record = damage_one(planes, drawn, dice, generator, strengths)
-    damaged = np.rint(image[0].clamp(0, 1).permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    image, mask, record = damage_one(as_planes(shown), drawn, dice, generator, strengths)
+    damaged = as_pixels(image)
     if saved_as_jpeg:
         quality = round(dice.uniform(*(strengths or Strengths()).jpeg_quality))
         file = _file(damaged, "JPEG", quality=quality)

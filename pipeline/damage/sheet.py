@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.damage.archive import Pixels
-from pipeline.damage.mixture import KINDS, Strengths, damage_one
+from pipeline.damage.mixture import KINDS, damage_one
+from pipeline.damage.planes import Pixels, as_pixels, as_planes
+from pipeline.damage.strengths import LEVELS, Strengths
 
-LEVELS = (0.15, 0.5, 1.0)
 SIDE = 192
 """Pixels of one sample."""
 BESIDE = 2
@@ -21,7 +21,7 @@ _LABEL, _GAP = 18, 6
 
 def sheet(pixels: Pixels, seed: int = 1) -> Image.Image:
     """Draw the sheet from one image [H, W, 3]; its middle is shown, weak, medium and strong, kind by kind."""
-    middle = torch.from_numpy(_middle(pixels)).permute(2, 0, 1)[None].float() / 255
+    middle = as_planes(_middle(pixels))
     kinds = [kind for kind in KINDS if kind != "clean"]
     wide = len(LEVELS) * (SIDE + _GAP) + _GAP
     tall = SIDE + _LABEL + _GAP
@@ -31,12 +31,11 @@ def sheet(pixels: Pixels, seed: int = 1) -> Image.Image:
     for number, kind in enumerate(kinds):
         left, top = number // rows * wide + _GAP, number % rows * tall + _GAP
         pen.text((left, top), kind.replace("_", " "), "black", font)
-        for column, level in enumerate(LEVELS):
+        for column, level in enumerate(LEVELS.values()):
             dice = random.Random(f"{seed}/{kind}")  # the same for all strengths
             generator = torch.Generator().manual_seed(seed)
             image, _, _ = damage_one(middle, [kind], dice, generator, Strengths().at(level))
-            shown = (image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-            page.paste(Image.fromarray(shown), (left + column * (SIDE + _GAP), top + _LABEL))
+            page.paste(Image.fromarray(as_pixels(image)), (left + column * (SIDE + _GAP), top + _LABEL))
     return page
 
 

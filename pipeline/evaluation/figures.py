@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from pipeline.evaluation.protocols import LEVELS
+from pipeline.damage.strengths import LEVELS
 from pipeline.evaluation.suite import Evaluation
 
 

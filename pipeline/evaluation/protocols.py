@@ -14,15 +14,16 @@ import torch
 from PIL import Image
 
 from pipeline.damage import marks
-from pipeline.damage.mixture import Strengths, damage_one
+from pipeline.damage.mixture import damage_one
+from pipeline.damage.planes import Pixels, as_pixels, as_planes
 from pipeline.damage.record import Damage
+from pipeline.damage.strengths import Strengths
 from pipeline.evaluation.tables import Sample
 from pipeline.quality.scores import decibels, psnr, ssim
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import Restored, Restorer
 from pipeline.restoration.text import MiniLMEncoder
 
-Pixels = npt.NDArray[np.uint8]
 Score = Callable[[Pixels, Pixels], float]
 
 BATCH = 16
@@ -32,8 +33,6 @@ REFERENCES = ("none", "same", "other")
 """No reference; another crop of the same scene, in colour; a crop of another scene."""
 REFERENCE_SIDE = 0.6
 """A reference shows this share of each side of its scene."""
-LEVELS = {"weak": 0.15, "medium": 0.5, "strong": 1.0}
-"""Points in the ranges of `Strengths`."""
 
 
 class Case(NamedTuple):
@@ -197,11 +196,10 @@ def blots(height: int, width: int, share: float, dice: random.Random) -> npt.NDA
 def damaged(samples: Sequence[Sample], kind: str, level: float, seed: int = 0) -> Iterator[Case]:
     """One kind of damage (`KINDS`) at one strength, 0 weak to 1 strong; masks are not told, as archives have none."""
     for index, sample in enumerate(samples):
-        planes = torch.from_numpy(sample.pixels.copy()).permute(2, 0, 1)[None].float() / 255
         dice = random.Random(f"{seed}/{kind}/{index}")
         generator = torch.Generator().manual_seed(dice.getrandbits(62))
-        image, mask, record = damage_one(planes, [kind], dice, generator, Strengths().at(level))
-        shown = (image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+        image, mask, record = damage_one(as_planes(sample.pixels), [kind], dice, generator, Strengths().at(level))
+        shown = as_pixels(image)
         defects = mask[0, 0].numpy() > 0 if mask.any() else None
         yield Case(sample.id, Request(shown), sample.pixels, psnr(shown, sample.pixels), record, defects)
 

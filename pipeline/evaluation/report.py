@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.evaluation.protocols import LEVELS
+from pipeline.damage.strengths import LEVELS
 from pipeline.evaluation.suite import Evaluation, Line
 
 

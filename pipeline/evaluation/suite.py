@@ -12,9 +12,10 @@ import numpy as np
 
 from pipeline.damage.mixture import KINDS
 from pipeline.damage.record import Damage
+from pipeline.damage.strengths import LEVELS
 from pipeline.evaluation import baselines, protocols
 from pipeline.evaluation.baselines import Baseline, baseline_psnr
-from pipeline.evaluation.protocols import LEVELS, Case, Result, Score, measure
+from pipeline.evaluation.protocols import Case, Result, Score, measure
 from pipeline.evaluation.statistics import Interval, paired_difference, spearman
 from pipeline.evaluation.tables import Sample
 from pipeline.restoration.restorer import Restorer

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pipeline.damage import noise, tone
 from pipeline.damage.jpeg import jpeg
-from pipeline.damage.mixture import KINDS, Strengths, damage
+from pipeline.damage.mixture import KINDS, damage
+from pipeline.damage.strengths import Strengths
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.text import MiniLMEncoder

@@ -12,9 +12,11 @@ from pipeline.damage import marks, noise, optics, tone
 from pipeline.damage.archive import damage_file
 from pipeline.damage.halftone import halftone
 from pipeline.damage.jpeg import jpeg
-from pipeline.damage.mixture import KINDS, MARKS, MIXED, Strengths, damage, second_order, worn
+from pipeline.damage.kinds import MARKS
+from pipeline.damage.mixture import KINDS, MIXED, damage, second_order, worn
 from pipeline.damage.record import Damage
 from pipeline.damage.sheet import sheet
+from pipeline.damage.strengths import Strengths
 from tests.conftest import encoded
 
 

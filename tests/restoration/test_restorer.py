@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from pipeline import Restorer
-from pipeline.damage.mixture import Strengths, damage
+from pipeline.damage.mixture import damage
+from pipeline.damage.strengths import Strengths
 from pipeline.errors import ModelError
 from pipeline.quality.scores import psnr
 from pipeline.restoration.request import Request
