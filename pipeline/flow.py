@@ -27,7 +27,7 @@ from pipeline.errors import RecipeError, RunError, SourceError
 from pipeline.imaging.cells import redacted
 from pipeline.lake.fetch import UriReader
 from pipeline.lake.output import Output, open_output
-from pipeline.lake.places import is_local, join
+from pipeline.lake.places import as_uri, is_local, join
 from pipeline.lake.source import Source, open_source
 from pipeline.progress import Tally
 from pipeline.recipe import Recipe
@@ -63,8 +63,9 @@ class Run:
     def decode_stage(self, root: str) -> DecodeStage:
         """Decodes rows of files below `root`."""
         store, limits = self.source.store, self.recipe.limits
-        base = root if is_local(store) else store.unstrip_protocol(root)
-        fetch = UriReader(base, self.recipe.source.allowed_uris, int(limits.max_image_mb * 1e6), limits.attempts)
+        fetch = UriReader(
+            as_uri(store, root), self.recipe.source.allowed_uris, int(limits.max_image_mb * 1e6), limits.attempts
+        )
         return DecodeStage(self.recipe, self.source.columns, self.source.passed, fetch)
 
 

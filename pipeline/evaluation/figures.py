@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from pipeline.damage.strengths import LEVELS
-from pipeline.evaluation.suite import Evaluation
+from pipeline.evaluation.suite import Evaluation, by_level
 
 
 def available() -> bool:
@@ -63,24 +63,18 @@ def _comparisons(evaluation: Evaluation, path: Path) -> Path | None:
 
 
 def _damage(evaluation: Evaluation, path: Path) -> Path | None:
-    results = {
-        f"{name}: {line.name}": line.result
-        for name, lines in evaluation.lines.items()
-        for line in lines
-        if line.name.rpartition(", ")[2] in LEVELS
-    }
-    kinds = list(dict.fromkeys(name.rpartition(", ")[0] for name in results))
+    kinds = {f"{name}: {kind}": at for name, lines in evaluation.lines.items() for kind, at in by_level(lines).items()}
     if not kinds:
         return None
     figure, axes = _figure(1, len(LEVELS), 4 * len(LEVELS), 1 + 0.26 * len(kinds))
     for axis, level in zip(axes[0], LEVELS, strict=True):
-        before = [results[f"{kind}, {level}"].input_psnr for kind in kinds]
-        after = [results[f"{kind}, {level}"].psnr for kind in kinds]
+        before = [at[level].input_psnr for at in kinds.values()]
+        after = [at[level].psnr for at in kinds.values()]
         for place, (low, high) in enumerate(zip(before, after, strict=True)):
             axis.plot([low, high], [place, place], color="C2" if high >= low else "C3", linewidth=1)
         axis.plot(before, range(len(kinds)), "o", color="0.6", markersize=4, label="damaged")
         axis.plot(after, range(len(kinds)), "o", color="C0", markersize=4, label="restored")
-        axis.set(title=level, xlabel="PSNR, dB", yticks=range(len(kinds)), yticklabels=kinds)
+        axis.set(title=level, xlabel="PSNR, dB", yticks=range(len(kinds)), yticklabels=list(kinds))
         axis.invert_yaxis()
     axes[0][0].legend()
     figure.savefig(path)

@@ -71,7 +71,6 @@ class Outcome:
 class Result:
     """One test over one set."""
 
-    name: str
     outcomes: tuple[Outcome, ...]
 
     @property
@@ -204,7 +203,7 @@ def damaged(samples: Sequence[Sample], kind: str, level: float, seed: int = 0) -
         yield Case(sample.id, Request(shown), sample.pixels, psnr(shown, sample.pixels), record, defects)
 
 
-def measure(restorer: Restorer, name: str, cases: Iterable[Case], score: Score | None = None) -> Result:
+def measure(restorer: Restorer, cases: Iterable[Case], score: Score | None = None) -> Result:
     """Restore and judge; `score(result, truth)` in dB is PSNR over all RGB values unless another is given.
 
     With a mask in the request, only the pixels under it are judged.
@@ -216,7 +215,7 @@ def measure(restorer: Restorer, name: str, cases: Iterable[Case], score: Score |
         if len(waiting) == BATCH:
             outcomes += _outcomes(restorer, waiting, score)
             waiting = []
-    return Result(name, (*outcomes, *_outcomes(restorer, waiting, score)))
+    return Result((*outcomes, *_outcomes(restorer, waiting, score)))
 
 
 def _outcomes(restorer: Restorer, cases: Sequence[Case], score: Score | None) -> list[Outcome]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.damage.strengths import LEVELS
-from pipeline.evaluation.suite import Evaluation, Line
+from pipeline.evaluation.protocols import Result
+from pipeline.evaluation.suite import Evaluation, Line, by_level
 
 
 def as_markdown(evaluation: Evaluation) -> str:
     """Tables: what was measured set by set, captions and references, calibration."""
     parts = []
     for name, lines in evaluation.lines.items():
-        plain = [line for line in lines if not _level(line)]
-        parts.append(f"## {name}\n\n" + _plain(plain))
-        if levels := [line for line in lines if _level(line)]:
+        parts.append(f"## {name}\n\n" + _plain([line for line in lines if not line.trial.level]))
+        if levels := by_level(lines):
             parts.append(f"### {name}, by damage and strength\n\n" + _by_level(levels))
         if found := evaluation.comparisons.get(name):
             rows = "".join(f"| {what} | {interval} |\n" for what, interval in found.items())
@@ -43,13 +43,11 @@ def _plain(lines: list[Line]) -> str:
     return _table(head, rows)
 
 
-def _by_level(lines: list[Line]) -> str:
-    kinds = list(dict.fromkeys(line.name.rpartition(", ")[0] for line in lines))
-    by_name = {line.name: line.result for line in lines}
+def _by_level(levels: dict[str, dict[str, Result]]) -> str:
     head = ["damage", *(f"{level}: input → result (SSIM)" for level in LEVELS), "defects found, IoU"]
     rows = []
-    for kind in kinds:
-        results = [by_name[f"{kind}, {level}"] for level in LEVELS]
+    for kind, found_at in levels.items():
+        results = [found_at[level] for level in LEVELS]
         found = [result.overlap for result in results if result.overlap is not None]
         rows.append(
             [
@@ -59,10 +57,6 @@ def _by_level(lines: list[Line]) -> str:
             ]
         )
     return _table(head, rows)
-
-
-def _level(line: Line) -> bool:
-    return line.name.rpartition(", ")[2] in LEVELS
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

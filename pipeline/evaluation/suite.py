@@ -27,6 +27,7 @@ DAMAGED_IMAGES = 16
 DAMAGED_SIDE = 256
 """Their sides at most, in pixels: the middle is taken."""
 UNDAMAGED = "undamaged"
+MEDIAN: tuple[str, Baseline] = ("median 5x5", baselines.median)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,19 +38,33 @@ class Trial:
     cases: Callable[[], Iterator[Case]]
     score: Score | None = None
     baselines: tuple[tuple[str, Baseline], ...] = ()
+    kind: str = ""
+    """Of the damage, where the test is one of several strengths of it."""
+    level: str = ""
+    """Of `LEVELS`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
     """A test with its result, and what the baselines reach."""
 
+    trial: Trial
     result: Result
     baselines: dict[str, list[float]]
 
     @property
     def name(self) -> str:
         """Of the test."""
-        return self.result.name
+        return self.trial.name
+
+
+def by_level(lines: Sequence[Line]) -> dict[str, dict[str, Result]]:
+    """The results of tests at several strengths: by kind of damage, then by level."""
+    found: dict[str, dict[str, Result]] = {}
+    for line in lines:
+        if line.trial.level:
+            found.setdefault(line.trial.kind, {})[line.trial.level] = line.result
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +131,7 @@ def evaluate(restorer: Restorer, sets: dict[str, list[Sample]]) -> Evaluation:
 def trials_of(name: str, samples: Sequence[Sample]) -> list[Trial]:
     """The published protocol of a set by its name; colours and missing areas, and every kind of damage, of others."""
     if name == "kodak24":
-        told = (("median 5x5", baselines.median), ("NLM, told sigma", baselines.non_local_means))
+        told = (MEDIAN, ("NLM, told sigma", baselines.non_local_means))
         tests = [
             Trial(f"noise, sigma {sigma}", partial(protocols.denoise, samples, sigma), baselines=told)
             for sigma in (15, 25, 50)
@@ -124,7 +139,7 @@ def trials_of(name: str, samples: Sequence[Sample]) -> list[Trial]:
         return [*tests, _undamaged(samples)]
     if name == "live1":
         tests = [
-            Trial(f"JPEG, quality {quality}", partial(protocols.jpeg, samples, quality), baselines=_MEDIAN)
+            Trial(f"JPEG, quality {quality}", partial(protocols.jpeg, samples, quality), baselines=(MEDIAN,))
             for quality in (10, 20, 30, 40)
         ]
         return [*tests, _undamaged(samples)]
@@ -134,9 +149,6 @@ def trials_of(name: str, samples: Sequence[Sample]) -> list[Trial]:
             for n in (2, 3, 4)
         ]
     return [*_colours(samples), _missing(samples), *_every_kind(samples)]
-
-
-_MEDIAN: tuple[tuple[str, Baseline], ...] = (("median 5x5", baselines.median),)
 
 
 def _undamaged(samples: Sequence[Sample]) -> Trial:
@@ -162,19 +174,19 @@ def _missing(samples: Sequence[Sample]) -> Trial:
 
 def _every_kind(samples: Sequence[Sample]) -> list[Trial]:
     few = [_middle(sample) for sample in samples[:DAMAGED_IMAGES]]
-    kinds = [kind for kind in KINDS if kind not in ("clean", "grey")]
+    kinds = [(kind, kind.replace("_", " ")) for kind in KINDS if kind not in ("clean", "grey")]
     tests = [
-        Trial(f"{kind.replace('_', ' ')}, {name}", partial(protocols.damaged, few, kind, level))
-        for kind in kinds
+        Trial(f"{shown}, {name}", partial(protocols.damaged, few, kind, level), kind=shown, level=name)
+        for kind, shown in kinds
         for name, level in LEVELS.items()
     ]
     return [_undamaged(few), *tests]
 
 
 def _line(restorer: Restorer, test: Trial) -> Line:
-    result = measure(restorer, test.name, test.cases(), test.score)
+    result = measure(restorer, test.cases(), test.score)
     found = test.baselines if baselines.available() else ()
-    return Line(result, {name: baseline_psnr(test.cases(), baseline, test.score) for name, baseline in found})
+    return Line(test, result, {name: baseline_psnr(test.cases(), baseline, test.score) for name, baseline in found})
 
 
 def _comparisons(lines: Sequence[Line]) -> dict[str, Interval]:
@@ -202,20 +214,19 @@ def _comparisons(lines: Sequence[Line]) -> dict[str, Interval]:
 def _calibrations(results: Sequence[Result]) -> list[Calibration]:
     """Over all images of all tests that say something of it."""
     outcomes = [outcome for result in results for outcome in result.outcomes]
-    judged = [o for o in outcomes if o.done is not None and not o.done.clean]
-    noisy = [o for o in judged if o.done == Damage(noise_sigma=o.done.noise_sigma)]  # type: ignore[union-attr]
-    compressed = [o for o in judged if o.done == Damage(jpeg_quality=o.done.jpeg_quality)]  # type: ignore[union-attr]
-    found = []
-    if judged:
-        truth, predicted = [o.whole_psnr for o in judged], [o.expected_psnr for o in judged]
-        found.append(Calibration("PSNR of the result", "dB", truth, predicted))
-    if noisy:
-        sigmas = [o.done.noise_sigma for o in noisy if o.done]
-        found.append(Calibration("sigma of the noise", "of 255", sigmas, [o.found.noise_sigma for o in noisy]))
-    if compressed:
-        qualities = [o.done.jpeg_quality for o in compressed if o.done]
-        found.append(Calibration("JPEG quality", "of 100", qualities, [o.found.jpeg_quality for o in compressed]))
-    return found
+    judged = [(o, o.done) for o in outcomes if o.done is not None and not o.done.clean]
+    noisy = [(o, done) for o, done in judged if done == Damage(noise_sigma=done.noise_sigma)]
+    compressed = [(o, done) for o, done in judged if done == Damage(jpeg_quality=done.jpeg_quality)]
+    pairs = {
+        ("PSNR of the result", "dB"): [(o.whole_psnr, o.expected_psnr) for o, _ in judged],
+        ("sigma of the noise", "of 255"): [(done.noise_sigma, o.found.noise_sigma) for o, done in noisy],
+        ("JPEG quality", "of 100"): [(done.jpeg_quality, o.found.jpeg_quality) for o, done in compressed],
+    }
+    return [
+        Calibration(name, unit, [true for true, _ in values], [predicted for _, predicted in values])
+        for (name, unit), values in pairs.items()
+        if values
+    ]
 
 
 def _middle(sample: Sample) -> Sample:

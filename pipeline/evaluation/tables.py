@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import RowError, SourceError
-from pipeline.imaging.tables import ImageTable, captions_of
+from pipeline.imaging.tables import CAPTIONS, ImageTable, captions_of
 
 
 class Sample(NamedTuple):
@@ -39,6 +39,6 @@ def read_samples(tables: Sequence[ImageTable], limit: int | None = None) -> list
                 pixels = table.decode(row, "image")
             except RowError as error:
                 raise SourceError(f"{table.path}, row {number} ({row.get('id')}): {error.message}") from error
-            captions = captions_of(row.get("captions") or row.get("caption"))
+            captions = captions_of(next((row[name] for name in CAPTIONS if row.get(name)), None))
             samples.append(Sample(str(row.get("id", number)), pixels, captions, row))
     return samples

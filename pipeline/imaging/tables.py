@@ -15,6 +15,8 @@ from pipeline.imaging.decode import decode_image
 
 MAX_MEGAPIXELS = 100.0
 """Larger images are refused, row by row."""
+CAPTIONS = ("captions", "caption")
+"""Columns in which captions are looked for."""
 BATCH_ROWS = 32
 """Rows read at a time: they may hold large files."""
 

@@ -46,6 +46,11 @@ def is_local(store: fsspec.AbstractFileSystem) -> bool:
     return _protocols(store)[0] in ("file", "local")
 
 
+def as_uri(store: fsspec.AbstractFileSystem, path: str) -> str:
+    """A path in a store as `open_store` takes it: local ones stay paths."""
+    return path if is_local(store) else str(store.unstrip_protocol(path))
+
+
 def make_folder(store: fsspec.AbstractFileSystem, path: str) -> None:
     """Make a folder, where stores have them: object stores need none, and would make a bucket of a mistyped name."""
     if not OBJECT_STORES.intersection(_protocols(store)):

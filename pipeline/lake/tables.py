@@ -11,7 +11,7 @@ from pipeline.errors import SourceError
 from pipeline.imaging.cells import redacted
 from pipeline.imaging.tables import ImageTable
 from pipeline.lake.fetch import UriReader
-from pipeline.lake.places import explained, is_local
+from pipeline.lake.places import as_uri, explained
 from pipeline.lake.source import find_files
 
 MAX_IMAGE_BYTES = 1 << 28
@@ -29,11 +29,10 @@ def open_tables(uris: Sequence[str]) -> list[ImageTable]:
     store, found, _ = find_files(uris)
     tables = []
     for path, (root, _) in sorted(found.items()):
-        base = root if is_local(store) else store.unstrip_protocol(root)
         with explained(path, SourceError):
             try:
                 data = pads.dataset(path, filesystem=store, format="parquet")
             except pa.ArrowInvalid as error:
                 raise SourceError(f"{redacted(path)} is not a Parquet file, or a broken one: {error}") from error
-        tables.append(ImageTable(redacted(path), data, UriReader(base, (), MAX_IMAGE_BYTES, ATTEMPTS)))
+        tables.append(ImageTable(redacted(path), data, UriReader(as_uri(store, root), (), MAX_IMAGE_BYTES, ATTEMPTS)))
     return tables

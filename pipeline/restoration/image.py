@@ -13,12 +13,10 @@ HIGH_PASS_GAIN = 8.0
 """Brings what a 3 x 3 mean leaves of a picture near unit size."""
 CONTRAST_GAIN = 2.0
 """Brings a picture's contrast near unit size; neighbouring pixels are alike, so less is needed than of one pixel."""
-LEAST_STATISTIC = 1e-3
-"""Keeps the logarithm of a feature that is nowhere active finite."""
-
-
 RECTIFIED = 2**0.5
 """Gain that makes up for the half of the features that a rectifier takes."""
+LEAST_STATISTIC = 1e-3
+"""Keeps the logarithm of a feature that is nowhere active finite."""
 
 
 class ImageEncoder(nn.Module):

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pipeline.damage.mixture import Damaged, damage
 from pipeline.errors import RowError, SourceError
-from pipeline.imaging.tables import ImageTable, captions_of
-from pipeline.training.team import Team
+from pipeline.imaging.tables import CAPTIONS, ImageTable, captions_of
+from pipeline.training.team import ALONE, Team
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +25,6 @@ VIEW = 224
 """Side in pixels of a training image."""
 LARGEST = 768
 """Of larger photos a part of this side is kept."""
-
-
-CAPTIONS = ("captions", "caption")
-"""Columns in which captions are looked for."""
-ALONE = Team()
 
 
 class Photo(NamedTuple):

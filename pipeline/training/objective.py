@@ -14,8 +14,8 @@ from pipeline.restoration.decoder import Decoded
 from pipeline.restoration.model import DAMAGE_SCALES, CompactModel, GlobalView
 from pipeline.restoration.text import TextFeatures
 from pipeline.restoration.views import CELL, cell_positions, coarse_regions, probes, thumbnails
-from pipeline.training.data import ALONE, Batch
-from pipeline.training.team import Team
+from pipeline.training.data import Batch
+from pipeline.training.team import ALONE, Team
 
 WEIGHTS = {
     "pixels": 0.1,

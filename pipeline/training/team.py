@@ -92,3 +92,7 @@ class Team(NamedTuple):
                 f"workers found checkpoints of different steps ({', '.join(map(str, steps))}); "
                 "--output must be a folder that all machines share"
             )
+
+
+ALONE = Team()
+"""One worker by itself."""

@@ -34,7 +34,7 @@ def samples(photo: np.ndarray) -> list[Sample]:
 
 
 def test_noise_inputs_have_the_published_psnr(restorer: Restorer, samples: list[Sample]) -> None:
-    result = measure(restorer, "noise", denoise(samples, 25))
+    result = measure(restorer, denoise(samples, 25))
     assert result.input_psnr == pytest.approx(20.17, abs=0.05)
     assert np.mean([case.input_psnr for case in denoise(samples, 25, clipped=True)]) > result.input_psnr
     assert result.psnr > result.input_psnr + 5
@@ -50,7 +50,7 @@ def test_jpeg_inputs_are_pillows(samples: list[Sample]) -> None:
 
 def test_upscaling_is_measured_on_luma_inside_the_border(restorer: Restorer, samples: list[Sample]) -> None:
     odd = [Sample("odd", samples[0].pixels[:157, :158], (), {})]
-    result = measure(restorer, "x4", protocols.upscale(odd, 4), protocols.luma_psnr(4))
+    result = measure(restorer, protocols.upscale(odd, 4), protocols.luma_psnr(4))
     assert 15 < result.input_psnr < 45 and np.isfinite(result.psnr)
     score, truth = protocols.luma_psnr(4), odd[0].pixels[:156, :156]
     spoilt = truth.copy()
