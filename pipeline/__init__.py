@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.restoration.restorer import Restored, Restorer
+    from pipeline.restoration.canvas import Restored
+    from pipeline.restoration.restorer import Restorer
 
 __all__ = ["Restored", "Restorer"]
 __version__ = "0.1.0"

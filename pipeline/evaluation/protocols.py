@@ -20,8 +20,9 @@ from pipeline.damage.record import Damage
 from pipeline.damage.strengths import Strengths
 from pipeline.evaluation.tables import Sample
 from pipeline.quality.scores import decibels, psnr, ssim
+from pipeline.restoration.canvas import Restored
 from pipeline.restoration.request import Request
-from pipeline.restoration.restorer import Restored, Restorer
+from pipeline.restoration.restorer import Restorer
 from pipeline.restoration.text import MiniLMEncoder
 
 Score = Callable[[Pixels, Pixels], float]

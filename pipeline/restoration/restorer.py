@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from pipeline.damage.record import Damage
-from pipeline.damage.tone import luma
-from pipeline.restoration.colour import colour_onto, is_grey
+from pipeline.restoration.canvas import STRIP, Canvas, Restored
+from pipeline.restoration.colour import is_grey
 from pipeline.restoration.fusion import Context
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.request import Pixels, Request, as_caption, as_mask, as_pixels, as_references
@@ -30,41 +28,6 @@ IMAGES_A_LOOK = 4
 """Images in one run of the global view; always so many (padded), so that none depends on its company."""
 TILES_A_BATCH = {"cpu": 4, "cuda": 32}
 """Tiles in one run of the decoder; always so many (padded), for the same reason."""
-STRIP = 512
-"""Rows of a large image held as floats while its thumbnail is made."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """What came of one image."""
-
-    array: npt.NDArray[np.float32]
-    """[H, W, 3], 0..1; outside a mask whatever the input was."""
-    damage: Damage
-    """What was found to be wrong with it."""
-    clean: float
-    """Estimated probability that nothing was, 0..1."""
-    uncertainty: npt.NDArray[np.float16]
-    """[H, W]: expected root-mean-square error of each pixel of the result, in 0..1."""
-    lost: npt.NDArray[np.bool_]
-    """[H, W]: where the picture was missing, covered or stained: the mask that was given, or else what was found."""
-    expected_psnr: float
-    """What the model expects the result's PSNR to be, in dB (100 at most)."""
-    agreement: float | None
-    """How well caption and picture agree, 0..1; None without a caption. Not comparable with CLIPScore."""
-
-    @functools.cached_property
-    def image(self) -> Image.Image:
-        """The result as a PIL image, RGB."""
-        return Image.fromarray(self.pixels)
-
-    @property
-    def pixels(self) -> npt.NDArray[np.uint8]:
-        """The result as [H, W, 3] uint8."""
-        out = np.empty(self.array.shape, np.uint8)
-        for top in range(0, len(out), STRIP):
-            out[top : top + STRIP] = np.rint(self.array[top : top + STRIP].clip(0, 1) * 255)
-        return out
 
 
 class Restorer:
@@ -171,7 +134,7 @@ class Restorer:
         views: list[_View] = []
         for start in range(0, len(requests), IMAGES_A_LOOK):
             views += self._look(requests[start : start + IMAGES_A_LOOK])
-        canvases = [_Canvas(request, view.damage.grey) for request, view in zip(requests, views, strict=True)]
+        canvases = [Canvas(request, view.damage.grey) for request, view in zip(requests, views, strict=True)]
         tiles = [
             (index, tile)
             for index, request in enumerate(requests)
@@ -180,7 +143,9 @@ class Restorer:
         batch = TILES_A_BATCH.get(self.device.type, 4)
         for start in range(0, len(tiles), batch):
             self._decode(tiles[start : start + batch], batch, requests, views, canvases)
-        return [canvas.finish(view) for canvas, view in zip(canvases, views, strict=True)]
+        return [
+            canvas.finish(view.damage, view.clean, view.agreement) for canvas, view in zip(canvases, views, strict=True)
+        ]
 
     def _look(self, requests: Sequence[Request]) -> list[_View]:
         """The global view of at most IMAGES_A_LOOK images; all have equally many references."""
@@ -222,7 +187,7 @@ class Restorer:
         batch: int,
         requests: Sequence[Request],
         views: Sequence[_View],
-        canvases: Sequence[_Canvas],
+        canvases: Sequence[Canvas],
     ) -> None:
         """Run one batch of tiles and paint what is kept of them."""
         side = self.tile
@@ -256,57 +221,6 @@ class _View:
     damage: Damage
     clean: float
     agreement: float | None
-
-
-class _Canvas:
-    """Where an image's tiles come together, under what its request forbids to change."""
-
-    def __init__(self, request: Request, grey: bool) -> None:
-        height, width = request.pixels.shape[:2]
-        self._request = request
-        self._grey = grey
-        self._array = np.empty((height, width, 3), np.float32)
-        self._uncertainty = np.empty((height, width), np.float16)
-        self._lost = np.empty((height, width), np.bool_)
-        self._squared = 0.0
-
-    def paint(self, tile: Tile, restored: Tensor, error: Tensor, lost: Tensor) -> None:
-        """Place the kept part of `restored` [3, T, T], its expected squared error and lost pixels [T, T]."""
-        request = self._request
-        top, left, bottom, right = tile.keep
-        inner = (slice(top - tile.top, bottom - tile.top), slice(left - tile.left, right - tile.left))
-        here = (slice(top, bottom), slice(left, right))
-        after, error = restored[:, inner[0], inner[1]], error[inner]
-        before = as_floats(request.pixels[here])
-        if self._grey and request.colourise and request.mask is None:
-            luminance = before[:1] if request.keep_luminance else luma(after)
-            after = colour_onto(luminance, after)
-        elif self._grey:
-            after = luma(after).expand(3, -1, -1)
-        after = after.clamp(0, 1)
-        if request.mask is None:
-            lost = lost[inner]
-        else:  # a given mask always wins
-            lost = torch.from_numpy(request.mask[here].copy())
-            after = torch.where(lost, after, before)
-            error = torch.where(lost, error, 0.0)
-        self._lost[here] = lost.numpy()
-        self._array[here] = after.permute(1, 2, 0).numpy()
-        self._uncertainty[here] = error.sqrt().numpy()
-        self._squared += float(error.double().sum())
-
-    def finish(self, view: _View) -> Restored:
-        """All tiles are painted."""
-        expected = max(self._squared / self._uncertainty.size, 1e-10)
-        return Restored(
-            array=self._array,
-            damage=dataclasses.replace(view.damage, missing=float(self._lost.mean())),
-            clean=view.clean,
-            uncertainty=self._uncertainty,
-            lost=self._lost,
-            expected_psnr=float(-10 * np.log10(expected)),
-            agreement=view.agreement,
-        )
 
 
 def _cut_mask(request: Request, tile: Tile, side: int) -> Tensor:

@@ -19,9 +19,10 @@ from pipeline.imaging.decode import without_alpha
 from pipeline.quality.gate import Evidence, Rules, decide
 from pipeline.quality.scores import decibels, mean_squared_error, psnr, ssim
 from pipeline.recipe import Recipe
+from pipeline.restoration.canvas import Restored
 from pipeline.restoration.colour import colour_onto
 from pipeline.restoration.request import Request
-from pipeline.restoration.restorer import Restored, Restorer
+from pipeline.restoration.restorer import Restorer
 from pipeline.schema import RESTORED
 from pipeline.stages.table import Row, failure, source_columns, stage_rows, with_columns
 
@@ -129,7 +130,7 @@ class RestoreStage:
             "blur_sigma": damage.blur_sigma,
             "downscale": damage.downscale,
             "fading": damage.fading,
-            "missing": damage.missing if evidence.masked is None else evidence.masked,
+            "missing": damage.missing,
             "grey": damage.grey,
             "clean_probability": result.clean,
             "caption_agreement": result.agreement,

@@ -1,0 +1,105 @@
+"""The result: where an image's tiles come together, and what is handed over."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.damage.record import Damage
+from pipeline.damage.tone import luma
+from pipeline.restoration.colour import colour_onto
+from pipeline.restoration.request import Request
+from pipeline.restoration.tiles import Tile, as_floats
+
+STRIP = 512
+"""Rows of a large image that are converted at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What came of one image."""
+
+    array: npt.NDArray[np.float32]
+    """[H, W, 3], 0..1; outside a mask whatever the input was."""
+    damage: Damage
+    """What was found to be wrong with it."""
+    clean: float
+    """Estimated probability that nothing was, 0..1."""
+    uncertainty: npt.NDArray[np.float16]
+    """[H, W]: expected root-mean-square error of each pixel of the result, in 0..1."""
+    lost: npt.NDArray[np.bool_]
+    """[H, W]: where the picture was missing, covered or stained: the mask that was given, or else what was found."""
+    expected_psnr: float
+    """What the model expects the result's PSNR to be, in dB (100 at most)."""
+    agreement: float | None
+    """How well caption and picture agree, 0..1; None without a caption. Not comparable with CLIPScore."""
+
+    @functools.cached_property
+    def image(self) -> Image.Image:
+        """The result as a PIL image, RGB."""
+        return Image.fromarray(self.pixels)
+
+    @property
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """The result as [H, W, 3] uint8."""
+        out = np.empty(self.array.shape, np.uint8)
+        for top in range(0, len(out), STRIP):
+            out[top : top + STRIP] = np.rint(self.array[top : top + STRIP].clip(0, 1) * 255)
+        return out
+
+
+class Canvas:
+    """Where an image's tiles come together, under what its request forbids to change."""
+
+    def __init__(self, request: Request, grey: bool) -> None:
+        height, width = request.pixels.shape[:2]
+        self._request = request
+        self._grey = grey
+        self._array = np.empty((height, width, 3), np.float32)
+        self._uncertainty = np.empty((height, width), np.float16)
+        self._lost = np.empty((height, width), np.bool_)
+        self._squared = 0.0
+
+    def paint(self, tile: Tile, restored: Tensor, error: Tensor, lost: Tensor) -> None:
+        """Place the kept part of `restored` [3, T, T], its expected squared error and lost pixels [T, T]."""
+        request = self._request
+        top, left, bottom, right = tile.keep
+        inner = (slice(top - tile.top, bottom - tile.top), slice(left - tile.left, right - tile.left))
+        here = (slice(top, bottom), slice(left, right))
+        after, error = restored[:, inner[0], inner[1]], error[inner]
+        before = as_floats(request.pixels[here])
+        if self._grey and request.colourise and request.mask is None:
+            luminance = before[:1] if request.keep_luminance else luma(after)
+            after = colour_onto(luminance, after)
+        elif self._grey:
+            after = luma(after).expand(3, -1, -1)
+        after = after.clamp(0, 1)
+        if request.mask is None:
+            lost = lost[inner]
+        else:  # a given mask always wins
+            lost = torch.from_numpy(request.mask[here].copy())
+            after = torch.where(lost, after, before)
+            error = torch.where(lost, error, 0.0)
+        self._lost[here] = lost.numpy()
+        self._array[here] = after.permute(1, 2, 0).numpy()
+        self._uncertainty[here] = error.sqrt().numpy()
+        self._squared += float(error.double().sum())
+
+    def finish(self, damage: Damage, clean: float, agreement: float | None) -> Restored:
+        """All tiles are painted; what the global view found goes with them."""
+        expected = max(self._squared / self._uncertainty.size, 1e-10)
+        return Restored(
+            array=self._array,
+            damage=dataclasses.replace(damage, missing=float(self._lost.mean())),
+            clean=clean,
+            uncertainty=self._uncertainty,
+            lost=self._lost,
+            expected_psnr=float(-10 * np.log10(expected)),
+            agreement=agreement,
+        )
