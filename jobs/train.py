@@ -56,7 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=positive, help=f"{plan.steps}, or {FINE_TUNING['steps']} from given weights")
     parser.add_argument("--batch", type=positive, default=plan.batch, help="images a step, of all workers together")
     parser.add_argument(
-        "--greys", type=int, default=plan.greys, help="further greys a step, for the global view alone; 0: none"
+        "--looks",
+        type=int,
+        default=plan.looks,
+        help="further images for the global view alone, each time it learns; 0: none",
     )
     parser.add_argument("--patch", type=positive, default=plan.patch, help="pixels, a multiple of 8")
     parser.add_argument(
@@ -81,8 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.patch % CELL or arguments.patch > VIEW:
         raise RecipeError(f"--patch {arguments.patch}: it must be a multiple of {CELL}, and {VIEW} at most")
-    if arguments.greys < 0 or (arguments.learning_rate is not None and arguments.learning_rate <= 0):
-        raise RecipeError("--greys must be 0 or more, and --learning-rate more than 0")
+    if arguments.looks < 0 or (arguments.learning_rate is not None and arguments.learning_rate <= 0):
+        raise RecipeError("--looks must be 0 or more, and --learning-rate more than 0")
     # workers on Ray have a folder of their own to work in
     options = {name: value for name, value in vars(arguments).items() if not callable(value)}
     options["output"] = arguments.output.absolute()
@@ -111,7 +114,7 @@ def _together(options: dict[str, Any]) -> None:
     from pipeline.training.cluster import on_ray
     from pipeline.training.team import Team
 
-    Team(0, options["workers"]).check(options["batch"], options["greys"])
+    Team(0, options["workers"]).check(options["batch"], options["looks"])
     for table in open_tables([*options["source"], *([options["held_out"]] if options["held_out"] else [])]):
         table.check(options["image_column"])
     if options["start"]:
@@ -138,7 +141,7 @@ def _work(options: dict[str, Any]) -> None:
     device = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     start, digest = load_model(arguments.start) if arguments.start else (None, "")
     usual = dataclasses.asdict(TrainingPlan()) | (FINE_TUNING if start else {})
-    chosen = ("batch", "greys", "patch", "seed", "checkpoint_every")
+    chosen = ("batch", "looks", "patch", "seed", "checkpoint_every")
     plan = TrainingPlan(
         steps=arguments.steps or usual["steps"],
         learning_rate=arguments.learning_rate or usual["learning_rate"],

@@ -82,14 +82,17 @@ class Scoring(_Section):
 
     truth: bool = True
     """Compute PSNR and SSIM before and after where a truth is given."""
-    clean_above: float = Field(default=0.2, ge=0, le=1)
+    clean_above: float = Field(default=0.1, ge=0, le=1)
     """An image judged undamaged with at least this probability is kept as it is."""
     least_change: float = Field(default=45.0, ge=0)
     """A result closer to its original than this PSNR (dB) is not worth a new file: the original is kept."""
-    least_gain: float = Field(default=0.5, ge=0)
+    least_gain: float = Field(default=0.8, ge=0)
     """A result expected to be better by fewer dB than this is not worth a new file: the original is kept."""
     review_below: float = Field(default=20.0, ge=0)
     """Results whose expected PSNR (dB) is lower are marked `review`."""
+    review_fill: float = Field(default=0.02, ge=0, le=1)
+    """So are those of which a larger share looked missing and was filled without being asked for: what looks like a
+    hole may be a silhouette, or the frame of the scan."""
 
 
 class Output(_Section):

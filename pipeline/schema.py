@@ -36,7 +36,7 @@ OUTPUT = pa.schema(
         pa.field("grey", pa.bool_()),  # the input had no colours
         pa.field("clean_probability", pa.float32()),  # 0..1
         pa.field("caption_agreement", pa.float32()),  # 0..1; null without a caption
-        pa.field("expected_psnr", pa.float32()),  # dB, of the result, by the model's own uncertainty
+        pa.field("expected_psnr", pa.float32()),  # dB, of the result, in the likely case, by the model
         pa.field("change_psnr", pa.float32()),  # dB, the result against the input; 100 if equal
         pa.field("psnr_before", pa.float32()),  # dB, the input against the truth; 100 if equal
         pa.field("psnr_after", pa.float32()),  # dB, the output against the truth

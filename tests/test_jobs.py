@@ -68,7 +68,7 @@ def test_a_trained_model_can_be_evaluated(
     write_table(rows[:1], "sets/kodak24.parquet")
     folder = tmp_path / "run"
     words = ["train", "--source", str(path), "--held-out", str(path), "--output", str(folder), "--steps", "2"]
-    words += ["--batch", "2", "--greys", "2", "--patch", "32", "--checkpoint-every", "1"]
+    words += ["--batch", "2", "--looks", "2", "--patch", "32", "--checkpoint-every", "1"]
     assert main(words) == 0
     assert len(list(csv.reader((folder / "curve.csv").open()))) == 3
     card = (folder / "model/MODEL_CARD.md").read_text()

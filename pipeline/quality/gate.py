@@ -17,6 +17,7 @@ class Rules:
     least_change: float
     least_gain: float
     review_below: float
+    review_fill: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Evidence:
     change_psnr: float
     """The result against the input, dB."""
     expected_psnr: float
-    """The result's own, expected by the model, dB."""
+    """The result's own, in the likely case, dB."""
+    mean_error: float
+    """The result's squared error that the model expects on average, 0..1."""
     masked: float | None
     """Share of the area that a mask asked to fill; None without a mask."""
 
@@ -40,8 +43,8 @@ class Evidence:
         For an estimate that is the mean of what the original may have been, the input's squared error is the
         result's plus the squared change between them.
         """
-        result, change = 10 ** (-self.expected_psnr / 10), 10 ** (-self.change_psnr / 10)
-        return 10 * math.log10((result + change) / max(result, 1e-12))
+        change = 10 ** (-self.change_psnr / 10)
+        return 10 * math.log10((self.mean_error + change) / max(self.mean_error, 1e-12))
 
 
 def decide(evidence: Evidence, rules: Rules) -> tuple[Status, list[str]]:
@@ -58,6 +61,9 @@ def decide(evidence: Evidence, rules: Rules) -> tuple[Status, list[str]]:
         return "kept", [f"almost nothing would change ({evidence.change_psnr:.1f} dB to the original)"]
     if evidence.expected_gain < rules.least_gain:
         return "kept", [f"little to gain ({evidence.expected_gain:.2f} dB expected)"]
+    doubts = []
     if evidence.expected_psnr < rules.review_below:
-        return "review", [f"uncertain: {evidence.expected_psnr:.1f} dB expected"]
-    return "restored", [f"{evidence.expected_gain:.1f} dB gain expected"]
+        doubts.append(f"uncertain: {evidence.expected_psnr:.1f} dB expected")
+    if evidence.damage.missing > rules.review_fill:
+        doubts.append(f"{evidence.damage.missing:.1%} of the area looked missing and was filled")
+    return ("review", doubts) if doubts else ("restored", [f"{evidence.expected_gain:.1f} dB gain expected"])

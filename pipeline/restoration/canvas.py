@@ -36,7 +36,10 @@ class Restored:
     lost: npt.NDArray[np.bool_]
     """[H, W]: where the picture was missing, covered or stained: the mask that was given, or else what was found."""
     expected_psnr: float
-    """What the model expects the result's PSNR to be, in dB (100 at most)."""
+    """What the result's PSNR is likely to be, in dB (100 at most); that of its greys, if the image has no colours."""
+    mean_error: float
+    """Mean of the squared errors that the pixels expect, 0..1: what the result is wrong by on average, where
+    `expected_psnr` is what it is in the likely case."""
     agreement: float | None
     """How well caption and picture agree, 0..1; None without a caption. Not comparable with CLIPScore."""
 
@@ -64,15 +67,16 @@ class Canvas:
         self._array = np.empty((height, width, 3), np.float32)
         self._uncertainty = np.empty((height, width), np.float16)
         self._lost = np.empty((height, width), np.bool_)
-        self._squared = 0.0
+        self._sums = torch.zeros(4, dtype=torch.float64)
 
-    def paint(self, tile: Tile, restored: Tensor, error: Tensor, lost: Tensor) -> None:
-        """Place the kept part of `restored` [3, T, T], its expected squared error and lost pixels [T, T]."""
+    def paint(self, tile: Tile, restored: Tensor, log_error: Tensor, lost: Tensor) -> None:
+        """Place the kept part of `restored` [3, T, T], and of [T, T]: its expected error's logarithm, lost pixels."""
         request = self._request
         top, left, bottom, right = tile.keep
         inner = (slice(top - tile.top, bottom - tile.top), slice(left - tile.left, right - tile.left))
         here = (slice(top, bottom), slice(left, right))
-        after, error = restored[:, inner[0], inner[1]], error[inner]
+        after, log_error = restored[:, inner[0], inner[1]], log_error[inner]
+        error = log_error.exp()
         before = as_floats(request.pixels[here])
         if self._grey and request.colourise and request.mask is None:
             luminance = before[:1] if request.keep_luminance else luma(after)
@@ -89,17 +93,30 @@ class Canvas:
         self._lost[here] = lost.numpy()
         self._array[here] = after.permute(1, 2, 0).numpy()
         self._uncertainty[here] = error.sqrt().numpy()
-        self._squared += float(error.double().sum())
+        change = luma(after) - before[:1] if self._grey else after - before
+        parts = (error, log_error, change.square().mean(0), lost)
+        self._sums += torch.stack([part.double().sum() for part in parts])
 
-    def finish(self, damage: Damage, clean: float, agreement: float | None) -> Restored:
-        """All tiles are painted; what the global view found goes with them."""
-        expected = max(self._squared / self._uncertainty.size, 1e-10)
+    @property
+    def masked(self) -> bool:
+        """Whether the request says what is missing."""
+        return self._request.mask is not None
+
+    @property
+    def means(self) -> list[float]:
+        """What `judge.describe` wants to know, over the whole image."""
+        return (self._sums / self._uncertainty.size).tolist()
+
+    def finish(self, damage: Damage, clean: float, agreement: float | None, likely_error: float) -> Restored:
+        """All tiles are painted; what the global view found goes with them, and the mean squared error to expect."""
+        mean_error = max(self.means[0], 1e-10)
         return Restored(
             array=self._array,
             damage=dataclasses.replace(damage, missing=float(self._lost.mean())),
             clean=clean,
             uncertainty=self._uncertainty,
             lost=self._lost,
-            expected_psnr=float(-10 * np.log10(expected)),
+            expected_psnr=float(-10 * np.log10(max(likely_error, 1e-10))),
+            mean_error=mean_error,
             agreement=agreement,
         )

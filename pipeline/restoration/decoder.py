@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.restoration.config import ModelConfig
-from pipeline.restoration.fusion import Context
 from pipeline.restoration.layers import ResidualBlock, keep_scale, position_features
 
 INPUT_PLANES = 7  # RGB, mask, RGB of the coarse picture
@@ -68,6 +67,15 @@ class Level(nn.ModuleList):
         return features
 
 
+class Guide(NamedTuple):
+    """What the decoder is told of the image of each tile."""
+
+    tokens: Tensor  # [N, L, width], the fused context
+    absent: Tensor  # [N, L], bool: tokens that stand for nothing
+    vector: Tensor  # [N, width]
+    coarse: Tensor  # [N, 3, S, S], the restored thumbnail with its colours, about 0..1
+
+
 class Decoded(NamedTuple):
     """What the decoder says of a batch of tiles."""
 
@@ -100,12 +108,12 @@ class TileDecoder(nn.Module):
                 torch.tensor([0.0, 0.0, 0.0, -5.0, -4.0])
             )  # exp(-5): about 22 dB, a damaged image's usual error; and few pixels are lost
 
-    def forward(self, planes: Tensor, context: Context, positions: Tensor) -> Decoded:
+    def forward(self, planes: Tensor, guide: Guide, positions: Tensor) -> Decoded:
         """Restore tiles.
 
         Args:
             planes: [N, 7, T, T]: RGB, mask, coarse RGB; T a multiple of 8.
-            context: one entry a tile, that of the tile's image.
+            guide: one entry a tile, that of the tile's image.
             positions: [N, (T / 8) ** 2, 2], where the tile's cells lie in their image, (y, x) in 0..1.
 
         Returns:
@@ -113,10 +121,10 @@ class TileDecoder(nn.Module):
         """
 
         def attend(features: Tensor) -> Tensor:
-            answer: Tensor = self.attention(features, context.tokens, context.absent, positions)
+            answer: Tensor = self.attention(features, guide.tokens, guide.absent, positions)
             return answer
 
-        condition = context.vector * context.vector.shape[-1] ** -0.5  # of about unit length
+        condition = guide.vector * guide.vector.shape[-1] ** -0.5  # of about unit length
         features, skips = self.enter(planes), []
         for blocks, down in zip(self.encode, self.down, strict=False):
             features = blocks(features, condition)

@@ -10,13 +10,18 @@ from torch import Tensor, nn
 
 from pipeline.damage.tone import luma
 from pipeline.restoration.config import ModelConfig
-from pipeline.restoration.decoder import Decoded, TileDecoder
-from pipeline.restoration.fusion import AttentionFusion, Context
+from pipeline.restoration.decoder import Decoded, Guide, TileDecoder
+from pipeline.restoration.fusion import AttentionFusion
 from pipeline.restoration.image import ImageEncoder, ProbeEncoder
+from pipeline.restoration.judge import Judge
 from pipeline.restoration.layers import ResidualBlock, keep_scale
+from pipeline.restoration.views import CELL, cell_positions, regions
 
 REFERENCE_CELLS = 5
 """A reference is pooled to 5 x 5 tokens: its colours and their rough layout are what is wanted of it."""
+
+LEVELS = (0.01, 0.1, 0.5, 0.9, 0.99)
+"""Quantiles of each colour that tell of fading and casts."""
 
 DAMAGE_SCALES = (25.0, 50.0, 1.0, 1.0, 0.3, 0.1)
 """The unit of each of `MEASURES` in which the network counts and its loss weighs it."""
@@ -25,8 +30,7 @@ DAMAGE_SCALES = (25.0, 50.0, 1.0, 1.0, 0.3, 0.1)
 class GlobalView(NamedTuple):
     """What one look at the whole image yields, for each image of a batch."""
 
-    context: Context
-    coarse: Tensor  # [N, 3, S, S], the restored thumbnail with its colours, about 0..1
+    guide: Guide
     damage: Tensor  # [N, 6], in the order and units of MEASURES; may fall below 0, which means none
     clean: Tensor  # [N], logit that nothing is wrong with the image
     image_feature: Tensor  # [N, agreement_width], unit length
@@ -48,7 +52,7 @@ class CoarseHead(nn.Module):
             self.out.weight.mul_(0.1)
 
     def forward(self, fused: Tensor, pyramid: list[Tensor], small: Tensor) -> Tensor:
-        """`small` [N, 3, S, S] is the damaged picture at the size of the answer."""
+        """`small` [N, 3, S, S] is the picture to start from, at the size of the answer."""
         features = self.middle(self.up_middle(fused) + pyramid[1])
         features = self.fine(self.up_fine(features) + pyramid[0])
         out: Tensor = small + self.out(features).float()
@@ -63,6 +67,9 @@ class CompactModel(nn.Module):
         self.config = config
         self.image_encoder = ImageEncoder(config)
         self.probe_encoder = ProbeEncoder(config)
+        self.levels_in = nn.Linear(3 * len(LEVELS), config.width)
+        nn.init.zeros_(self.levels_in.weight)
+        nn.init.zeros_(self.levels_in.bias)
         self.fusion = AttentionFusion(config)
         self.coarse_head = CoarseHead(config)
         self.damage_head = nn.Sequential(
@@ -72,6 +79,7 @@ class CompactModel(nn.Module):
         self.text_agreement = nn.Linear(config.text_width, config.agreement_width)
         self.agreement_scale = nn.Parameter(torch.tensor([1.6, -4.0]))  # log scale and bias, arXiv:2303.15343
         self.decoder = TileDecoder(config)
+        self.judge = Judge(config.width, len(DAMAGE_SCALES) + 1)
 
     def look(
         self,
@@ -99,44 +107,56 @@ class CompactModel(nn.Module):
             features = self.image_encoder(references[~references_absent])[-1]
             cells = F.adaptive_avg_pool2d(features, REFERENCE_CELLS)
             pooled = pooled.to(cells.dtype).index_put((~references_absent).nonzero(as_tuple=True), cells)
-        probe = self.probe_encoder(probes)
-        context = self.fusion(text, text_absent, pyramid[-1], probe, pooled, references_absent)
         small = F.avg_pool2d(thumbnails[:, :3], 4)
-        coarse = self.coarse_head(context.image, pyramid, small)
+        levels = small.flatten(2).quantile(small.new_tensor(LEVELS), dim=2).permute(1, 2, 0).flatten(1)
+        probe = self.probe_encoder(probes) + self.levels_in(2 * levels - 1)
+        context = self.fusion(text, text_absent, pyramid[-1], probe, pooled, references_absent)
         judged = self.damage_head(torch.cat([context.vector, probe], dim=1)).float()
         scales = judged.new_tensor(DAMAGE_SCALES)
+        coarse = self.coarse_head(context.image, pyramid, small)
         weight = (~text_absent).float()[..., None]
         sentence = (text * weight).sum(1) / weight.sum(1).clamp_min(1)
         return GlobalView(
-            context=context,
-            coarse=coarse,
+            guide=Guide(context.tokens, context.absent, context.vector, coarse),
             damage=judged[:, :-1] * scales,
             clean=judged[:, -1],
             image_feature=F.normalize(self.image_agreement(pyramid[-1].mean((2, 3))).float(), dim=1),
             text_feature=F.normalize(self.text_agreement(sentence).float(), dim=1),
         )
 
-    def decode(
-        self, tiles: Tensor, masks: Tensor, coarse: Tensor, context: Context, positions: Tensor, grey: Tensor
-    ) -> Decoded:
+    def decode(self, tiles: Tensor, masks: Tensor, guide: Guide, boxes: Tensor, grey: Tensor) -> Decoded:
         """Restore tiles.
 
         Args:
-            tiles: [N, 3, T, T], damaged, 0..1.
+            tiles: [N, 3, T, T], damaged, 0..1; T a multiple of 8.
             masks: [N, 1, T, T], 1 where the pixel is missing.
-            coarse: [N, 3, T, T], the coarse picture of the tile's region.
-            context: one entry a tile.
-            positions: [N, (T / 8) ** 2, 2], (y, x) in 0..1 of the whole image.
+            guide: one entry a tile.
+            boxes: [N, 4], where the tile lies in its image: (top, left, bottom, right) in 0..1.
             grey: [N] bool, the image has no colours; it starts from those of the coarse picture.
 
         Returns:
             Restored tiles, their expected error, and where the picture was found to be lost.
         """
-        base = torch.lerp(tiles, coarse, masks)
-        planes = torch.cat([base, masks, coarse], dim=1).contiguous(memory_format=torch.channels_last)
-        decoded: Decoded = self.decoder(planes, context, positions)
+        side = tiles.shape[-1]
+        coarse = regions(guide.coarse, boxes, side)
         colours = (coarse - luma(coarse)) * grey[:, None, None, None]
-        return decoded._replace(pixels=base + decoded.pixels + colours)
+        base = torch.lerp(tiles + colours, coarse, masks)
+        planes = torch.cat([base, masks, coarse], dim=1).contiguous(memory_format=torch.channels_last)
+        decoded: Decoded = self.decoder(planes, guide, cell_positions(boxes, side // CELL))
+        return decoded._replace(pixels=base + decoded.pixels)
+
+    def log_error(self, pixels: Tensor, vector: Tensor, damage: Tensor, clean: Tensor) -> Tensor:
+        """The logarithm of each result's likely mean squared error: [N].
+
+        Args:
+            pixels: [N, 4], by `judge.describe`.
+            vector: [N, width], of the guide.
+            damage: [N, 6], of the global view.
+            clean: [N], of the global view.
+        """
+        found = torch.cat([damage / damage.new_tensor(DAMAGE_SCALES), clean[:, None] / 5], dim=1)
+        out: Tensor = self.judge(pixels, vector, found)
+        return out
 
     def agreement(self, view: GlobalView) -> Tensor:
         """How well caption and picture agree: [N], 0 (not at all) to 1, after SigLIP (arXiv:2303.15343)."""

@@ -16,12 +16,13 @@ from torch import Tensor
 from pipeline.damage.record import Damage
 from pipeline.restoration.canvas import STRIP, Canvas, Restored
 from pipeline.restoration.colour import is_grey
-from pipeline.restoration.fusion import Context
+from pipeline.restoration.decoder import Guide
+from pipeline.restoration.judge import describe
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.request import Pixels, Request, as_caption, as_mask, as_pixels, as_references
 from pipeline.restoration.text import MiniLMEncoder
 from pipeline.restoration.tiles import Tile, as_floats, cut, plan_tiles
-from pipeline.restoration.views import CELL, cell_positions, coarse_regions, probe_corners, thumbnails
+from pipeline.restoration.views import CELL, probe_corners, thumbnails
 from pipeline.restoration.weights import autocast, load_model, save_model
 
 IMAGES_A_LOOK = 4
@@ -144,8 +145,17 @@ class Restorer:
         for start in range(0, len(tiles), batch):
             self._decode(tiles[start : start + batch], batch, requests, views, canvases)
         return [
-            canvas.finish(view.damage, view.clean, view.agreement) for canvas, view in zip(canvases, views, strict=True)
+            canvas.finish(view.damage, view.clean, view.agreement, self._likely_error(canvas, view))
+            for canvas, view in zip(canvases, views, strict=True)
         ]
+
+    def _likely_error(self, canvas: Canvas, view: _View) -> float:
+        """What the mean squared error of a result is likely to be; of a fill the mean of what its pixels expect."""
+        if canvas.masked:
+            return canvas.means[0]
+        pixels = describe(*torch.tensor(canvas.means)[:, None].to(self.device))
+        log_error = self._model.log_error(pixels, view.guide.vector[None], view.findings[None], view.logit[None])
+        return float(log_error.exp())
 
     def _look(self, requests: Sequence[Request]) -> list[_View]:
         """The global view of at most IMAGES_A_LOOK images; all have equally many references."""
@@ -172,8 +182,9 @@ class Restorer:
         captioned = (~text.absent).any(1).tolist()
         return [
             _View(
-                context=Context(*(part[row] for part in view.context)),
-                coarse=view.coarse[row],
+                guide=Guide(*(part[row] for part in view.guide)),
+                findings=view.damage[row],
+                logit=view.clean[row],
                 damage=Damage.from_vector(damages[row], is_grey(requests[row].pixels)),
                 clean=clean[row],
                 agreement=agreement[row] if captioned[row] else None,
@@ -198,26 +209,23 @@ class Restorer:
         boxes = torch.tensor(
             [t.box(side, s[0], s[1]) for (_, t), s in zip(padded, shapes, strict=True)], device=self.device
         )
-        context = Context(
-            *(torch.stack(parts) for parts in zip(*(views[index].context for index, _ in padded), strict=True))
-        )
-        positions = cell_positions(boxes, side // CELL)
+        guide = Guide(*(torch.stack(parts) for parts in zip(*(views[index].guide for index, _ in padded), strict=True)))
         grey = torch.tensor([views[index].damage.grey for index, _ in padded], device=self.device)
         with autocast(self.device):
-            coarse = coarse_regions(torch.stack([views[index].coarse for index, _ in padded]), boxes, side)
-            decoded = self._model.decode(pixels, masks, coarse, context, positions, grey)
-        restored, error = decoded.pixels.float().cpu(), decoded.log_error.float().clamp(-14, 2).exp().cpu()
+            decoded = self._model.decode(pixels, masks, guide, boxes, grey)
+        restored, log_error = decoded.pixels.float().cpu(), decoded.log_error.float().clamp(-14, 2).cpu()
         lost = decoded.lost.cpu() > 0  # a logit
         for row, (index, tile) in enumerate(tiles):
-            canvases[index].paint(tile, restored[row], error[row, 0], lost[row, 0])
+            canvases[index].paint(tile, restored[row], log_error[row, 0], lost[row, 0])
 
 
 @dataclasses.dataclass(frozen=True)
 class _View:
     """One image's share of a GlobalView."""
 
-    context: Context
-    coarse: Tensor
+    guide: Guide
+    findings: Tensor  # [6], as the network gave them
+    logit: Tensor  # [], that nothing is wrong
     damage: Damage
     clean: float
     agreement: float | None

@@ -15,15 +15,32 @@ CELL = 8
 def thumbnails(images: Tensor, masks: Tensor, side: int) -> Tensor:
     """Images [N, 3, H, W] in 0..1 and masks [N, 1, H, W] -> [N, 4, side, side].
 
-    Missing pixels do not count in the average; where all are missing the picture is 0. The mask plane holds
-    the share of missing pixels.
+    Missing pixels do not count in the average; as far as pixels are missing, their surroundings are continued. The
+    mask plane holds the share of missing pixels.
     """
     planes = torch.cat([images * (1 - masks), 1 - masks], dim=1)
     while min(planes.shape[-2:]) >= 4 * side:  # halving first is as good for an area average, and much cheaper
         planes = F.avg_pool2d(planes, 2)
     small = F.interpolate(planes, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
     present = small[:, 3:]
-    return torch.cat([small[:, :3] / present.clamp_min(1e-3), 1 - present], dim=1)
+    return torch.cat([continued(small[:, :3] / present.clamp_min(1e-3), present), 1 - present], dim=1)
+
+
+def continued(pictures: Tensor, present: Tensor) -> Tensor:
+    """What is present goes on smoothly where nothing is: pull and push (Gortler et al. 1996, "The Lumigraph").
+
+    `pictures` [N, 3, S, S], `present` [N, 1, S, S], the share of each pixel that is there, 0..1.
+    """
+    side = pictures.shape[-1]
+    if side % 2:
+        total = (pictures * present).sum((2, 3), keepdim=True)
+        around = (total / present.sum((2, 3), keepdim=True).clamp_min(1e-3)).expand_as(pictures)
+    else:
+        known = F.avg_pool2d(present, 2)
+        coarser = F.avg_pool2d(pictures * present, 2) / known.clamp_min(1e-3)
+        around = continued(coarser, (4 * known).clamp(max=1))
+        around = F.interpolate(around, scale_factor=2, mode="bilinear", align_corners=False)
+    return torch.lerp(around, pictures, present)
 
 
 def probes(images: Tensor, masks: Tensor, side: int, count: int) -> Tensor:
@@ -58,11 +75,15 @@ def cell_positions(boxes: Tensor, cells: int) -> Tensor:
     return boxes[:, None, :2] + grid * (boxes[:, None, 2:] - boxes[:, None, :2])
 
 
-def coarse_regions(coarse: Tensor, boxes: Tensor, side: int) -> Tensor:
-    """The coarse picture under each tile, enlarged: [N, 3, S, S], boxes [N, 4] in 0..1 -> [N, 3, side, side]."""
-    height, width = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    theta = boxes.new_zeros(len(boxes), 2, 3)
-    theta[:, 0, 0], theta[:, 0, 2] = width, boxes[:, 1] + boxes[:, 3] - 1
-    theta[:, 1, 1], theta[:, 1, 2] = height, boxes[:, 0] + boxes[:, 2] - 1
-    grid = F.affine_grid(theta, [len(boxes), 3, side, side], align_corners=False)
-    return F.grid_sample(coarse, grid, mode="bilinear", padding_mode="border", align_corners=False)
+def regions(maps: Tensor, boxes: Tensor, side: int) -> Tensor:
+    """What lies under each tile of a map of its image, enlarged: [N, C, S, S], boxes [N, 4] -> [N, C, side, side].
+
+    Boxes are (top, left, bottom, right) in 0..1.
+    """
+    # not F.affine_grid: under autocast it counts in half precision, which is whole pixels of a large image
+    centres = (torch.arange(side, device=boxes.device, dtype=boxes.dtype) + 0.5) / side
+    y = boxes[:, 0, None] + centres * (boxes[:, 2] - boxes[:, 0])[:, None]
+    x = boxes[:, 1, None] + centres * (boxes[:, 3] - boxes[:, 1])[:, None]
+    shape = (len(boxes), side, side)
+    grid = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=-1) * 2 - 1
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)

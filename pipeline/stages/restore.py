@@ -114,6 +114,7 @@ class RestoreStage:
             clean=result.clean,
             change_psnr=decibels(mean_squared_error(plain, before)),
             expected_psnr=result.expected_psnr,
+            mean_error=result.mean_error,
             masked=None if mask is None else float(mask.mean()),
         )
         status, reasons = decide(evidence, self._rules)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from pipeline.damage.kinds import TONES
 from pipeline.damage.mixture import Damaged, damage
 from pipeline.errors import RowError, SourceError
 from pipeline.imaging.tables import CAPTIONS, ImageTable, captions_of
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 
 VIEW = 224
 """Side in pixels of a training image."""
+LOOKS = (("grey",), ("holes",), TONES, ("grey",), ("clean",), ("grey",))
+"""What the further pictures for the global view are, one after the other. Undamaged ones are as many as those with
+another tone: else a picture with nothing else wrong is taken for a faded one."""
 LARGEST = 768
 """Of larger photos a part of this side is kept."""
 
@@ -39,37 +43,39 @@ class Mixture:
     """How often what happens to a training image; shares of the batches, to be divided by their sum."""
 
     kinds: tuple[tuple[str, float], ...] = (
-        ("noise", 0.34),
-        ("jpeg", 0.21),
-        ("grey", 0.10),
-        ("low_resolution", 0.10),
-        ("holes", 0.06),
-        ("clean", 0.03),
+        ("noise", 0.33),
+        ("jpeg", 0.20),
+        ("grey", 0.04),
+        ("low_resolution", 0.12),
+        ("holes", 0.08),
+        ("clean", 0.02),
         ("worn", 0.03),
         ("second_order", 0.02),
-        ("scratches", 0.02),
+        ("scratches", 0.03),
         ("blur", 0.02),
         ("fading", 0.015),
         ("motion", 0.01),
         ("halftone", 0.01),
         ("dust", 0.01),
         ("corners", 0.01),
-        ("cast", 0.007),
-        ("sepia", 0.007),
-        ("yellowing", 0.007),
-        ("uneven", 0.007),
-        ("hairs", 0.006),
-        ("folds", 0.006),
-        ("tears", 0.006),
-        ("foxing", 0.005),
-        ("stains", 0.005),
+        ("cast", 0.01),
+        ("sepia", 0.01),
+        ("yellowing", 0.01),
+        ("uneven", 0.01),
+        ("hairs", 0.01),
+        ("folds", 0.01),
+        ("tears", 0.01),
+        ("foxing", 0.01),
+        ("stains", 0.01),
     )
     second: float = 0.1
     """Share of damaged images that get noise or JPEG on top."""
     caption_dropped: float = 0.2
     """Share of captions withheld, so that the model works without."""
-    reference: float = 0.25
-    """Share of greys and holes shown together with another crop of the same scene, in colour."""
+    reference: float = 0.4
+    """Share of greys and holes shown together with a reference: another crop of the same scene, in colour."""
+    wrong_reference: float = 0.3
+    """Share of references that show another scene: it must do no harm."""
     mask_withheld: float = 0.5
     """Share of defects whose mask is not given: archives have none."""
 
@@ -166,14 +172,17 @@ class Sampler:
 
     def batch(self, step: int, size: int) -> Batch:
         """This worker's share of the batch of `size` images of this step."""
-        return self._draw(None, f"{self.seed}/{step}", size)
+        return self._draw((), f"{self.seed}/{step}", size)
 
-    def greys(self, step: int, size: int) -> Batch:
-        """Its share of `size` captioned pictures without colours: here it shows what a caption says."""
-        return self._draw("grey", f"{self.seed}/{step}/grey", size)
+    def looks(self, step: int, size: int) -> Batch:
+        """Its share of `size` further pictures, such as the global view learns most from: see `LOOKS`."""
+        return self._draw(LOOKS, f"{self.seed}/{step}/look", size)
 
-    def _draw(self, kind: str | None, seed: str, size: int) -> Batch:
-        drawn = [self._image(kind, random.Random(f"{seed}/{index}")) for index in self.team.share(size)]
+    def _draw(self, kinds: Sequence[Sequence[str]], seed: str, size: int) -> Batch:
+        drawn = [
+            self._image(kinds[index % len(kinds)] if kinds else (), random.Random(f"{seed}/{index}"))
+            for index in self.team.share(size)
+        ]
         truths, damaged, masks, captions, references = zip(*drawn, strict=True)
         shown = torch.zeros(len(drawn), 1, 4, self.thumbnail, self.thumbnail)
         absent = torch.ones(len(drawn), 1, dtype=torch.bool)
@@ -189,10 +198,13 @@ class Sampler:
             done, torch.cat(truths), torch.cat(masks), list(captions), shown.to(self.device), absent.to(self.device)
         )
 
-    def _image(self, kind: str | None, dice: random.Random) -> tuple[Tensor, Damaged, Tensor, str, Tensor | None]:
-        """Truth [1, 3, VIEW, VIEW], what became of it, the mask that is told, a caption, and a reference [3, S, S]."""
+    def _image(self, among: Sequence[str], dice: random.Random) -> tuple[Tensor, Damaged, Tensor, str, Tensor | None]:
+        """Truth [1, 3, VIEW, VIEW], what became of it, the mask that is told, a caption, and a reference [3, S, S].
+
+        The kind is one of `among`, alike; if that is empty, as the mixture says.
+        """
         mixture = self.mixture
-        kind = kind or dice.choices(self._kinds, self._shares)[0]
+        kind = dice.choice(among) if among else dice.choices(self._kinds, self._shares)[0]
         photo = self._pick(kind, dice)
         truth = _view(photo.pixels, dice)[None].to(self.device).float() / 255
         kinds = [kind]
@@ -205,7 +217,8 @@ class Sampler:
         caption = dice.choice(photo.captions) if photo.captions and dice.random() >= mixture.caption_dropped else ""
         reference = None
         if kind in ("grey", "holes") and dice.random() < mixture.reference:
-            crop = _crop(photo.pixels, dice, dice.uniform(0.5, 1.0)).float()[None] / 255
+            scene = dice.choice(self._captioned) if dice.random() < mixture.wrong_reference else photo
+            crop = _crop(scene.pixels, dice, dice.uniform(0.5, 1.0)).float()[None] / 255
             side = (self.thumbnail, self.thumbnail)
             reference = F.interpolate(crop, size=side, mode="bilinear", antialias=True, align_corners=False)[0]
         return truth, damaged, told, caption, reference

@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import math
 import random
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from pipeline.restoration.text import MiniLMEncoder
 from pipeline.restoration.weights import autocast
 from pipeline.training.checkpoint import load_checkpoint, read_state, save_checkpoint
 from pipeline.training.data import Mixture, Photo, Sampler
-from pipeline.training.objective import colour_loss, look, losses, predict, total
+from pipeline.training.objective import decoder_losses, further_losses, look, predict, total, view_losses
 from pipeline.training.optimiser import Optimiser
 from pipeline.training.team import Team
 from pipeline.training.validation import Validation
@@ -37,8 +38,11 @@ class TrainingPlan:
 
     steps: int = 5000
     batch: int = 16
-    greys: int = 12
-    """Further captioned pictures without colours a step, which only the global view sees: that is cheap."""
+    look_every: int = 3
+    """The global view is trained in one step of so many, the decoder, which has more to learn, in each; a step of
+    the decoder alone costs two thirds."""
+    looks: int = 24
+    """Further pictures in each such step, which only the global view sees: that is cheap. See `LOOKS`."""
     patch: int = 128
     """Side in pixels of the patch decoded of each image; a multiple of 8."""
     learning_rate: float = 1.2e-3
@@ -110,7 +114,7 @@ def train(
         RecipeError: the workers cannot share the batch.
     """
     team = Team.current()
-    team.check(plan.batch, plan.greys)
+    team.check(plan.batch, plan.looks)
     torch.manual_seed(plan.seed)
     model = CompactModel(config)
     if start is not None:
@@ -132,6 +136,7 @@ def train(
     sampler = Sampler(photos, plan.mixture, plan.seed, config.thumbnail, device, team)
     validation = Validation(held_out, config, text, device) if held_out and team.leads else None
     started, recent = time.monotonic(), 0.0
+    seen: dict[str, list[float]] = {}
     for step in range(first, plan.steps):
         terms = team.mean(_step(model, sampler, text, optimiser, plan, step, device))
         _average(average, model, min(plan.average, (1 + step) / (10 + step)))
@@ -139,13 +144,17 @@ def train(
         done = step + 1
         if not team.leads:
             continue
+        for name, term in terms.items():
+            seen.setdefault(name, []).append(term)
         if done % plan.checkpoint_every == 0 or done == plan.steps:
             if validation:
                 with _weights(model, average):
                     shown = validation(model)
             state = {"step": done, "identity": identity, "validation": shown}
             save_checkpoint(folder, model, average, optimiser.parts, state)
-            _curve(folder, done, {"rate": plan.rate(step), **terms, **shown})
+            means = {name: statistics.fmean(values) for name, values in seen.items()}
+            _curve(folder, done, {"rate": plan.rate(step), **means, **shown})
+            seen = {}
         if done % 20 == 0 or done == plan.steps:
             seconds = (time.monotonic() - started) / (done - first)
             report(Progress(done, plan.steps, recent, shown, plan.batch / seconds, seconds * (plan.steps - done)))
@@ -168,14 +177,18 @@ def _step(
     features = text(batch.captions)
     # one die an image: which patch is taken of it does not depend on who draws it
     dice = [random.Random(f"{plan.seed}/{step}/{index}/patch") for index in sampler.team.share(plan.batch)]
+    looking = step % plan.look_every == 0
     with autocast(device):
-        answer = predict(model, batch, features, plan.patch, dice)
-    terms = losses(model, batch, answer, sampler.team)
-    if plan.greys:
-        greys = sampler.greys(step, plan.greys)
-        said = text(greys.captions)  # at full precision always: the encoder remembers it
+        answer = predict(model, batch, features, plan.patch, dice, looking)
+    terms = decoder_losses(model, answer)
+    if looking:
+        terms |= view_losses(model, batch, answer.view, sampler.team)
+    if looking and plan.looks:
+        further = sampler.looks(step, plan.looks)
+        said = text(further.captions)  # at full precision always: the encoder remembers it
         with autocast(device):
-            terms["colour"] = colour_loss(look(model, greys, said), greys)
+            seen = look(model, further, said)
+        terms |= further_losses(seen, further)
     total(terms).backward()  # type: ignore[no-untyped-call]
     sampler.team.average_gradients(model.parameters())
     torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.damage.tone import luma
 from pipeline.restoration.decoder import Decoded
+from pipeline.restoration.judge import SMALLEST, summary
 from pipeline.restoration.model import DAMAGE_SCALES, CompactModel, GlobalView
 from pipeline.restoration.text import TextFeatures
-from pipeline.restoration.views import CELL, cell_positions, coarse_regions, probes, thumbnails
+from pipeline.restoration.views import CELL, probes, thumbnails
 from pipeline.training.data import Batch
 from pipeline.training.team import ALONE, Team
 
@@ -21,10 +23,13 @@ WEIGHTS = {
     "pixels": 0.1,
     "coarse": 0.3,
     "colour": 1.0,
-    "error": 0.01,
+    "found": 0.1,
+    "undamaged": 0.03,
+    "error": 0.02,
+    "judge": 0.01,
     "damage": 0.1,
     "clean": 0.03,
-    "lost": 0.02,
+    "lost": 0.05,
     "agreement": 0.01,
 }
 
@@ -34,14 +39,24 @@ EASY_ERROR = 0.05
 undamaged images, whose errors have random signs, drowned what noise and JPEG had to teach."""
 
 
+HOLES = 4.0
+"""What a missing pixel of the coarse picture counts beyond another."""
+LARGE = 0.1
+"""Errors above this count by their square: what cannot be known is best filled with its mean."""
+RARE = 3.0
+"""What a covered pixel counts in finding them: some two in a hundred are."""
+
+
 class Prediction(NamedTuple):
     """The network's answer to a batch, on one patch an image."""
 
     view: GlobalView
     decoded: Decoded
+    damaged: Tensor  # [N, 3, P, P]
     truth: Tensor  # [N, 3, P, P]
     lost: Tensor  # [N, 1, P, P], 1 where the picture was covered
     told: Tensor  # [N, 1, P, P], 1 where the model was told so
+    grey: Tensor  # [N], bool: the damaged image has no colours
 
 
 def look(model: CompactModel, batch: Batch, text: TextFeatures) -> GlobalView:
@@ -58,12 +73,18 @@ def look(model: CompactModel, batch: Batch, text: TextFeatures) -> GlobalView:
 
 
 def predict(
-    model: CompactModel, batch: Batch, text: TextFeatures, patch: int, dice: Sequence[random.Random]
+    model: CompactModel,
+    batch: Batch,
+    text: TextFeatures,
+    patch: int,
+    dice: Sequence[random.Random],
+    looking: bool = True,
 ) -> Prediction:
-    """Look at whole images, decode one patch of each, placed by its own die."""
+    """Look at whole images, decode one patch of each, placed by its own die; `looking`: learn from the look, too."""
     images, masks = batch.damaged.images, batch.masks
     side = images.shape[-1]
-    view = look(model, batch, text)
+    with torch.set_grad_enabled(looking and torch.is_grad_enabled()):
+        view = look(model, batch, text)
     last = (side - patch) // CELL
     corners = [(CELL * die.randint(0, last), CELL * die.randint(0, last)) for die in dice]
     boxes = torch.tensor([[top, left, top + patch, left + patch] for top, left in corners], device=images.device) / side
@@ -72,45 +93,90 @@ def predict(
         pairs = zip(planes, corners, strict=True)
         return torch.stack([plane[:, top : top + patch, left : left + patch] for plane, (top, left) in pairs])
 
-    coarse = coarse_regions(view.coarse, boxes, patch)
     grey = (images == images[:, :1]).flatten(1).all(1)
-    positions = cell_positions(boxes, patch // CELL)
-    told = cut(masks)
-    decoded = model.decode(cut(images), told, coarse, view.context, positions, grey)
-    return Prediction(view, decoded, cut(batch.truth), cut(batch.damaged.masks), told)
+    damaged, told = cut(images), cut(masks)
+    decoded = model.decode(damaged, told, view.guide, boxes, grey)
+    return Prediction(view, decoded, damaged, cut(batch.truth), cut(batch.damaged.masks), told, grey)
 
 
-def losses(model: CompactModel, batch: Batch, answer: Prediction, team: Team = ALONE) -> dict[str, Tensor]:
-    """Each term, unweighted.
+def decoder_losses(model: CompactModel, answer: Prediction) -> dict[str, Tensor]:
+    """Each term of the decoder's, unweighted.
 
-    pixels: the logarithm of each image's L1, for PSNR is one too: a slightly damaged image counts somewhat more
-    than a noisy one. coarse: L1 of the thumbnail. error: Gaussian negative log-likelihood of the squared error
-    (arXiv:1703.04977), with the error detached, so that it never trades quality for confidence. damage and
-    clean: what was done. lost: cross-entropy of the covered pixels, where nobody told of them. agreement: SigLIP
-    (arXiv:2303.15343) over the captioned pairs of the batch.
+    pixels: the logarithm of each image's mean error (`berhu`), for PSNR is one too: a slightly damaged image counts
+    somewhat more than a noisy one. error: Gaussian negative log-likelihood of the squared error (arXiv:1703.04977),
+    with the error detached, so that it never trades quality for confidence. lost: cross-entropy of the covered pixels,
+    where nobody told of them; they are few, and count more. judge: L1 of the logarithm of a patch's mean squared
+    error, from what the model knows of it.
     """
-    view, restored = answer.view, answer.decoded.pixels
-    squared = (restored.detach() - answer.truth).square().mean(1, keepdim=True)
+    restored, grey = answer.decoded.pixels, answer.grey[:, None, None, None]
+
+    def seen(images: Tensor) -> Tensor:
+        """As they are judged: of grey pictures the greys, for their colours are invented anyway."""
+        return torch.where(grey, luma(images).expand_as(images), images)
+
+    result = seen(restored.detach().clamp(0, 1))
+    squared = (result - seen(answer.truth)).square().mean(1, keepdim=True)
     log_error = answer.decoded.log_error.clamp(-14, 2)
-    wanted = torch.tensor([record.vector() for record in batch.damaged.records], device=squared.device)
-    clean = torch.tensor([record.clean for record in batch.damaged.records], device=squared.device)
-    scales = wanted.new_tensor(DAMAGE_SCALES)
-    small = F.interpolate(batch.truth, size=view.coarse.shape[-2:], mode="area")
+    view, found = answer.view, answer.decoded.lost.detach()
+    pixels = summary(log_error.detach(), result - answer.damaged, found)
+    judged = model.log_error(pixels, view.guide.vector.detach(), view.damage.detach(), view.clean.detach())
     return {
-        "pixels": ((restored - answer.truth).abs().mean((1, 2, 3)) + EASY_ERROR).log().mean(),
-        "coarse": F.l1_loss(view.coarse, small),
+        "pixels": (berhu(restored - answer.truth).mean((1, 2, 3)) + EASY_ERROR).log().mean(),
+        "judge": (judged - (squared.mean((1, 2, 3)) + SMALLEST).log()).abs().mean(),
         "error": (squared * torch.exp(-log_error) + log_error).mean(),
-        "damage": F.smooth_l1_loss(view.damage / scales, wanted / scales, beta=0.2),
-        "clean": F.binary_cross_entropy_with_logits(view.clean, clean.float()),
-        "lost": F.binary_cross_entropy_with_logits(answer.decoded.lost, answer.lost, weight=1 - answer.told),
+        "lost": F.binary_cross_entropy_with_logits(
+            answer.decoded.lost, answer.lost, weight=1 - answer.told, pos_weight=answer.lost.new_tensor(RARE)
+        ),
+    }
+
+
+def view_losses(model: CompactModel, batch: Batch, view: GlobalView, team: Team = ALONE) -> dict[str, Tensor]:
+    """Each term of the global view's, unweighted.
+
+    coarse: L1 of the thumbnail. damage and clean: what was done.
+    agreement: SigLIP (arXiv:2303.15343) over the captioned pairs of the batch.
+    """
+    small = F.interpolate(batch.truth, size=view.guide.coarse.shape[-2:], mode="area")
+    return {
+        "coarse": F.l1_loss(view.guide.coarse, small),
+        "damage": _damage_loss(view, batch),
+        "clean": _clean_loss(view, batch),
         "agreement": _agreement(model, view, batch.captions, team),
     }
 
 
-def colour_loss(view: GlobalView, batch: Batch) -> Tensor:
-    """How far the coarse picture is from the truth: nearly quadratic, since the mean colour is wanted."""
-    small = F.interpolate(batch.truth, size=view.coarse.shape[-2:], mode="area")
-    return F.smooth_l1_loss(view.coarse, small, beta=0.2)
+def further_losses(view: GlobalView, batch: Batch) -> dict[str, Tensor]:
+    """Each term of the further looks, unweighted.
+
+    colour: how far the coarse picture is from the truth, nearly quadratic, since the mean colour is wanted; holes count
+    more. found and undamaged: as `view_losses` has damage and clean.
+    """
+    size = view.guide.coarse.shape[-2:]
+    small = F.interpolate(batch.truth, size=size, mode="area")
+    weight = 1 + HOLES * F.interpolate(batch.damaged.masks, size=size, mode="area")
+    wrong = weight * F.smooth_l1_loss(view.guide.coarse, small, beta=0.2, reduction="none")
+    return {
+        "colour": wrong.mean(),
+        "found": _damage_loss(view, batch),
+        "undamaged": _clean_loss(view, batch),
+    }
+
+
+def _damage_loss(view: GlobalView, batch: Batch) -> Tensor:
+    wanted = torch.tensor([record.vector() for record in batch.damaged.records], device=view.damage.device)
+    scales = wanted.new_tensor(DAMAGE_SCALES)
+    return F.smooth_l1_loss(view.damage / scales, wanted / scales, beta=0.2)
+
+
+def _clean_loss(view: GlobalView, batch: Batch) -> Tensor:
+    clean = torch.tensor([float(record.clean) for record in batch.damaged.records], device=view.clean.device)
+    return F.binary_cross_entropy_with_logits(view.clean, clean)
+
+
+def berhu(difference: Tensor) -> Tensor:
+    """Absolute up to LARGE, quadratic above it (reverse Huber, arXiv:1606.00373)."""
+    size = difference.abs()
+    return torch.where(size <= LARGE, size, (size.square() + LARGE**2) / (2 * LARGE))
 
 
 def _agreement(model: CompactModel, view: GlobalView, captions: list[str], team: Team) -> Tensor:

@@ -35,23 +35,26 @@ class Team(NamedTuple):
         """Which of a batch's images this worker takes."""
         return range(self.rank, count, self.size)
 
-    def check(self, batch: int, greys: int) -> None:
+    def check(self, batch: int, looks: int) -> None:
         """Shares must be equal, for the mean of their means to be the batch's.
 
         Raises:
             RecipeError: they are not.
         """
-        if batch % self.size or greys % self.size:
+        if batch % self.size or looks % self.size:
             raise RecipeError(
-                f"{self.size} workers cannot share {batch} images and {greys} greys equally; "
-                "give a --batch and --greys that are multiples of --workers"
+                f"{self.size} workers cannot share {batch} images and {looks} looks equally; "
+                "give a --batch and --looks that are multiples of --workers"
             )
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Every gradient becomes the mean over the team."""
+        """Every gradient becomes the mean over the team; a parameter that none of it has one for stays without."""
         if self.size == 1:
             return
-        wanted = list(parameters)
+        everything = list(parameters)
+        used = torch.tensor([float(p.grad is not None) for p in everything], device=everything[0].device)
+        dist.all_reduce(used)
+        wanted = [parameter for parameter, count in zip(everything, used.tolist(), strict=True) if count]
         for parameter in wanted:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

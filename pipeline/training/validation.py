@@ -14,7 +14,7 @@ from pipeline.damage.strengths import Strengths
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.text import MiniLMEncoder
-from pipeline.restoration.views import CELL, cell_positions, coarse_regions, probes, thumbnails
+from pipeline.restoration.views import probes, thumbnails
 from pipeline.restoration.weights import autocast
 from pipeline.training.data import VIEW, Photo
 
@@ -71,9 +71,8 @@ class Validation:
                 images.new_zeros(count, 0, 4, config.thumbnail, config.thumbnail),
                 torch.zeros(count, 0, dtype=torch.bool, device=self.device),
             )
-            coarse = coarse_regions(view.coarse, boxes, VIEW)
             grey = torch.full((count,), name.startswith("grey"), device=self.device)
-            decoded = model.decode(images, masks, coarse, view.context, cell_positions(boxes, VIEW // CELL), grey)
+            decoded = model.decode(images, masks, view.guide, boxes, grey)
         restored = decoded.pixels
         if name.startswith("grey"):
             restored = restored - tone.luma(restored) + images

@@ -10,12 +10,13 @@ from pipeline.quality.gate import Evidence, Rules, decide
 from pipeline.quality.scores import EQUAL, psnr, ssim
 from tests.conftest import noise
 
-RULES = Rules(clean_above=0.5, least_change=45, least_gain=0.3, review_below=20)
+RULES = Rules(clean_above=0.5, least_change=45, least_gain=0.3, review_below=20, review_fill=0.02)
 
 
 def evidence(**changes: object) -> Evidence:
     values = {"clean": 0.0, "change_psnr": 25.0, "expected_psnr": 30.0, "masked": None}
-    return Evidence(damage=Damage(), **(values | changes))  # type: ignore[arg-type]
+    values["mean_error"] = 10 ** (-(values | changes)["expected_psnr"] / 10)  # type: ignore[operator]
+    return Evidence(**({"damage": Damage()} | values | changes))  # type: ignore[arg-type]
 
 
 def _planes(pixels: np.ndarray) -> torch.Tensor:
@@ -58,6 +59,7 @@ def test_a_damaged_image_that_gets_better_is_restored() -> None:
         ({"change_psnr": 50.0}, "kept", "almost nothing"),
         ({"change_psnr": 43.0, "expected_psnr": 30.0}, "kept", "little to gain"),
         ({"expected_psnr": 15.0, "change_psnr": 12.0}, "review", "uncertain"),
+        ({"damage": Damage(missing=0.18)}, "review", "18.0% of the area looked missing"),
         ({"masked": 0.0}, "kept", "empty"),
         ({"masked": 0.1, "clean": 1.0}, "restored", "10.0%"),
         ({"masked": 0.6, "expected_psnr": 15.0}, "review", "uncertain"),

@@ -47,7 +47,7 @@ def test_the_same_request_gives_the_same_bits_in_any_company(restorer: Restorer,
         company = [*others[:place], request, *others[place:]]
         together = restorer.restore_batch(company)[place]
         assert np.array_equal(alone.array, together.array)
-        assert alone.damage == together.damage
+        assert alone.damage == together.damage and alone.expected_psnr == together.expected_psnr
 
 
 def test_a_pixel_outside_the_mask_is_never_changed(restorer: Restorer, photo: np.ndarray) -> None:

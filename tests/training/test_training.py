@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.layers import activate
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.restorer import Restorer
+from pipeline.restoration.text import MiniLMEncoder
 from pipeline.training.checkpoint import load_checkpoint, read_state, save_checkpoint
 from pipeline.training.data import Mixture, Photo, Sampler, load_photos
 from pipeline.training.loop import Progress, TrainingPlan, _curve, train
+from pipeline.training.objective import decoder_losses, predict, total
 from pipeline.training.optimiser import Optimiser
 from pipeline.training.team import Team
 from tests.conftest import encoded, noise
@@ -33,7 +36,7 @@ TINY = ModelConfig(
     decoder_widths=(8, 8, 16, 16),
     decoder_blocks=(1, 1, 1, 1),
 )
-PLAN = TrainingPlan(steps=6, batch=2, patch=32, warm_up=2, checkpoint_every=3)
+PLAN = TrainingPlan(steps=6, batch=2, looks=2, patch=32, warm_up=2, checkpoint_every=4)
 CPU = torch.device("cpu")
 
 
@@ -67,7 +70,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(photos: list[Photo], tmp_path:
     original = Sampler.batch
 
     def batch(self: Sampler, step: int, size: int) -> object:
-        if step == 4:
+        if step == 5:  # goes on between two looks
             raise Killed
         return original(self, step, size)
 
@@ -155,6 +158,44 @@ def test_captions_masks_and_references_are_sometimes_withheld(photos: list[Photo
     assert any(shown) and all(g for g, s in zip(grey, shown, strict=True) if s)
 
 
+def test_some_references_show_another_scene(photos: list[Photo]) -> None:
+    def differences(wrong: float) -> list[float]:
+        mixture = Mixture(kinds=(("grey", 1.0),), second=0, reference=1.0, wrong_reference=wrong)
+        batch = Sampler(plain, mixture, 1, 32, CPU).batch(0, 40)
+        reds, shown = batch.truth[:, 0].mean((1, 2)), batch.references[:, 0, 0].mean((1, 2))
+        return (reds - shown).abs().tolist()
+
+    plain = [Photo(torch.full((3, 230, 240), 40 * n, dtype=torch.uint8), ("a",)) for n in range(6)]
+    assert max(differences(0.0)) < 0.01
+    assert 0.1 < sum(red > 0.01 for red in differences(0.3)) / 40 < 0.5
+
+
+def test_further_looks_are_at_what_the_global_view_alone_can_tell(photos: list[Photo]) -> None:
+    looks = Sampler(photos, Mixture(second=0), 1, 32, CPU).looks(0, 12)
+    for start in (0, 6):
+        grey, holes, tone, other, clean, third = looks.damaged.records[start : start + 6]
+        assert grey.grey and other.grey and third.grey and tone.fading > 0 and clean.clean
+        assert bool(looks.damaged.masks[start + 1].any()) and not holes.grey
+
+
+@pytest.mark.parametrize("looking", [True, False])
+def test_the_global_view_learns_only_when_it_is_asked_to(photos: list[Photo], looking: bool) -> None:
+    model = CompactModel(TINY).to(memory_format=torch.channels_last)
+    batch = Sampler(photos, Mixture(), 3, TINY.thumbnail, CPU).batch(0, 2)
+    text = MiniLMEncoder(TINY.text_tokens, CPU)(batch.captions)
+    with torch.no_grad():  # at first it lets nothing of the context in
+        model.decoder.attention.out.weight.normal_()
+    answer = predict(model, batch, text, 32, [random.Random(n) for n in range(2)], looking)
+    total(decoder_losses(model, answer)).backward()
+    learning = {
+        name.split(".")[0]
+        for name, weight in model.named_parameters()
+        if weight.grad is not None and (not looking or bool(weight.grad.any()))
+    }
+    decoder, view = {"decoder", "judge"}, {"image_encoder", "fusion", "coarse_head"}
+    assert decoder | view <= learning if looking else learning == decoder
+
+
 def test_training_lowers_the_loss(photos: list[Photo], tmp_path: Path) -> None:
     mixture = Mixture(kinds=(("noise", 1.0),), second=0)
     plan = dataclasses.replace(PLAN, steps=120, batch=4, learning_rate=3e-3, checkpoint_every=60, mixture=mixture)
@@ -209,9 +250,26 @@ def test_workers_draw_the_images_that_one_would(photos: list[Photo]) -> None:
         assert torch.equal(alone.damaged.images[index], shared.damaged.images[index // 2])
         assert alone.captions[index] == shared.captions[index // 2]
 
+    alone = Sampler(photos, Mixture(), 3, 32, CPU).looks(5, 6)
+    team = [Sampler(photos, Mixture(), 3, 32, CPU, Team(rank, 2)).looks(5, 6) for rank in range(2)]
+    assert all(torch.equal(alone.truth[n], team[n % 2].truth[n // 2]) for n in range(6))
+    assert [record.grey for record in alone.damaged.records] == [
+        team[n % 2].damaged.records[n // 2].grey for n in range(6)
+    ]
+
+
+def test_a_parameter_that_nobody_used_stays_without_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.training.team.dist.all_reduce", lambda tensor: tensor.mul_(2))  # both have the same
+    used, unused = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    used.grad = torch.full((3,), 5.0)
+    Team(0, 2).average_gradients([used, unused])
+    assert unused.grad is None and torch.equal(used.grad, torch.full((3,), 5.0))
+
 
 def test_workers_must_be_able_to_share_a_batch() -> None:
     Team(0, 2).check(16, 0)
+    with pytest.raises(RecipeError, match="multiples of --workers"):
+        Team(0, 2).check(16, 3)
     with pytest.raises(RecipeError, match="multiples of --workers"):
         Team(0, 3).check(16, 12)
 
