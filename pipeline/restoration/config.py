@@ -51,11 +51,6 @@ class ModelConfig:
     decoder_blocks: tuple[int, ...] = (1, 1, 1, 2)
     """Residual blocks at each of those levels, on the way down and (but for the last) again on the way up."""
 
-    @property
-    def coarse(self) -> int:
-        """Side in pixels of the coarse restored picture."""
-        return self.thumbnail // 4
-
     def save(self, folder: Path) -> None:
         """Write `config.json` into `folder`."""
         (folder / "config.json").write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")

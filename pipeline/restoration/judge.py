@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 SMALLEST = 1e-6
 """Mean squared error below which nothing is told apart: 60 dB."""
+USUAL, SPREAD = -7.0, 2.0
+"""Logarithm of a usual mean squared error (30 dB), and what brings logarithms near unit size."""
 
 
 def summary(log_error: Tensor, change: Tensor, lost: Tensor) -> Tensor:
@@ -28,7 +30,7 @@ def summary(log_error: Tensor, change: Tensor, lost: Tensor) -> Tensor:
 def describe(squared_error: Tensor, log_error: Tensor, squared_change: Tensor, lost: Tensor) -> Tensor:
     """The same from the means of each image: [N] each -> [N, 4]."""
     logarithms = [(squared_error + SMALLEST).log(), log_error, (squared_change + SMALLEST).log()]
-    return torch.stack([*(0.5 * (part + 7) for part in logarithms), 10 * lost], dim=1)
+    return torch.stack([*((part - USUAL) / SPREAD for part in logarithms), 10 * lost], dim=1)
 
 
 class Judge(nn.Module):
@@ -51,6 +53,6 @@ class Judge(nn.Module):
     def forward(self, pixels: Tensor, vector: Tensor, found: Tensor) -> Tensor:
         """`pixels` [N, 4] by `summary`, `vector` [N, width], `found` [N, F], about unit size -> [N]."""
         known = torch.cat([pixels, vector, found], dim=1).float()
-        expected = 2 * pixels[:, 0].float() - 7
+        expected = SPREAD * pixels[:, 0].float() + USUAL
         out: Tensor = expected + self.out(self.body(known))[:, 0].float()
         return out

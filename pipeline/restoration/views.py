@@ -81,9 +81,5 @@ def regions(maps: Tensor, boxes: Tensor, side: int) -> Tensor:
     Boxes are (top, left, bottom, right) in 0..1.
     """
     # not F.affine_grid: under autocast it counts in half precision, which is whole pixels of a large image
-    centres = (torch.arange(side, device=boxes.device, dtype=boxes.dtype) + 0.5) / side
-    y = boxes[:, 0, None] + centres * (boxes[:, 2] - boxes[:, 0])[:, None]
-    x = boxes[:, 1, None] + centres * (boxes[:, 3] - boxes[:, 1])[:, None]
-    shape = (len(boxes), side, side)
-    grid = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=-1) * 2 - 1
+    grid = cell_positions(boxes, side).view(-1, side, side, 2).flip(-1) * 2 - 1
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)
