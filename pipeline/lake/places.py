@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -55,6 +56,54 @@ def make_folder(store: fsspec.AbstractFileSystem, path: str) -> None:
     """Make a folder, where stores have them: object stores need none, and would make a bucket of a mistyped name."""
     if not OBJECT_STORES.intersection(_protocols(store)):
         store.makedirs(path, exist_ok=True)
+
+
+def put(store: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
+    """Write a small file whole or not at all, in place of what was there."""
+    if not is_local(store):  # an object appears when all of it has arrived
+        store.pipe_file(path, data)
+        return
+    fresh = _temporary(path, data)
+    os.replace(fresh, path)
+
+
+def put_new(store: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
+    """Write a small file where none is yet; of several that try, one succeeds.
+
+    `data` must differ from what others write, so that an answer that got lost can be told from a defeat. The store must
+    know conditional writes, as S3 (If-None-Match) and local disks do.
+
+    Returns:
+        Whether the file is ours.
+    """
+    if is_local(store):
+        fresh = _temporary(path, data)
+        try:
+            os.link(fresh, path)
+        except FileExistsError:
+            return Path(path).read_bytes() == data
+        finally:
+            os.unlink(fresh)
+        return True
+    try:
+        store.pipe_file(path, data, mode="create")
+    except Exception:
+        store.invalidate_cache()
+        if not store.exists(path):
+            raise
+        return bool(store.cat_file(path) == data)
+    return True
+
+
+def _temporary(path: str, data: bytes) -> str:
+    """A file with this content in the folder of `path`, whose name begins with a dot."""
+    folder, name = os.path.split(path)
+    fresh = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
+    with open(fresh, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return fresh
 
 
 def _protocols(store: fsspec.AbstractFileSystem) -> tuple[str, ...]:

@@ -1,0 +1,108 @@
+"""A Delta Lake table (deltalake): commits carry an application transaction, the protocol's own guard against repetition."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction
+from deltalake.exceptions import TableNotFoundError
+from deltalake.transaction import AddAction, create_table_with_add_actions
+
+from pipeline.errors import OutputError
+from pipeline.lake.table import Commit, DataFile
+
+APPLICATION = "conservator"
+
+
+class DeltaLakeTable:
+    """The Delta table whose folder is `uri`."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._options = _options(uri)
+
+    def last_commit(self) -> int:
+        """The number of the last commit; 0 before the first."""
+        table = self._table()
+        return (table.transaction_version(APPLICATION) or 0) if table else 0
+
+    def files(self) -> list[str]:
+        """Paths of the data files that a reader sees now, relative to the table's folder."""
+        table = self._table()
+        if table is None:
+            return []
+        actions = pa.table(table.get_add_actions())
+        paths: list[str] = actions.column("path").to_pylist()
+        return paths
+
+    def commit(self, files: Sequence[DataFile], schema: pa.Schema, commit: Commit, replace: bool = False) -> None:
+        """See `Table`."""
+        properties = CommitProperties(
+            custom_metadata=commit.properties, app_transactions=[Transaction(APPLICATION, commit.number)]
+        )
+        actions = [_action(file) for file in files]
+        table = self._table()
+        if table is None:
+            create_table_with_add_actions(
+                table_uri=self._uri,
+                schema=Schema.from_arrow(schema),
+                add_actions=actions,
+                mode="error",
+                partition_by=[],
+                storage_options=self._options,
+                commit_properties=properties,
+            )
+            return
+        self._widen(table, schema)
+        mode = "overwrite" if replace else "append"
+        table.create_write_transaction(
+            actions, mode=mode, schema=table.schema(), partition_by=[], commit_properties=properties
+        )
+
+    def _widen(self, table: DeltaTable, schema: pa.Schema) -> None:
+        """Add the columns that the table lacks.
+
+        Raises:
+            OutputError: a column has another type.
+        """
+        have = {field.name: field for field in table.schema().fields}
+        new: list[Field] = []
+        for field in Schema.from_arrow(schema).fields:
+            known = have.get(field.name)
+            if known is None:
+                new.append(field)
+            elif known.type != field.type:
+                raise OutputError(
+                    f"column {field.name!r} is {known.type} in the table {self._uri} and {field.type} in this run; "
+                    "give another output, or --fresh to make the table anew"
+                )
+        if new:
+            table.alter.add_columns(new)
+
+    def _table(self) -> DeltaTable | None:
+        try:
+            return DeltaTable(self._uri, storage_options=self._options)
+        except TableNotFoundError:
+            return None
+
+
+def _action(file: DataFile) -> AddAction:
+    return AddAction(
+        path=file.path,
+        size=file.size,
+        partition_values={},
+        modification_time=int(time.time() * 1000),
+        data_change=True,
+        stats=json.dumps({"numRecords": file.rows}),
+    )
+
+
+def _options(uri: str) -> dict[str, Any]:
+    """What its store needs to know beyond the environment."""
+    plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+    return {"AWS_ALLOW_HTTP": "true"} if uri.startswith("s3") and plain else {}

@@ -1,0 +1,116 @@
+"""An Apache Iceberg table (pyiceberg), in a catalog of the user's or in an embedded one."""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.exceptions import NoSuchTableError, ValidationError
+from pyiceberg.expressions import AlwaysTrue
+from pyiceberg.table import Table as PyIcebergTable
+
+from pipeline.errors import OutputError
+from pipeline.lake.places import as_uri, is_local, join, put
+from pipeline.lake.table import Commit, DataFile
+
+NUMBER = "conservator.commit"
+"""The table property that holds the number of the last commit; it changes in the same step as the files."""
+
+
+class IcebergTable:
+    """One Iceberg table.
+
+    Without a catalog of the user's, the embedded one (SQLite in memory) is filled from the table's own folder: the
+    newest metadata file there is the table. That is right under the lease, since nobody else writes.
+    """
+
+    def __init__(
+        self, store: fsspec.AbstractFileSystem, root: str, name: str, catalog: Mapping[str, str] | None = None
+    ) -> None:
+        """`name` is `namespace.table`; `catalog` holds pyiceberg's properties, such as `type` and `uri`."""
+        self._store, self._root, self._name = store, root, name
+        self._location = _location(store, root)
+        self._embedded = not catalog
+        properties = dict(catalog) if catalog else {"type": "sql", "uri": "sqlite:///:memory:"}
+        self._catalog: Catalog = load_catalog("conservator", **(_storage() | properties))
+        self._catalog.create_namespace_if_not_exists(name.rpartition(".")[0])
+        if self._embedded:
+            newest = self._newest()
+            if newest:
+                self._catalog.register_table(name, newest)
+
+    def last_commit(self) -> int:
+        """The number of the last commit; 0 before the first."""
+        table = self._table()
+        return int(table.properties.get(NUMBER, 0)) if table else 0
+
+    def files(self) -> list[str]:
+        """Paths of the data files that a reader sees now, relative to the table's folder."""
+        table = self._table()
+        if table is None or table.current_snapshot() is None:
+            return []
+        paths = table.inspect.files().column("file_path").to_pylist()
+        return [path.removeprefix(self._location + "/") for path in paths]
+
+    def commit(self, files: Sequence[DataFile], schema: pa.Schema, commit: Commit, replace: bool = False) -> None:
+        """See `Table`."""
+        table = self._table() or self._catalog.create_table(self._name, schema=schema, location=self._location)
+        try:
+            with table.update_schema() as update:
+                update.union_by_name(schema)
+        except (ValidationError, ValueError) as error:  # a type that does not follow from the one it has
+            raise OutputError(
+                f"the table {self._name} and this run disagree on a column ({error}); give another output, "
+                "or --fresh to make the table anew"
+            ) from error
+        with table.transaction() as transaction:
+            if replace and table.current_snapshot() is not None:
+                transaction.delete(AlwaysTrue(), snapshot_properties=commit.properties)
+            if files:
+                paths = [f"{self._location}/{file.path}" for file in files]
+                transaction.add_files(paths, snapshot_properties=commit.properties, check_duplicate_files=False)
+            transaction.set_properties({NUMBER: str(commit.number)})
+        if self._embedded:  # readers without a catalog (DuckDB, Hadoop tables) start here
+            metadata = self._catalog.load_table(self._name).metadata_location
+            version = posixpath.basename(metadata).removesuffix(".metadata.json")
+            put(self._store, join(self._root, "metadata", "version-hint.text"), version.encode())
+
+    def _table(self) -> PyIcebergTable | None:
+        try:
+            return self._catalog.load_table(self._name)
+        except NoSuchTableError:
+            return None
+
+    def _newest(self) -> str | None:
+        """The newest metadata file below the table's folder."""
+        folder = join(self._root, "metadata")
+        self._store.invalidate_cache()
+        if not self._store.exists(folder):
+            return None
+        paths = [path for path in self._store.ls(folder, detail=False) if path.endswith(".metadata.json")]
+        if not paths:
+            return None
+        highest = max(_version(path) for path in paths)
+        same = [path for path in paths if _version(path) == highest]
+        newest = max(same, key=lambda path: json.loads(self._store.cat_file(path))["last-updated-ms"])
+        return f"{self._location}/metadata/{posixpath.basename(newest)}"
+
+
+def _version(path: str) -> int:
+    return int(posixpath.basename(path).partition("-")[0])
+
+
+def _location(store: fsspec.AbstractFileSystem, root: str) -> str:
+    return f"file://{root}" if is_local(store) else as_uri(store, root)
+
+
+def _storage() -> dict[str, Any]:
+    """Where the object store is, from the environment; keys are found there by its driver itself."""
+    names = {"AWS_ENDPOINT_URL": "s3.endpoint", "AWS_REGION": "s3.region", "AWS_DEFAULT_REGION": "s3.region"}
+    return {key: os.environ[name] for name, key in names.items() if name in os.environ}

@@ -1,0 +1,187 @@
+"""The lease: one run at a time writes to an output.
+
+Leases are numbered files that are created once (`put_new`); the highest number holds. The holder renews its own file.
+A lease that was not renewed for its time, by the clock of the store, may be followed by the next number. Who was
+followed without knowing finds out at the next renewal, or at a commit, which needs a number of its own too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import posixpath
+import socket
+import threading
+import time
+import uuid
+from typing import Any
+
+import fsspec
+
+from pipeline.errors import OutputError, RunError
+from pipeline.lake.places import join, make_folder, put, put_new
+
+log = logging.getLogger(__name__)
+
+SECONDS = 120.0
+"""How long a lease holds that nobody renews."""
+KEPT = 3
+"""Leases of the past that stay, to be looked at."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """Who holds a lease."""
+
+    run_id: str
+    token: str
+    host: str
+    process: str
+    """Boot of the machine, number and start of the process: tells whether it still lives, on its own machine."""
+    since: str
+    seconds: float
+    released: bool = False
+
+    @classmethod
+    def me(cls, run_id: str, seconds: float) -> Holder:
+        """This process."""
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        return cls(run_id, uuid.uuid4().hex, socket.gethostname(), _process(os.getpid()), since, seconds)
+
+    @property
+    def is_dead(self) -> bool:
+        """It ran on this machine, and does not any more."""
+        boot, number, _ = self.process.split("/")
+        here = self.host == socket.gethostname() and boot and boot == _boot()
+        return bool(here) and _process(int(number)) != self.process
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} (process {self.process.split('/')[1]} on {self.host}, since {self.since})"
+
+
+class Lease:
+    """Taken on entering, renewed in the background, given back on leaving."""
+
+    def __init__(self, store: fsspec.AbstractFileSystem, folder: str, run_id: str, seconds: float = SECONDS) -> None:
+        """`folder` belongs to the leases alone."""
+        self._store, self._folder = store, folder
+        self._holder = Holder.me(run_id, seconds)
+        self._number = 0
+        self._renewed = 0.0
+        self._lost = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew_until_stopped, name="lease", daemon=True)
+
+    def __enter__(self) -> Lease:
+        """Take the lease.
+
+        Raises:
+            OutputError: another run holds it.
+        """
+        make_folder(self._store, self._folder)
+        numbers = self._numbers()
+        if numbers:
+            self._check_free(numbers[-1])
+        self._number = (numbers[-1] if numbers else 0) + 1
+        if not put_new(self._store, self._path(self._number), self._content(self._holder)):
+            raise OutputError(self._held_by(self._read(self._number)))
+        self._renewed = time.monotonic()
+        self._store.rm([self._path(number) for number in numbers[: -KEPT + 1]]) if len(numbers) >= KEPT else None
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if not self._lost.is_set() and self._numbers()[-1:] == [self._number]:
+            released = dataclasses.replace(self._holder, released=True)
+            put(self._store, self._path(self._number), self._content(released))
+
+    def check(self) -> None:
+        """Whether it still is ours.
+
+        Raises:
+            RunError: it expired, and another run may write now.
+        """
+        if self._lost.is_set() or time.monotonic() - self._renewed > self._holder.seconds:
+            raise RunError(
+                f"the lease on {self._folder} was lost: it could not be renewed for {self._holder.seconds:g} s; "
+                "what was committed stands, and the next run goes on from there"
+            )
+
+    def renew(self) -> None:
+        """Show that we are alive, unless somebody followed."""
+        if self._numbers()[-1:] != [self._number]:
+            self._lost.set()
+            return
+        put(self._store, self._path(self._number), self._content(self._holder))
+        self._renewed = time.monotonic()
+
+    def _renew_until_stopped(self) -> None:
+        while not self._stop.wait(self._holder.seconds / 6) and not self._lost.is_set():
+            try:
+                self.renew()
+            except Exception as error:  # the store is away: it may come back before the lease expires
+                log.warning("the lease could not be renewed: %s: %s", type(error).__name__, error)
+
+    def _check_free(self, number: int) -> None:
+        holder = self._read(number)
+        if holder.released or holder.is_dead:
+            return
+        age = self._age(number)
+        if age < holder.seconds:
+            raise OutputError(self._held_by(holder, holder.seconds - age))
+        log.warning("the lease of %s expired %.0f s ago and is taken over", holder, age - holder.seconds)
+
+    def _held_by(self, holder: Holder, left: float | None = None) -> str:
+        until = "" if left is None else f"; if that has died, its lease expires in {left:.0f} s"
+        return f"{holder} is writing to this output: wait for its end, or give another --output{until}"
+
+    def _age(self, number: int) -> float:
+        """Seconds since the renewal, by the store's clock: those of two machines may differ."""
+        probe = join(self._folder, f"now-{self._holder.token}")
+        put(self._store, probe, b"")
+        try:
+            self._store.invalidate_cache()
+            now = self._store.modified(probe)
+        finally:
+            self._store.rm_file(probe)
+        age: float = (now - self._store.modified(self._path(number))).total_seconds()
+        return age
+
+    def _numbers(self) -> list[int]:
+        self._store.invalidate_cache()
+        names = (posixpath.basename(path) for path in self._store.ls(self._folder, detail=False))
+        return sorted(int(name.removesuffix(".json")) for name in names if name.endswith(".json") and name[0] != ".")
+
+    def _path(self, number: int) -> str:
+        return join(self._folder, f"{number:08d}.json")
+
+    def _read(self, number: int) -> Holder:
+        content: dict[str, Any] = json.loads(self._store.cat_file(self._path(number)))
+        return Holder(**content)
+
+    @staticmethod
+    def _content(holder: Holder) -> bytes:
+        return json.dumps(dataclasses.asdict(holder), indent=2).encode()
+
+
+def _boot() -> str:
+    """What tells one run of this machine from another; empty where the system does not say."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _process(number: int) -> str:
+    """Boot, number and start of a process of this machine; the start is empty if there is none."""
+    try:
+        with open(f"/proc/{number}/stat") as file:
+            started = file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        started = ""
+    return f"{_boot()}/{number}/{started}"

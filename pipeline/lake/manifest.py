@@ -1,0 +1,83 @@
+"""A plain Parquet dataset with a manifest: numbered lists of files, each created once."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Sequence
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+
+from pipeline.errors import OutputError
+from pipeline.lake.places import as_uri, join, make_folder, put, put_new
+from pipeline.lake.table import Commit, DataFile
+
+FOLDER = "_manifest"
+HIVE = "_symlink_format_manifest/manifest"
+"""The list as Hive, Trino, Athena and Redshift read it (SymlinkTextInputFormat)."""
+WHOLE_EVERY = 20
+"""Every so many commits the whole list is written, in between only what changed."""
+
+
+class ManifestTable:
+    """The manifests below a folder of Parquet files."""
+
+    def __init__(self, store: fsspec.AbstractFileSystem, root: str) -> None:
+        self._store, self._root = store, root
+
+    def last_commit(self) -> int:
+        """The number of the last commit; 0 before the first."""
+        numbers = self._numbers()
+        return int(self._read(numbers[-1])["commit"]) if numbers else 0
+
+    def files(self) -> list[str]:
+        """Paths of the data files that a reader sees now, relative to the table's folder."""
+        return [file["path"] for file in self._files(self._numbers())]
+
+    def commit(self, files: Sequence[DataFile], schema: pa.Schema, commit: Commit, replace: bool = False) -> None:
+        """See `Table`; any schema will do, for readers of Parquet datasets unite them by name."""
+        numbers = self._numbers()
+        before = self._files(numbers)
+        added = [{"path": file.path, "size": file.size, "rows": file.rows} for file in files]
+        after = added if replace else before + added
+        number = (numbers[-1] if numbers else 0) + 1
+        content: dict[str, Any] = {
+            **{"version": number, "commit": commit.number, "operation": "replace" if replace else "append"},
+            **commit.properties,
+            "added": added,
+            "rows": sum(file["rows"] for file in after),
+        }
+        if replace or number % WHOLE_EVERY == 1:
+            content["files"] = after
+        make_folder(self._store, join(self._root, FOLDER))
+        if not put_new(self._store, self._path(number), json.dumps(content, indent=1).encode()):
+            raise OutputError(f"{self._path(number)} was written by somebody else: two runs write to one output")
+        make_folder(self._store, join(self._root, posixpath.dirname(HIVE)))
+        uris = [as_uri(self._store, join(self._root, file["path"])) for file in after]
+        put(self._store, join(self._root, HIVE), "".join(f"{uri}\n" for uri in uris).encode())
+
+    def _files(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        later: list[dict[str, Any]] = []
+        for number in reversed(numbers):
+            content = self._read(number)
+            if "files" in content:
+                return [*content["files"], *later]
+            later = [*content["added"], *later]
+        return later
+
+    def _numbers(self) -> list[int]:
+        self._store.invalidate_cache()
+        folder = join(self._root, FOLDER)
+        if not self._store.exists(folder):
+            return []
+        names = (posixpath.basename(path) for path in self._store.ls(folder, detail=False))
+        return sorted(int(name[:-5]) for name in names if name.endswith(".json") and not name.startswith("."))
+
+    def _path(self, number: int) -> str:
+        return join(self._root, FOLDER, f"{number:08d}.json")
+
+    def _read(self, number: int) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(self._store.cat_file(self._path(number)))
+        return content

@@ -1,0 +1,110 @@
+"""A lake table as the commits see it: data files are written by others, a commit only registers them.
+
+Three kinds keep the same promises: a commit is seen whole or not at all, carries a number, the run's id and the recipe's
+digest, and what was committed under a number is not committed again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import pyarrow as pa
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFile:
+    """One Parquet file below the table's folder."""
+
+    path: str
+    """Relative to the table's folder."""
+    size: int
+    """Bytes."""
+    rows: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Commit:
+    """What is written beside the files in the table's history."""
+
+    number: int
+    """Counts the commits of an output, from 1."""
+    run_id: str
+    recipe_digest: str
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """As readers find them in the table's history."""
+        return {
+            "conservator.commit": str(self.number),
+            "conservator.run-id": self.run_id,
+            "conservator.recipe-digest": self.recipe_digest,
+        }
+
+
+class Table(Protocol):
+    """What all kinds of table can do."""
+
+    def last_commit(self) -> int:
+        """The number of the last commit; 0 before the first."""
+
+    def files(self) -> list[str]:
+        """Paths of the data files that a reader sees now, relative to the table's folder."""
+
+    def commit(self, files: Sequence[DataFile], schema: pa.Schema, commit: Commit, replace: bool = False) -> None:
+        """Add files in one step; `replace`: instead of all that the table held.
+
+        Columns that the table does not have yet are added to it.
+
+        Raises:
+            OutputError: the files do not fit the table.
+        """
+
+
+def storable(schema: pa.Schema) -> pa.Schema:
+    """The schema with types that every kind of table knows, each holding all values of the one it stands for.
+
+    Iceberg and Delta know no unsigned, half-precision or dictionary types, no null type, no times of a day below a
+    microsecond.
+    """
+    return pa.schema([pa.field(field.name, _storable(field.type)) for field in schema], schema.metadata)
+
+
+def _storable(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _storable(kind.value_type)
+    if pa.types.is_null(kind):
+        return pa.string()
+    if kind in _WIDER:
+        return _WIDER[kind]
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us", "UTC" if kind.tz else None)
+    if pa.types.is_date64(kind):
+        return pa.date32()
+    if pa.types.is_time(kind) or pa.types.is_duration(kind) or pa.types.is_interval(kind):
+        return pa.string()
+    if pa.types.is_decimal256(kind):
+        return pa.string() if kind.precision > 38 else pa.decimal128(kind.precision, kind.scale)
+    if pa.types.is_fixed_size_binary(kind) or pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(kind[i].name, _storable(kind[i].type)) for i in range(kind.num_fields)])
+    if pa.types.is_map(kind):
+        return pa.map_(_storable(kind.key_type), _storable(kind.item_type))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(_storable(kind.value_type))
+    return kind
+
+
+_WIDER = {
+    pa.uint8(): pa.int32(),
+    pa.uint16(): pa.int32(),
+    pa.uint32(): pa.int64(),
+    pa.uint64(): pa.decimal128(20, 0),
+    pa.int8(): pa.int32(),
+    pa.int16(): pa.int32(),
+    pa.float16(): pa.float32(),
+}

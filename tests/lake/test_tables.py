@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import OutputError
+from pipeline.lake.delta import DeltaLakeTable
+from pipeline.lake.iceberg import IcebergTable
+from pipeline.lake.manifest import ManifestTable
+from pipeline.lake.table import Commit, DataFile, Table, storable
+
+STORE = fsspec.filesystem("file")
+Open = Callable[[Path], Table]
+KINDS: dict[str, Open] = {
+    "parquet": lambda root: ManifestTable(STORE, str(root)),
+    "iceberg": lambda root: IcebergTable(STORE, str(root), "archive.restored"),
+    "delta": lambda root: DeltaLakeTable(str(root)),
+}
+
+
+@pytest.fixture(params=list(KINDS))
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def write(root: Path, name: str, ids: list[str], **more: pa.Array) -> tuple[DataFile, pa.Schema]:
+    table = pa.table({"id": pa.array(ids), "image": pa.array([b"x"] * len(ids), pa.large_binary()), **more})
+    root.mkdir(exist_ok=True)
+    pq.write_table(table, root / f"{name}.parquet")
+    return DataFile(f"{name}.parquet", (root / f"{name}.parquet").stat().st_size, len(ids)), table.schema
+
+
+def ids(kind: str, root: Path) -> list[str]:
+    """As a stranger's engine reads them."""
+    if kind == "delta":
+        frame = pl.scan_delta(str(root))
+    elif kind == "iceberg":
+        hint = (root / "metadata/version-hint.text").read_text()
+        frame = pl.scan_iceberg(str(root / f"metadata/{hint}.metadata.json"))
+    else:
+        files = (root / "_symlink_format_manifest/manifest").read_text().split()
+        frame = pl.scan_parquet(files, extra_columns="ignore", missing_columns="insert")
+    found: list[str] = frame.select("id").collect()["id"].to_list()
+    return sorted(found)
+
+
+def test_commits_are_counted_and_seen_by_strangers(kind: str, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    table = KINDS[kind](root)
+    assert table.last_commit() == 0 and table.files() == []
+    for number in (1, 2, 3):
+        file, schema = write(root, f"run_{number}", [f"{number}a", f"{number}b"])
+        table.commit([file], schema, Commit(number, "run", "digest"))
+    again = KINDS[kind](root)  # another process
+    assert again.last_commit() == 3
+    assert sorted(again.files()) == ["run_1.parquet", "run_2.parquet", "run_3.parquet"]
+    assert ids(kind, root) == ["1a", "1b", "2a", "2b", "3a", "3b"]
+
+
+def test_a_replacement_takes_the_place_of_everything(kind: str, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for number, replace in ((1, False), (2, False), (3, True), (4, False)):
+        file, schema = write(root, f"run_{number}", [f"{number}"])
+        KINDS[kind](root).commit([file], schema, Commit(number, "run", "digest"), replace)
+    assert KINDS[kind](root).last_commit() == 4
+    assert ids(kind, root) == ["3", "4"]
+
+
+def test_a_file_that_is_not_committed_is_not_seen(kind: str, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    file, schema = write(root, "run_1", ["1"])
+    KINDS[kind](root).commit([file], schema, Commit(1, "run", "digest"))
+    write(root, "run_2", ["2"])
+    assert ids(kind, root) == ["1"]
+
+
+def test_new_columns_join_the_table(kind: str, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    file, schema = write(root, "run_1", ["1"])
+    KINDS[kind](root).commit([file], schema, Commit(1, "run", "digest"))
+    file, schema = write(root, "run_2", ["2"], shelf=pa.array([7], pa.int64()))
+    KINDS[kind](root).commit([file], schema, Commit(2, "run", "digest"))
+    file, schema = write(root, "run_3", ["3"])
+    KINDS[kind](root).commit([file], schema, Commit(3, "run", "digest"))
+    assert ids(kind, root) == ["1", "2", "3"]
+
+
+def test_a_column_of_another_type_is_refused(tmp_path: Path) -> None:
+    for kind in ("iceberg", "delta"):
+        root = tmp_path / kind
+        file, schema = write(root, "run_1", ["1"], shelf=pa.array([7], pa.int64()))
+        KINDS[kind](root).commit([file], schema, Commit(1, "run", "digest"))
+        file, schema = write(root, "run_2", ["2"], shelf=pa.array(["seven"]))
+        with pytest.raises(OutputError, match="shelf"):
+            KINDS[kind](root).commit([file], schema, Commit(2, "run", "digest"))
+        assert ids(kind, root) == ["1"]
+
+
+def test_the_history_tells_run_and_recipe(tmp_path: Path) -> None:
+    from deltalake import DeltaTable
+    from pyiceberg.table import StaticTable
+
+    for kind in KINDS:
+        root = tmp_path / kind
+        for number in (1, 2):
+            file, schema = write(root, f"run_{number}", [f"{number}"])
+            KINDS[kind](root).commit([file], schema, Commit(number, f"run{number}", "digest"))
+    entry = DeltaTable(str(tmp_path / "delta")).history(1)[0]
+    assert entry["conservator.run-id"] == "run2" and entry["conservator.recipe-digest"] == "digest"
+    hint = (tmp_path / "iceberg/metadata/version-hint.text").read_text()
+    snapshots = StaticTable.from_metadata(str(tmp_path / f"iceberg/metadata/{hint}.metadata.json")).snapshots()
+    assert [snapshot.summary["conservator.run-id"] for snapshot in snapshots if snapshot.summary] == ["run1", "run2"]
+    manifest = (tmp_path / "parquet/_manifest/00000002.json").read_text()
+    assert '"conservator.run-id": "run2"' in manifest
+
+
+def test_the_whole_list_survives_many_commits(tmp_path: Path) -> None:
+    for number in range(1, 46):
+        table = ManifestTable(STORE, str(tmp_path))
+        table.commit([DataFile(f"{number}.parquet", 1, 1)], pa.schema([]), Commit(number, "run", "digest"))
+    assert ManifestTable(STORE, str(tmp_path)).files() == [f"{number}.parquet" for number in range(1, 46)]
+
+
+def test_every_type_finds_one_that_all_tables_know(tmp_path: Path) -> None:
+    odd = pa.table(
+        {
+            "u8": pa.array([255], pa.uint8()),
+            "u64": pa.array([2**64 - 1], pa.uint64()),
+            "half": pa.array([0.5], pa.float16()),
+            "word": pa.array(["a"]).dictionary_encode(),
+            "none": pa.nulls(1),
+            "when": pa.array([10**15], pa.timestamp("ns", "Europe/Berlin")),
+            "day": pa.array([86_400_000], pa.date64()),
+            "at": pa.array([1], pa.time64("ns")),
+            "key": pa.array([b"abcd"], pa.binary(4)),
+            "deep": pa.array([[{"n": 3}]], pa.list_(pa.struct([("n", pa.uint16())]))),
+        }
+    )
+    plain = odd.cast(storable(odd.schema))
+    assert plain["u8"].to_pylist() == [255] and int(plain["u64"][0].as_py()) == 2**64 - 1
+    for kind in KINDS:
+        root = tmp_path / kind
+        root.mkdir()
+        pq.write_table(plain, root / "a.parquet")
+        KINDS[kind](root).commit([DataFile("a.parquet", 1, 1)], plain.schema, Commit(1, "run", "digest"))
+        assert KINDS[kind](root).files() == ["a.parquet"]
