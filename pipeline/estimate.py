@@ -15,9 +15,9 @@ from pipeline.errors import RecipeError
 from pipeline.flow import Run
 from pipeline.imaging.cells import redacted
 from pipeline.lake.source import ParquetFile
+from pipeline.schema import INTERNAL
 from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage
-from pipeline.stages.table import INTERNAL
 
 SAMPLE = 8
 """Rows tried."""

@@ -13,22 +13,27 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.fs as pafs
 import ray
 import ray.data
 import ray.exceptions
+from ray.data.checkpoint import CheckpointConfig
 from ray.data.datasource import FilenameProvider
-from ray.data.datasource.partitioning import Partitioning
 
-from pipeline.errors import RecipeError, RunError, SourceError
+from pipeline.errors import OutputError, RecipeError, RunError, SourceError
 from pipeline.imaging.cells import redacted
+from pipeline.lake.commits import Committer, Interval
 from pipeline.lake.fetch import UriReader
-from pipeline.lake.output import Output, open_output
+from pipeline.lake.output import Output, Turn, open_output
 from pipeline.lake.places import as_uri, is_local, join
+from pipeline.lake.reader import NothingToFilter, Piece, Rows, plan_pieces
 from pipeline.lake.source import Source, open_source
+from pipeline.lake.table import storable
 from pipeline.progress import Tally
 from pipeline.recipe import Recipe
 from pipeline.reporting.page import render
@@ -50,15 +55,31 @@ class Run:
     recipe: Recipe
     source: Source
     output: Output
-    run_id: str
-    fresh: bool
-    """Whether it replaces the finished run that the output holds."""
+    turn: Turn
+    before: dict[str, Any] | None
+    """What stood in the output when it was looked at."""
+
+    @property
+    def run_id(self) -> str:
+        """Of its rows and files."""
+        return self.turn.run_id
 
     @property
     def rows(self) -> int:
-        """Rows that will come out."""
+        """Rows that will have come out at its end, with those that a killed run has done."""
         limit = self.recipe.limits.rows
         return self.source.rows if limit is None else min(limit, self.source.rows)
+
+    @property
+    def passed(self) -> pa.Schema:
+        """The source's columns that go through, with types that the table can hold."""
+        return self.source.passed if self.recipe.output.table == "parquet" else storable(self.source.passed)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the table."""
+        prefix = self.recipe.output.prefix
+        return pa.schema([*self.passed, *(field.with_name(prefix + field.name) for field in OUTPUT)])
 
     def decode_stage(self, root: str) -> DecodeStage:
         """Decodes rows of files below `root`."""
@@ -66,7 +87,7 @@ class Run:
         fetch = UriReader(
             as_uri(store, root), self.recipe.source.allowed_uris, int(limits.max_image_mb * 1e6), limits.attempts
         )
-        return DecodeStage(self.recipe, self.source.columns, self.source.passed, fetch)
+        return DecodeStage(self.recipe, self.source.columns, self.passed, fetch)
 
 
 def prepare(recipe: Recipe, fresh: bool = False) -> Run:
@@ -74,12 +95,15 @@ def prepare(recipe: Recipe, fresh: bool = False) -> Run:
 
     Args:
         recipe: what to do.
-        fresh: replace the finished run that the output holds.
+        fresh: make all rows anew, to replace those that the output holds.
 
     Raises:
         ConservatorError: one of them cannot be used.
     """
-    source, output = open_source(recipe.source.uri, recipe.columns), open_output(recipe.output.uri)
+    output = open_output(recipe.output.uri, recipe.output)
+    before = output.run()
+    turn = output.turn(_run_id(), recipe.digest(), fresh)
+    source = open_source(recipe.source.uri, recipe.columns, output.ledger(turn.generation).finished())
     own = {recipe.output.prefix + name for name in OUTPUT.names}
     taken = [name for name in source.passed.names if name in own]
     if taken:
@@ -88,55 +112,78 @@ def prepare(recipe: Recipe, fresh: bool = False) -> Run:
             "give the added columns a prefix: --set output.prefix=restored_"
         )
     _keep_apart(source, output)
-    output.check(fresh)
-    load_model(recipe.restoration.model)
-    minilm_folder()
-    return Run(recipe, source, output, _run_id(), fresh)
+    if source.files:
+        load_model(recipe.restoration.model)
+        minilm_folder()
+    return Run(recipe, source, output, turn, before)
 
 
 def restore(run: Run) -> Summary:
-    """Restore the whole source, as `prepare` found it.
+    """Restore what is new in the source, as `prepare` found it.
 
     Raises:
-        OutputError: the output cannot be used.
+        OutputError: the output cannot be used, or another run is writing to it.
         RunError: not as many rows came out as went in.
     """
     started = time.monotonic()
-    recipe, output = run.recipe, run.output
-    _device(recipe)
-    record = {"run_id": run.run_id, "recipe_digest": recipe.digest(), "started": _now(), "rows": run.rows}
-    output.begin(record, recipe.to_yaml(redacted), run.fresh)
-    if run.rows:
-        _write(run)
-    else:
-        output.write_table(f"{run.run_id}_0.parquet", _no_rows(run))
-    dataset = output.dataset(run.run_id)
-    summary = summarise(dataset, run.run_id, recipe.output.prefix)
-    if summary.rows != run.rows:
-        raise RunError(
-            f"{run.rows} rows went in and {summary.rows} came out of run {run.run_id}; the output is not whole"
+    recipe, output, turn = run.recipe, run.output, run.turn
+    with output.lease(run.run_id) as lease:
+        if output.run() != run.before:
+            raise OutputError(f"another run has written to {redacted(output.uri)} since this one looked; run again")
+        staging, ledger = output.staging(turn.generation), output.ledger(turn.generation)
+        staging.recover()
+        inputs = {file.key: (file.input, file.rows) for file in run.source.files}
+        committer = Committer(
+            *(output.store, output.commits, output.table(), staging, ledger, lease),
+            *(run.schema, run.run_id, recipe.digest(), inputs),
         )
-    summary.seconds = time.monotonic() - started
-    report(output, dataset, summary, recipe)
-    output.finish(record | {"finished": _now(), "seconds": summary.seconds, "by_status": summary.by_status})
+        committer.recover()
+        pieces = plan_pieces(run.source.files, staging.done(inputs), recipe.limits.rows)
+        record = {"run_id": run.run_id, "recipe_digest": recipe.digest(), "started": _now(), "rows": run.rows}
+        record |= {"generation": turn.generation, "replaces": turn.replaces}
+        output.begin(record, recipe.to_yaml(redacted))
+        if pieces:
+            _device(recipe)
+            with Interval(committer, None if turn.replaces else 60 * recipe.output.commit_minutes):
+                _write(run, pieces, staging.folder)
+        committer.commit(turn.replaces)
+        dataset = output.dataset(run.run_id)
+        summary = summarise(dataset, run.run_id, recipe.output.prefix)
+        if summary.rows != run.rows:
+            raise RunError(
+                f"{run.rows} rows went in and {summary.rows} came out of run {run.run_id}; the output is not whole"
+            )
+        summary.seconds = time.monotonic() - started
+        report(output, dataset, summary, recipe)
+        output.finish(record | {"finished": _now(), "seconds": summary.seconds, "by_status": summary.by_status})
     return summary
 
 
-def _write(run: Run) -> None:
-    """Run the flow into the output's `data/`.
+def _write(run: Run, pieces: Sequence[Piece], checkpoint: str) -> None:
+    """Run the flow into the table's folder.
 
     Raises:
         SourceError: a file of the source is broken inside.
         RunError: a file of the source or the output could not be read or written.
     """
-    output = run.output
+    output, settings = run.output, run.recipe.output
+    store = pafs.LocalFileSystem() if is_local(output.store) else pafs.PyFileSystem(pafs.FSSpecHandler(output.store))
+    context = ray.data.DataContext.get_current()
+    context.checkpoint_config = CheckpointConfig(
+        id_column=settings.prefix + "source_row",
+        checkpoint_path=checkpoint,
+        override_filesystem=store,
+        delete_checkpoint_on_success=False,
+        checkpoint_manager_cls=NothingToFilter,
+    )
     try:
-        with Tally(run.rows) as tally:
-            compose(run, tally).write_parquet(
+        with Tally(sum(int(piece.wanted.sum()) for piece in pieces)) as tally:
+            compose(run, pieces, tally).write_parquet(
                 output.data,
-                filesystem=None if is_local(output.store) else output.store,
+                filesystem=store,
                 filename_provider=FilenameProvider(dataset_uuid=run.run_id, file_format="parquet"),
-                min_bytes_per_file=run.recipe.output.file_mb * 1_000_000,
+                min_bytes_per_file=settings.file_mb * 1_000_000,
+                row_group_size=settings.row_group,
             )
     except ray.exceptions.RayError as error:
         cause = _cause(error)
@@ -145,9 +192,11 @@ def _write(run: Run) -> None:
         if isinstance(cause, OSError):
             raise RunError(
                 f"a file could not be read or written ({type(cause).__name__}: {cause}); "
-                "see to it, and run again: what this run has left is cleared away"
+                "see to it, and run again: it goes on from here"
             ) from error
         raise
+    finally:
+        context.checkpoint_config = None
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -156,15 +205,15 @@ def _cause(error: BaseException) -> BaseException:
     return _cause(deeper) if isinstance(deeper, BaseException) else error
 
 
-def compose(run: Run, tally: Tally | None = None) -> ray.data.Dataset:
-    """The dataset: read, decode, restore, encode; `tally` is told of the rows that are done."""
+def compose(run: Run, pieces: Sequence[Piece], tally: Tally | None = None) -> ray.data.Dataset:
+    """The dataset: read and decode, restore, encode; `tally` is told of the rows that are done."""
     recipe, resources = run.recipe, run.recipe.resources
     device, actors = _device(recipe)
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = resources.block_mb * 1_000_000  # else small blocks are put together again
     encode = EncodeStage(recipe, run.run_id)
     return (
-        _decoded(run)
+        ray.data.read_datasource(Rows(run.source.store, pieces, _Decode(run)), num_cpus=resources.task_cpus)
         .map_batches(
             RestoreStage,
             fn_constructor_args=(recipe, device, resources.threads),
@@ -184,29 +233,15 @@ def compose(run: Run, tally: Tally | None = None) -> ray.data.Dataset:
     )
 
 
-def _decoded(run: Run) -> ray.data.Dataset:
-    """The source's rows with their pixels. Files that cannot be read together are decoded, and so alike, first."""
-    filesystem = None if is_local(run.source.store) else run.source.store
-    cpus = run.recipe.resources.task_cpus
-    groups = run.source.groups(run.recipe.limits.rows)
-    ordered = any(taken is not None for _, taken in groups)
-    ray.data.DataContext.get_current().execution_options.preserve_order = ordered
-    if ordered:  # Ray reads a file's row groups in order only if all go into one bin
-        os.environ["RAY_DATA_PARQUET_BIN_PACKING_BYTES"] = str(2**62)
-    parts = []
-    for group, taken in groups:
-        part = ray.data.read_parquet(
-            [file.path for file in group],
-            filesystem=filesystem,
-            partitioning=Partitioning("hive", base_dir=group[0].root) if group[0].partitions else None,
-            file_extensions=sorted({file.path.rpartition(".")[2] for file in group}),
-            num_cpus=cpus,
-        )
-        if taken is not None:
-            part = part.limit(taken)
-        decode = run.decode_stage(group[0].root)
-        parts.append(part.map_batches(_decode, fn_args=(decode,), batch_format="pyarrow", num_cpus=cpus))
-    return parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
+class _Decode:
+    """Decodes what a reading task has read."""
+
+    def __init__(self, run: Run) -> None:
+        roots = {file.root for file in run.source.files}
+        self._stages = {root: run.decode_stage(root) for root in roots}
+
+    def __call__(self, table: pa.Table, root: str) -> Iterator[pa.Table]:
+        return self._stages[root](table)
 
 
 def start_ray(recipe: Recipe) -> None:
@@ -287,22 +322,11 @@ def _device(recipe: Recipe) -> tuple[str, int]:
     return "cpu", max(actors, 1)
 
 
-def _decode(table: pa.Table, stage: DecodeStage) -> Any:
-    yield from stage(table)
-
-
 def _encode(table: pa.Table, stage: EncodeStage, counter: Any) -> pa.Table:
     out = stage(table)
     if counter is not None:
         counter.add.remote(out.num_rows)
     return out
-
-
-def _no_rows(run: Run) -> pa.Table:
-    """The table that comes of a source without rows: only its columns."""
-    prefix = run.recipe.output.prefix
-    fields = [*run.source.passed, *(field.with_name(prefix + field.name) for field in OUTPUT)]
-    return pa.schema(fields).empty_table()
 
 
 def _run_id() -> str:

@@ -106,8 +106,26 @@ class Output(_Section):
     """Put before the names of the columns that are added, where they would collide with the source's own."""
     previews: int = Field(default=320, ge=0, le=2048)
     """Longest side in pixels of the small before and after pictures in the table; 0: none."""
-    file_mb: int = Field(default=128, ge=1, le=4096)
+    file_mb: int = Field(default=256, ge=1, le=4096)
     """Data files hold at least so many MB, but for the last ones."""
+    row_group: int = Field(default=64, ge=1)
+    """Rows of a data file that readers fetch together."""
+    table: Literal["parquet", "iceberg", "delta"] = "parquet"
+    """The kind of table: Parquet files with a manifest, Apache Iceberg, or Delta Lake."""
+    table_name: str = "conservator.restored"
+    """Namespace and name of an Iceberg table in its catalog."""
+    catalog: dict[str, str] = Field(default_factory=dict)
+    """pyiceberg's properties of the catalog (`type`, `uri`, …); empty: one in memory, filled from the table's folder."""
+    mixed: bool = False
+    """Let new files of a table be restored with another recipe than the old ones."""
+    commit_minutes: float = Field(default=5, gt=0)
+    """Rows that are done come into the table so often, and at the end."""
+    lease_seconds: float = Field(default=120, ge=5)
+    """So long after a run has died without a word, another may write."""
+
+
+_PLACES = ("file_mb", "row_group", "table", "table_name", "catalog", "mixed", "commit_minutes", "lease_seconds")
+"""Settings of the output that do not change a row."""
 
 
 class Resources(_Section):
@@ -154,7 +172,7 @@ class Recipe(_Section):
     def digest(self) -> str:
         """SHA-256 over what decides a row's content: not over places, resources or how many rows."""
         content = self.model_dump(
-            mode="json", exclude={"source": True, "resources": True, "output": {"uri", "file_mb"}}
+            mode="json", exclude={"source": True, "resources": True, "output": {"uri", *_PLACES}}
         )
         content["limits"].pop("rows")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

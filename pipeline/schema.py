@@ -7,6 +7,11 @@ from typing import Literal
 import pyarrow as pa
 
 Status = Literal["restored", "kept", "review", "generated", "failed"]
+INTERNAL = "__conservator_"
+"""What the names of a stage's columns begin with, until the last stage gives them their own."""
+ROW_KEY = INTERNAL + "source_row"
+"""The column of the rows' keys on the way from the source to the last stage."""
+
 STATUSES: tuple[Status, ...] = ("restored", "kept", "review", "generated", "failed")
 """restored: repaired. kept: the original bytes, since nothing needed repair or the gate preferred them.
 review: repaired, but a person should look. generated: made from the caption. failed: see the error columns."""
@@ -20,6 +25,7 @@ OUTPUT = pa.schema(
         pa.field("image_sha256", pa.string()),  # of the output file
         pa.field("source_sha256", pa.string()),  # of the input file
         pa.field("source_uri", pa.string()),  # where the row named one
+        pa.field("source_row", pa.string()),  # unique: 16 digits that stand for the input file, a dash, its row number
         pa.field("status", pa.string()),  # one of STATUSES
         pa.field("reasons", pa.list_(pa.string())),  # why the gate decided so
         pa.field("notes", pa.list_(pa.string())),  # what else was done or left out, such as 16 bits made 8
@@ -73,6 +79,7 @@ DECODED = pa.schema(
         pa.field("caption", pa.string()),
         pa.field("notes", pa.list_(pa.string())),
         pa.field("before_preview", pa.binary()),
+        pa.field("source_row", pa.string()),
         pa.field("source_uri", pa.string()),
         pa.field("source_sha256", pa.string()),
         *ERROR_FIELDS,

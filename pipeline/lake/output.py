@@ -1,4 +1,13 @@
-"""The output place: `data/` with the table, `state/` with what the job knows, and the reports beside them."""
+"""The output place: `data/` with the table, `state/` with what the job knows, and the reports beside them.
+
+    data/                  the table's folder: Parquet files, and _manifest/, metadata/ or _delta_log/
+    state/run.json         the last run: its id, recipe, generation, and whether it is finished
+    state/recipe.yaml      its recipe
+    state/lease/           who may write
+    state/ledger/0001/     input files that are finished, by generation of the table
+    state/checkpoint/0001/ rows that are done of those that are not
+    state/commits/         what a commit adds, written down before it does
+"""
 
 from __future__ import annotations
 
@@ -8,16 +17,32 @@ import posixpath
 from typing import Any
 
 import fsspec
-import pyarrow as pa
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError, SourceError
 from pipeline.imaging.cells import redacted
-from pipeline.lake.places import explained, join, make_folder, open_store
+from pipeline.lake.lease import Lease
+from pipeline.lake.ledger import Ledger
+from pipeline.lake.manifest import ManifestTable
+from pipeline.lake.places import as_uri, explained, join, make_folder, open_store, put
+from pipeline.lake.staging import Staging
+from pipeline.lake.table import Table
+from pipeline.recipe import Output as Settings
 
 RUN = "state/run.json"
 RECIPE = "state/recipe.yaml"
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """What a run is to the output: it begins, goes on where another was killed, or replaces the table."""
+
+    run_id: str
+    generation: int
+    """Of the table; `--fresh` begins the next."""
+    replaces: bool
+    """Whether its rows take the place of all others when it is finished."""
+    resumed: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +52,23 @@ class Output:
     uri: str
     store: fsspec.AbstractFileSystem
     root: str
+    settings: Settings
 
     @property
     def data(self) -> str:
-        """Path of the folder with the Parquet files."""
+        """Path of the table's folder."""
         return join(self.root, "data")
+
+    @property
+    def commits(self) -> str:
+        """Path of the folder of commits that were begun."""
+        return join(self.root, "state/commits")
 
     def run(self) -> dict[str, Any] | None:
         """What the last run wrote about itself; None before the first."""
         path = join(self.root, RUN)
         with explained(self.uri, OutputError):
+            self.store.invalidate_cache()
             if not self.store.exists(path):
                 return None
             try:
@@ -51,67 +83,95 @@ class Output:
             text: str = self.store.cat_file(join(self.root, RECIPE)).decode()
             return text
 
-    def check(self, fresh: bool) -> None:
-        """Whether a run may begin here; writes nothing.
+    def turn(self, run_id: str, recipe_digest: str, fresh: bool) -> Turn:
+        """What a run with this recipe would be; writes nothing.
+
+        Args:
+            run_id: of a new run; one that goes on keeps the id of the one that was killed.
+            recipe_digest: of its recipe.
+            fresh: replace all that the table holds.
 
         Raises:
-            OutputError: it holds a finished run and `fresh` is not set, or foreign data.
+            OutputError: the place holds foreign data, or rows of another recipe.
         """
         last = self.run()
-        if last is None and self._data_files():
-            raise OutputError(f"{redacted(self.uri)}/data holds Parquet files of something else; give an empty output")
-        if last is not None and last["state"] in ("whole", "finished") and not fresh:
+        if last is None:
+            if self._data_files():
+                raise OutputError(
+                    f"{redacted(self.uri)}/data holds Parquet files of something else; give an empty output"
+                )
+            return Turn(run_id, 1, False, False)
+        if "generation" not in last:
+            raise OutputError(f"{redacted(self.uri)} was written by an older version; give another output")
+        if fresh:
+            return Turn(run_id, last["generation"] + 1, True, False)
+        if last["recipe_digest"] != recipe_digest and not self.settings.mixed:
             raise OutputError(
-                f"{redacted(self.uri)} holds the finished run {last['run_id']}; "
-                "give another --output, or --fresh to replace it when this run is finished"
+                f"{redacted(self.uri)} holds rows of another recipe ({last['recipe_digest'][:12]}, this one is "
+                f"{recipe_digest[:12]}); --fresh makes all of them anew, --set output.mixed=true only does new files with "
+                "this recipe, and another --output keeps them apart"
             )
+        if last["state"] == "finished":
+            return Turn(run_id, last["generation"], False, False)
+        return Turn(last["run_id"], last["generation"], last["replaces"], True)
 
-    def begin(self, run: dict[str, Any], recipe: str, fresh: bool) -> None:
-        """Claim the place for a run. What an unfinished run left is removed.
-
-        Raises:
-            OutputError: it holds a finished run and `fresh` is not set, holds foreign data, or is not writable.
-        """
-        last = self.run()
-        if last is not None and last["state"] == "whole":
-            self.finish(last)
-            last = self.run()
-        self.check(fresh)
-        if last is not None and last["state"] != "finished":
-            self.remove([path for path in self._data_files() if not _belongs(path, last.get("replaces"))])
-        replaces = (last["run_id"] if last["state"] == "finished" else last.get("replaces")) if last else None
-        self.write(RUN, json.dumps(run | {"state": "running", "replaces": replaces}, indent=2))
+    def begin(self, run: dict[str, Any], recipe: str) -> None:
+        """Write down that a run works here."""
+        self.write(RUN, json.dumps(run | {"state": "running"}, indent=2))
         self.write(RECIPE, recipe)
         with explained(self.uri, OutputError):
             make_folder(self.store, self.data)
 
-    def files(self, run_id: str) -> list[str]:
-        """Data files of one run."""
-        return sorted(path for path in self._data_files() if _belongs(path, run_id))
-
     def finish(self, run: dict[str, Any]) -> None:
-        """The run's table is whole: files of the run that it replaces go. May be repeated after a crash."""
-        self.write(RUN, json.dumps(run | {"state": "whole"}, indent=2))
-        self.remove([path for path in self._data_files() if not _belongs(path, run["run_id"])])
+        """The run is over, and its rows are in the table."""
         self.write(RUN, json.dumps(run | {"state": "finished"}, indent=2))
 
+    def lease(self, run_id: str) -> Lease:
+        """The right to write here."""
+        return Lease(self.store, join(self.root, "state/lease"), run_id, self.settings.lease_seconds)
+
+    def ledger(self, generation: int) -> Ledger:
+        """Of a generation of the table."""
+        return Ledger(self.store, join(self.root, f"state/ledger/{generation:04d}"))
+
+    def staging(self, generation: int) -> Staging:
+        """Of a generation of the table."""
+        return Staging(self.store, self.data, join(self.root, f"state/checkpoint/{generation:04d}"))
+
+    def table(self) -> Table:
+        """The table, of the kind that the recipe names.
+
+        Raises:
+            OutputError: its library is not installed.
+        """
+        try:
+            if self.settings.table == "iceberg":
+                from pipeline.lake.iceberg import IcebergTable
+
+                return IcebergTable(self.store, self.data, self.settings.table_name, self.settings.catalog)
+            if self.settings.table == "delta":
+                from pipeline.lake.delta import DeltaLakeTable
+
+                return DeltaLakeTable(as_uri(self.store, self.data))
+        except ImportError as error:
+            kind = self.settings.table
+            raise OutputError(f"output.table is {kind}, but {error}; pip install 'conservator[{kind}]'") from error
+        return ManifestTable(self.store, self.data)
+
+    def files(self, run_id: str) -> list[str]:
+        """Data files of one run."""
+        return sorted(path for path in self._data_files() if posixpath.basename(path).startswith(f"{run_id}_"))
+
     def dataset(self, run_id: str) -> pads.Dataset:
-        """The run's table, as pyarrow sees it."""
+        """The run's rows, as pyarrow sees them."""
         return pads.dataset(self.files(run_id), filesystem=self.store, format="parquet")
 
     def write(self, name: str, text: str) -> None:
-        """Write a small file below the output."""
+        """Write a small file below the output, whole or not at all."""
         with explained(self.uri, OutputError):
             path = join(self.root, name)
             make_folder(self.store, posixpath.dirname(path))
-            self.store.pipe_file(path, text.encode())
-
-    def write_table(self, name: str, table: pa.Table) -> None:
-        """Write a data file; for small tables only."""
-        with explained(self.uri, OutputError):
-            make_folder(self.store, self.data)
-            with self.store.open(join(self.data, name), "wb") as file:
-                pq.write_table(table, file)
+            put(self.store, path, text.encode())
 
     def remove(self, paths: list[str]) -> None:
         """Remove files."""
@@ -127,7 +187,7 @@ class Output:
             return [path for path in self.store.find(self.data) if path.endswith(".parquet")]
 
 
-def open_output(uri: str) -> Output:
+def open_output(uri: str, settings: Settings | None = None) -> Output:
     """The output at a folder or an fsspec URL.
 
     Raises:
@@ -139,8 +199,4 @@ def open_output(uri: str) -> Output:
         store, root = open_store(uri)
     except SourceError as error:
         raise OutputError(error.message) from error
-    return Output(uri, store, root.rstrip("/"))
-
-
-def _belongs(path: str, run_id: str | None) -> bool:
-    return run_id is not None and posixpath.basename(path).startswith(f"{run_id}_")
+    return Output(uri, store, root.rstrip("/"), settings or Settings())

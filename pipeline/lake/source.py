@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
@@ -15,6 +18,7 @@ from fsspec.utils import get_protocol, glob_translate
 
 from pipeline.errors import SourceError
 from pipeline.imaging.cells import IMAGE_TYPES, holds_images, is_list, is_text, redacted
+from pipeline.lake.ledger import InputFile
 from pipeline.lake.places import explained, open_store
 from pipeline.recipe import Columns
 
@@ -24,6 +28,26 @@ ENDINGS = (".parquet", ".parq", ".pq")
 """What the files of a folder or glob that are read end with, in any case."""
 
 
+class RowGroup(NamedTuple):
+    """A part of a Parquet file that is read as one."""
+
+    rows: int
+    size: int
+    """Bytes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A file, before it was looked into."""
+
+    root: str
+    """The folder that was asked for."""
+    size: int
+    """Bytes."""
+    version: str
+    """What the store calls this state of the file: ETag or time."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ParquetFile:
     """One input file, known by its footer."""
@@ -31,16 +55,33 @@ class ParquetFile:
     path: str
     root: str
     """The folder that was asked for; partitions and images named by a relative URI are taken from there."""
-    rows: int
     size: int
     """Bytes."""
+    version: str
+    groups: tuple[RowGroup, ...]
     schema: pa.Schema
 
+    @functools.cached_property
+    def rows(self) -> int:
+        """Of all row groups."""
+        return sum(group.rows for group in self.groups)
+
     @property
-    def partitions(self) -> tuple[str, ...]:
-        """Names of the Hive partitions (`key=value` folders) between the root and the file."""
+    def input(self) -> InputFile:
+        """As the ledger knows it."""
+        return InputFile(self.path, self.size, self.version)
+
+    @functools.cached_property
+    def key(self) -> str:
+        """16 hexadecimal digits that stand for this state of the file."""
+        return self.input.key
+
+    @property
+    def partitions(self) -> dict[str, str | None]:
+        """The Hive partitions (`key=value` folders) between the root and the file."""
         folders = self.path.removeprefix(self.root).split("/")[:-1]
-        return tuple(folder.split("=")[0] for folder in folders if "=" in folder)
+        pairs = (folder.split("=", 1) for folder in folders if "=" in folder)
+        return {key: None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value) for key, value in pairs}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +90,9 @@ class Source:
 
     store: fsspec.AbstractFileSystem
     files: tuple[ParquetFile, ...]
+    """Those that are not finished."""
+    finished: int
+    """How many others there are."""
     columns: Columns
     """Which hold what: the recipe's, but for those that have a default name by chance."""
     passed: pa.Schema
@@ -75,50 +119,35 @@ class Source:
             if taken:
                 yield file, taken
 
-    def groups(self, limit: int | None = None) -> list[tuple[list[ParquetFile], int | None]]:
-        """Files that can be read together: of one root, with the same partitions and the same schema.
-
-        A column may have another type, or be missing, in some files. With a `limit`, only the files that hold the
-        first so many rows; one of which only the first rows count makes a group of its own, with their number.
-        """
-        groups: dict[tuple[str, ...], list[ParquetFile]] = {}
-        partly: list[tuple[list[ParquetFile], int | None]] = []
-        for file, taken in self.first(limit):
-            if taken < file.rows:
-                partly.append(([file], taken))
-            else:
-                key = (file.root, *file.partitions, str(file.schema.remove_metadata()))
-                groups.setdefault(key, []).append(file)
-        return [*((group, None) for group in groups.values()), *partly]
-
     def would_read(self, path: str) -> bool:
         """Whether the source, looked at again, would find a Parquet file that lay at this path of its store."""
         return any(re.match(pattern, path) for pattern in self.patterns)
 
 
-def open_source(uris: Sequence[str], columns: Columns) -> Source:
-    """Find the files behind paths, folders, globs and URLs, and read their footers.
+def open_source(uris: Sequence[str], columns: Columns, finished: Collection[InputFile] = frozenset()) -> Source:
+    """Find the files behind paths, folders, globs and URLs, and read the footers of those that are not finished.
 
     Raises:
         SourceError: nothing is there, a file is not Parquet, the URIs lie in different stores, or a column that
             the recipe names is in none of the files.
     """
     store, found, patterns = find_files(uris)
+    new = [path for path in sorted(found) if InputFile(path, found[path].size, found[path].version) not in finished]
     with ThreadPoolExecutor(READERS) as pool:
-        footers = tuple(pool.map(lambda item: _footer(store, item[0], *item[1]), sorted(found.items())))
-    _check_columns(footers, columns)
+        footers = tuple(pool.map(lambda path: _footer(store, path, found[path]), new))
+    if footers:
+        _check_columns(footers, columns)
     columns = _settled(columns, footers)
-    return Source(store, footers, columns, _passed(footers, columns), tuple(patterns))
+    return Source(store, footers, len(found) - len(new), columns, _passed(footers, columns), tuple(patterns))
 
 
 def find_files(
     uris: Sequence[str],
-) -> tuple[fsspec.AbstractFileSystem, dict[str, tuple[str, int]], list[str]]:
+) -> tuple[fsspec.AbstractFileSystem, dict[str, Found], list[str]]:
     """Find the Parquet files behind paths, folders, globs and URLs.
 
     Returns:
-        Their store; the root that was asked for and the size of each, by its path; and regular expressions of what
-        was asked for.
+        Their store; what is known of each, by its path; and regular expressions of what was asked for.
 
     Raises:
         SourceError: nothing is there, or the URIs lie in different stores.
@@ -129,7 +158,7 @@ def find_files(
     if len(protocols) > 1:
         raise SourceError(f"all sources of a run must lie in one store, not in {' and '.join(sorted(protocols))}")
     store, _ = open_store(uris[0])
-    found: dict[str, tuple[str, int]] = {}
+    found: dict[str, Found] = {}
     patterns = []
     for uri in uris:
         if not uri.strip():
@@ -143,12 +172,14 @@ def find_files(
                 f"no Parquet files ({', '.join(ENDINGS)}) at {redacted(uri)}; "
                 "give a file, a folder with some, or a glob"
             )
-        found |= {name: (root, size) for name, size in files.items() if name not in found}
+        found |= {
+            name: Found(root, int(info["size"]), _version(info)) for name, info in files.items() if name not in found
+        }
     return store, found, patterns
 
 
-def _find(store: fsspec.AbstractFileSystem, path: str) -> tuple[str, dict[str, int], str]:
-    """The root, the files below it with their sizes, and a regular expression of their paths."""
+def _find(store: fsspec.AbstractFileSystem, path: str) -> tuple[str, dict[str, Any], str]:
+    """The root, the files below it with what the store says of them, and a regular expression of their paths."""
     if any(mark in path for mark in "*?[") and not store.exists(path):
         entries, pattern = store.glob(path, detail=True), glob_translate(path)
         first = min(path.find(mark) for mark in "*?[" if mark in path)
@@ -160,9 +191,9 @@ def _find(store: fsspec.AbstractFileSystem, path: str) -> tuple[str, dict[str, i
         info, name = store.info(path), path.rpartition("/")[2]
         if "." not in name:
             raise SourceError(f"{redacted(path)} has no ending, and Ray goes by it; rename it to {name}.parquet")
-        return path.rpartition("/")[0], {path: int(info["size"])}, re.escape(path) + "$"
+        return path.rpartition("/")[0], {path: info}, re.escape(path) + "$"
     files = {
-        name: int(info["size"])
+        name: info
         for name, info in entries.items()
         if info["type"] == "file"
         and name.lower().endswith(ENDINGS)
@@ -171,14 +202,28 @@ def _find(store: fsspec.AbstractFileSystem, path: str) -> tuple[str, dict[str, i
     return root, files, pattern
 
 
-def _footer(store: fsspec.AbstractFileSystem, path: str, root: str, size: int) -> ParquetFile:
+def _version(info: Mapping[str, Any]) -> str:
+    """What the store calls this state of a file."""
+    for name in ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "updated", "mtime"):
+        if info.get(name):
+            return str(info[name]).strip('"')
+    return ""
+
+
+def _footer(store: fsspec.AbstractFileSystem, path: str, found: Found) -> ParquetFile:
     with explained(path, SourceError):
         try:
             with store.open(path, "rb") as file:
                 parquet = pq.ParquetFile(file)
-                return ParquetFile(path, root, parquet.metadata.num_rows, size, parquet.schema_arrow)
+                metadata = (parquet.metadata.row_group(n) for n in range(parquet.num_row_groups))
+                groups = tuple(RowGroup(group.num_rows, _compressed(group)) for group in metadata)
+                return ParquetFile(path, found.root, found.size, found.version, groups, parquet.schema_arrow)
         except pa.ArrowInvalid as error:
             raise SourceError(f"{redacted(path)} is not a Parquet file, or a broken one: {error}") from error
+
+
+def _compressed(group: Any) -> int:
+    return sum(group.column(index).total_compressed_size for index in range(group.num_columns))
 
 
 def _check_columns(files: Sequence[ParquetFile], columns: Columns) -> None:

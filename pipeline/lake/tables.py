@@ -28,11 +28,11 @@ def open_tables(uris: Sequence[str]) -> list[ImageTable]:
     """
     store, found, _ = find_files(uris)
     tables = []
-    for path, (root, _) in sorted(found.items()):
+    for path, file in sorted(found.items()):
         with explained(path, SourceError):
             try:
                 data = pads.dataset(path, filesystem=store, format="parquet")
             except pa.ArrowInvalid as error:
                 raise SourceError(f"{redacted(path)} is not a Parquet file, or a broken one: {error}") from error
-        tables.append(ImageTable(redacted(path), data, UriReader(as_uri(store, root), (), MAX_IMAGE_BYTES, ATTEMPTS)))
+        tables.append(ImageTable(redacted(path), data, UriReader(as_uri(store, file.root), (), MAX_IMAGE_BYTES, ATTEMPTS)))
     return tables

@@ -17,7 +17,7 @@ from pipeline.imaging.encode import encode_preview
 from pipeline.imaging.mask import lost_pixels
 from pipeline.recipe import Columns, Recipe
 from pipeline.restoration.request import as_caption
-from pipeline.schema import DECODED
+from pipeline.schema import DECODED, ROW_KEY
 from pipeline.stages.table import Row, as_type, failure, with_columns
 
 REFERENCE_SIDE = 512
@@ -41,7 +41,7 @@ class DecodeStage:
         rows: list[Row] = []
         start, size = 0, 0
         for index in range(table.num_rows):
-            row = self._row(table, index)
+            row = self._row(table, index) | {"source_row": _cell(table, ROW_KEY, index)}
             rows.append(row)
             size += len(row.get("pixels") or b"") + len(row.get("file") or b"")
             if size >= limit:

@@ -12,11 +12,9 @@ import pyarrow as pa
 
 from pipeline.errors import ConservatorError
 from pipeline.imaging.cells import is_list
+from pipeline.schema import INTERNAL
 
 Row = dict[str, Any]
-
-INTERNAL = "__conservator_"
-"""What the names of a stage's columns begin with, until the last stage gives them their own."""
 
 
 def with_columns(source: pa.Table, rows: Sequence[Row], schema: pa.Schema, prefix: str = INTERNAL) -> pa.Table:

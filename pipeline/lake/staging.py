@@ -1,0 +1,148 @@
+"""Data files that are written and not yet in the table, as Ray's two-phase checkpoint tells of them.
+
+Ray writes `NAME.pending.parquet` with the keys of the rows, then the data files whose names begin with NAME, then moves
+the pending file to `NAME.parquet`. What is pending was perhaps written by half; what is not pending is whole.
+"""
+
+from __future__ import annotations
+
+import io
+import posixpath
+from collections import Counter
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import RunError
+from pipeline.lake.places import join, make_folder
+from pipeline.lake.table import DataFile
+
+PENDING = ".pending.parquet"
+READERS = 16
+"""Small files read at a time."""
+KEY_DIGITS = 16
+"""Of a row's key, those that stand for its input file; a dash and the row's number follow."""
+
+
+class Staged(NamedTuple):
+    """One whole write of Ray's: some rows in one data file (or one a partition)."""
+
+    name: str
+    keys: pa.ChunkedArray
+    """Of its rows."""
+
+    @property
+    def rows_by_file(self) -> Counter[str]:
+        """How many rows of each input file it holds, by the file's key."""
+        counts = pc.value_counts(pc.utf8_slice_codeunits(self.keys, 0, KEY_DIGITS)).to_pylist()
+        return Counter({count["values"]: count["counts"] for count in counts})
+
+
+class Staging:
+    """The checkpoint of an output's unfinished input files."""
+
+    def __init__(self, store: fsspec.AbstractFileSystem, data: str, folder: str) -> None:
+        """`data` is the table's folder, `folder` that of the checkpoint."""
+        self._store, self._data, self.folder = store, data, folder
+        self._known: dict[str, Staged] = {}
+
+    def recover(self) -> int:
+        """Remove what a killed run left half done; returns how many writes that was. Nobody else may be writing.
+
+        (Ray's own recovery would also remove data whose pending file was copied, but not yet deleted.)
+        """
+        make_folder(self._store, self.folder)
+        names = self._names()
+        pending = {name.removesuffix(PENDING) for name in names if name.endswith(PENDING)}
+        half = {name for name in pending if f"{name}.parquet" not in names}
+        if half:
+            self._remove(path for path in self._data_paths() if _base(path) in half)
+        self._remove(join(self.folder, name + PENDING) for name in pending)
+        return len(half)
+
+    def whole(self) -> list[Staged]:
+        """All writes that are whole."""
+        names = [n.removesuffix(".parquet") for n in self._names() if n.endswith(".parquet") and PENDING not in n]
+        with ThreadPoolExecutor(READERS) as pool:
+            for staged in pool.map(self._read, [name for name in names if name not in self._known]):
+                self._known[staged.name] = staged
+        return [self._known[name] for name in names]
+
+    def data_files(self, names: Iterable[str]) -> list[DataFile]:
+        """The data files of some writes.
+
+        Raises:
+            RunError: of one of them there are none, or they hold other than its rows.
+        """
+        wanted = set(names)
+        found: dict[str, list[str]] = {name: [] for name in wanted}
+        sizes = {}
+        for path, size in self._data_paths().items():
+            if _base(path) in wanted:
+                found[_base(path)].append(path)
+                sizes[path] = size
+        with ThreadPoolExecutor(READERS) as pool:
+            rows = dict(zip(sizes, pool.map(self._rows, sizes), strict=True))
+        for name, paths in found.items():
+            held, wrote = sum(rows[path] for path in paths), len(self._known[name].keys)
+            if held != wrote:
+                raise RunError(
+                    f"the data files of {name} hold {held} rows, but {wrote} were written; somebody has changed "
+                    f"{self._data}: remove {join(self.folder, name)}.parquet and its data files, and run again"
+                )
+        prefix = self._data + "/"
+        return [DataFile(path.removeprefix(prefix), sizes[path], rows[path]) for path in sorted(sizes)]
+
+    def forget(self, names: Iterable[str]) -> None:
+        """The input files of these writes are finished, and in the ledger."""
+        gone = list(names)
+        self._remove(join(self.folder, f"{name}.parquet") for name in gone)
+        for name in gone:
+            self._known.pop(name, None)
+
+    def done(self, files: Collection[str]) -> dict[str, pa.ChunkedArray]:
+        """The keys of the rows that are done, of each of these input files that has any."""
+        done: dict[str, list[pa.ChunkedArray]] = {}
+        for staged in self.whole():
+            owners = pc.utf8_slice_codeunits(staged.keys, 0, KEY_DIGITS)
+            for owner in staged.rows_by_file:
+                if owner in files:
+                    done.setdefault(owner, []).append(staged.keys.filter(pc.equal(owners, owner)))
+        return {owner: pa.chunked_array([c for part in parts for c in part.chunks]) for owner, parts in done.items()}
+
+    def _names(self) -> set[str]:
+        self._store.invalidate_cache()
+        if not self._store.exists(self.folder):
+            return set()
+        return {posixpath.basename(path) for path in self._store.ls(self.folder, detail=False)}
+
+    def _data_paths(self) -> dict[str, int]:
+        """Sizes of all Parquet files below the table's folder, by path."""
+        self._store.invalidate_cache()
+        if not self._store.exists(self._data):
+            return {}
+        found = self._store.find(self._data, detail=True)
+        return {path: int(info["size"]) for path, info in found.items() if path.endswith(".parquet")}
+
+    def _read(self, name: str) -> Staged:
+        table = pq.read_table(io.BytesIO(self._store.cat_file(join(self.folder, f"{name}.parquet"))))
+        return Staged(name, table.column(0).cast(pa.string()))
+
+    def _rows(self, path: str) -> int:
+        with self._store.open(path, "rb") as file:
+            return int(pq.read_metadata(file).num_rows)
+
+    def _remove(self, paths: Iterable[str]) -> None:
+        gone = list(paths)
+        if gone:
+            self._store.rm(gone)
+
+
+def _base(path: str) -> str:
+    """The name of the write that a data file belongs to: Ray adds `-0`, `-1`, …"""
+    return posixpath.basename(path).removesuffix(".parquet").rpartition("-")[0]
