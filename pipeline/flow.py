@@ -138,7 +138,7 @@ def restore(run: Run) -> Summary:
             *(run.schema, run.run_id, recipe.digest(), inputs),
         )
         committer.recover()
-        pieces = plan_pieces(run.source.files, staging.done(inputs), recipe.limits.rows)
+        pieces = plan_pieces(run.source.files, staging.done(inputs), committer.finished, recipe.limits.rows)
         record = {"run_id": run.run_id, "recipe_digest": recipe.digest(), "started": _now(), "rows": run.rows}
         record |= {"generation": turn.generation, "replaces": turn.replaces}
         output.begin(record, recipe.to_yaml(redacted))

@@ -79,15 +79,22 @@ class Committer:
         self._run_id, self._recipe_digest, self._files = run_id, recipe_digest, files
         self._lock = threading.Lock()
         self._recorded: set[str] = set()
+        self._others: set[str] = set()
+
+    @property
+    def finished(self) -> frozenset[str]:
+        """Keys of the run's input files whose rows are all in the table."""
+        return frozenset(self._recorded)
 
     def recover(self) -> None:
-        """Finish the commit that a killed run had begun."""
+        """Finish the commit that a killed run had begun; what is left to be done is known after that only."""
         with self._lock:
             for number in self._numbers():
                 intent = self._read(number)
                 if intent.number > self._table.last_commit():
                     log.info("commit %d of run %s is finished", intent.number, intent.run_id)
                     self._table.commit(intent.files, self._schema, intent.commit, intent.replace)
+            self._table.refresh()
             self._record()
 
     def commit(self, replace: bool = False) -> int:
@@ -128,27 +135,36 @@ class Committer:
         for write in staged:
             if write.name in committed:
                 counts.update(write.rows_by_file)
-        twice = [self._files[key][0].path for key, count in counts.items() if count > self._rows(key)]
+        self._settle(set(counts) - set(self._files) - self._others)
+        twice = [file.path for key, (file, rows) in self._files.items() if counts[key] > rows]
         if twice:
             raise RunError(f"rows of {', '.join(twice[:5])} were written twice; the table is not right")
-        finished = {key for key, count in counts.items() if count == self._rows(key)}
+        finished = {key for key, (_, rows) in self._files.items() if counts[key] == rows}
         last = numbers[-1] if numbers else 0
         self._ledger.add(
             Entry(self._files[key][0], self._files[key][1], self._run_id, last, self._recipe_digest)
             for key in sorted(finished - self._recorded)
         )
         self._recorded |= finished
-        over = [w.name for w in staged if w.name in committed and set(w.rows_by_file) <= self._recorded]
+        settled = self._recorded | self._others
+        over = [write.name for write in staged if write.name in committed and set(write.rows_by_file) <= settled]
         self._staging.forget(over)
         left = {write.name for write in staged} - set(over)
         for number, intent in intents.items():
             if number != last and not left.intersection(intent.writes):
                 self._store.rm_file(self._path(number))
 
-    def _rows(self, key: str) -> int:
-        if key not in self._files:
-            raise RunError(f"the checkpoint holds rows of an input file ({key}) that is not in the source any more")
-        return self._files[key][1]
+    def _settle(self, unknown: set[str]) -> None:
+        """Rows of files that this run does not read: finished ones, or such as the source does not hold any more."""
+        if unknown:
+            gone = unknown - {file.key for file in self._ledger.finished()}
+            if gone:
+                log.warning(
+                    "%d input files have changed or gone since a run began with them; their rows that were done stay in "
+                    "the table (source_row begins with %s)",
+                    *(len(gone), ", ".join(sorted(gone)[:5])),
+                )
+            self._others |= unknown
 
     def _numbers(self) -> list[int]:
         self._store.invalidate_cache()

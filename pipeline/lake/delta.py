@@ -64,6 +64,9 @@ class DeltaLakeTable:
             actions, mode=mode, schema=table.schema(), partition_by=[], commit_properties=properties
         )
 
+    def refresh(self) -> None:
+        """Nothing: all readers read the log."""
+
     def _widen(self, table: DeltaTable, schema: pa.Schema) -> None:
         """Add the columns that the table lacks.
 

@@ -76,9 +76,13 @@ class IcebergTable:
                 paths = [f"{self._location}/{file.path}" for file in files]
                 transaction.add_files(paths, snapshot_properties=commit.properties, check_duplicate_files=False)
             transaction.set_properties({NUMBER: str(commit.number)})
-        if self._embedded:  # readers without a catalog (DuckDB, Hadoop tables) start here
-            metadata = self._catalog.load_table(self._name).metadata_location
-            version = posixpath.basename(metadata).removesuffix(".metadata.json")
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Write down which metadata is the newest, where readers without a catalog (DuckDB, Hadoop tables) look."""
+        table = self._table()
+        if self._embedded and table is not None:
+            version = posixpath.basename(table.metadata_location).removesuffix(".metadata.json")
             put(self._store, join(self._root, "metadata", "version-hint.text"), version.encode())
 
     def _table(self) -> PyIcebergTable | None:

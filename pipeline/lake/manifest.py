@@ -54,8 +54,17 @@ class ManifestTable:
         make_folder(self._store, join(self._root, FOLDER))
         if not put_new(self._store, self._path(number), json.dumps(content, indent=1).encode()):
             raise OutputError(f"{self._path(number)} was written by somebody else: two runs write to one output")
+        self._write_hive(after)
+
+    def refresh(self) -> None:
+        """Write the list for Hive again."""
+        numbers = self._numbers()
+        if numbers:
+            self._write_hive(self._files(numbers))
+
+    def _write_hive(self, files: Sequence[dict[str, Any]]) -> None:
         make_folder(self._store, join(self._root, posixpath.dirname(HIVE)))
-        uris = [as_uri(self._store, join(self._root, file["path"])) for file in after]
+        uris = [as_uri(self._store, join(self._root, file["path"])) for file in files]
         put(self._store, join(self._root, HIVE), "".join(f"{uri}\n" for uri in uris).encode())
 
     def _files(self, numbers: Sequence[int]) -> list[dict[str, Any]]:

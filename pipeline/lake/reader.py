@@ -7,7 +7,7 @@ number in it. Row groups that are done are not read again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import fsspec
@@ -71,20 +71,24 @@ class Piece:
 
 
 def plan_pieces(
-    files: Sequence[ParquetFile], done: Mapping[str, pa.ChunkedArray], limit: int | None = None
+    files: Sequence[ParquetFile],
+    done: Mapping[str, pa.ChunkedArray],
+    finished: Collection[str] = frozenset(),
+    limit: int | None = None,
 ) -> list[Piece]:
     """What is to be read of these files.
 
     Args:
         files: in the order in which they are read.
         done: keys of rows that are not wanted any more, by their file's key.
+        finished: keys of files of which no row is wanted any more.
         limit: only the first so many rows of all files count, whether they are done or not.
     """
     pieces: list[Piece] = []
     left = sum(file.rows for file in files) if limit is None else limit
     for file in files:
         wanted = np.zeros(file.rows, np.bool_)
-        wanted[: min(file.rows, left)] = True
+        wanted[: min(file.rows, left)] = file.key not in finished
         left -= min(file.rows, left)
         if file.key in done:
             wanted[[int(key.rpartition("-")[2]) for key in done[file.key].to_pylist()]] = False

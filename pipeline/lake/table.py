@@ -61,6 +61,9 @@ class Table(Protocol):
             OutputError: the files do not fit the table.
         """
 
+    def refresh(self) -> None:
+        """Write anew what other readers start from, and what a crash right after a commit may have left as it was."""
+
 
 def storable(schema: pa.Schema) -> pa.Schema:
     """The schema with types that every kind of table knows, each holding all values of the one it stands for.
