@@ -171,9 +171,7 @@ class Recipe(_Section):
 
     def digest(self) -> str:
         """SHA-256 over what decides a row's content: not over places, resources or how many rows."""
-        content = self.model_dump(
-            mode="json", exclude={"source": True, "resources": True, "output": {"uri", *_PLACES}}
-        )
+        content = self.model_dump(mode="json", exclude={"source": True, "resources": True, "output": {"uri", *_PLACES}})
         content["limits"].pop("rows")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

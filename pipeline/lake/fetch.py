@@ -1,21 +1,13 @@
-"""Reads images that a table names by URI; the one place where transient errors are tried again."""
+"""Reads images that a table names by URI."""
 
 from __future__ import annotations
 
 import dataclasses
-import errno
-import random
-import time
 
-from pipeline.errors import ConservatorError, ForbiddenURI, StoreUnavailable, UnreadableImage
+from pipeline.errors import ForbiddenURI, StoreUnavailable, UnreadableImage
 from pipeline.imaging.cells import LONGEST_URI, redacted, shown
+from pipeline.lake.attempts import Attempts, GaveUp
 from pipeline.lake.places import local_path, open_store
-
-FIRST_WAIT = 0.5
-LONGEST_WAIT = 20.0
-"""Seconds between attempts; doubled each time, with jitter."""
-PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError)
-PERMANENT_CODES = (errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,22 +30,21 @@ class UriReader:
             StoreUnavailable: the store gave passing errors, in every attempt.
         """
         place = self._resolved(uri)
-        wait = FIRST_WAIT
-        for attempt in range(1, self.attempts + 1):
-            try:
-                store, path = open_store(place)
-                with store.open(path, "rb") as file:
-                    data: bytes = file.read(self.max_bytes + 1)
-                    return data
-            except Exception as error:  # what a store raises when it is busy or away differs from driver to driver
-                if _is_permanent(error):
-                    raise UnreadableImage(f"cannot read {shown(place)}: {_reason(error)}", attempt) from error
-                if attempt == self.attempts:
-                    message = f"{shown(place)} could not be read in {attempt} attempts: {_reason(error)}"
-                    raise StoreUnavailable(message, attempt) from error
-                time.sleep(wait * random.uniform(0.5, 1.0))
-                wait = min(2 * wait, LONGEST_WAIT)
-        raise AssertionError("attempts is at least 1")
+
+        def read() -> bytes:
+            store, path = open_store(place)
+            with store.open(path, "rb") as file:
+                data: bytes = file.read(self.max_bytes + 1)
+                return data
+
+        try:
+            return Attempts(self.attempts)(read)
+        except GaveUp as end:
+            reason = _reason(end.__cause__ or end)
+            if end.permanent:
+                raise UnreadableImage(f"cannot read {shown(place)}: {reason}", end.attempts) from end.__cause__
+            message = f"{shown(place)} could not be read in {end.attempts} attempts: {reason}"
+            raise StoreUnavailable(message, end.attempts) from end.__cause__
 
     def _resolved(self, uri: str) -> str:
         if not uri.strip():
@@ -73,14 +64,7 @@ class UriReader:
         return place
 
 
-def _is_permanent(error: Exception) -> bool:
-    """Whether the next attempt would meet the same error."""
-    if isinstance(error, (*PERMANENT, ConservatorError)):
-        return True
-    return isinstance(error, OSError) and error.errno in PERMANENT_CODES
-
-
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """An error in short; the path that it may repeat is shown once already."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"{type(error).__name__}: {text[:500]}"

@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 import uuid
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -88,16 +89,20 @@ class Lease:
         if not put_new(self._store, self._path(self._number), self._content(self._holder)):
             raise OutputError(self._held_by(self._read(self._number)))
         self._renewed = time.monotonic()
-        self._store.rm([self._path(number) for number in numbers[: -KEPT + 1]]) if len(numbers) >= KEPT else None
+        if len(numbers) >= KEPT:
+            self._store.rm([self._path(number) for number in numbers[: 1 - KEPT]])
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        if not self._lost.is_set() and self._numbers()[-1:] == [self._number]:
-            released = dataclasses.replace(self._holder, released=True)
-            put(self._store, self._path(self._number), self._content(released))
+        try:
+            if not self._lost.is_set() and self._numbers()[-1:] == [self._number]:
+                released = dataclasses.replace(self._holder, released=True)
+                put(self._store, self._path(self._number), self._content(released))
+        except Exception as error:  # it expires by itself
+            log.warning("the lease could not be given back: %s: %s", type(error).__name__, error)
 
     def check(self) -> None:
         """Whether it still is ours.
@@ -171,8 +176,7 @@ class Lease:
 def _boot() -> str:
     """What tells one run of this machine from another; empty where the system does not say."""
     try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return file.read().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
 
@@ -180,8 +184,7 @@ def _boot() -> str:
 def _process(number: int) -> str:
     """Boot, number and start of a process of this machine; the start is empty if there is none."""
     try:
-        with open(f"/proc/{number}/stat") as file:
-            started = file.read().rpartition(")")[2].split()[19]
+        started = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         started = ""
     return f"{_boot()}/{number}/{started}"

@@ -44,7 +44,9 @@ class ManifestTable:
         after = added if replace else before + added
         number = (numbers[-1] if numbers else 0) + 1
         content: dict[str, Any] = {
-            "version": number, "commit": commit.number, "operation": "replace" if replace else "append",
+            "version": number,
+            "commit": commit.number,
+            "operation": "replace" if replace else "append",
             **commit.properties,
             "added": added,
             "rows": sum(file["rows"] for file in after),

@@ -1,12 +1,12 @@
 """The output place: `data/` with the table, `state/` with what the job knows, and the reports beside them.
 
-    data/                  the table's folder: Parquet files, and _manifest/, metadata/ or _delta_log/
-    state/run.json         the last run: its id, recipe, generation, and whether it is finished
-    state/recipe.yaml      its recipe
-    state/lease/           who may write
-    state/ledger/0001/     input files that are finished, by generation of the table
-    state/checkpoint/0001/ rows that are done of those that are not
-    state/commits/         what a commit adds, written down before it does
+data/                  the table's folder: Parquet files, and _manifest/, metadata/ or _delta_log/
+state/run.json         the last run: its id, recipe, generation, and whether it is finished
+state/recipe.yaml      its recipe
+state/lease/           who may write
+state/ledger/0001/     input files that are finished, by generation of the table
+state/checkpoint/0001/ rows that are done of those that are not
+state/commits/         what a commit adds, written down before it does
 """
 
 from __future__ import annotations

@@ -63,8 +63,7 @@ def put(store: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     if not is_local(store):  # an object appears when all of it has arrived
         store.pipe_file(path, data)
         return
-    fresh = _temporary(path, data)
-    os.replace(fresh, path)
+    _temporary(path, data).replace(path)
 
 
 def put_new(store: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
@@ -79,11 +78,11 @@ def put_new(store: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
     if is_local(store):
         fresh = _temporary(path, data)
         try:
-            os.link(fresh, path)
+            Path(path).hardlink_to(fresh)
         except FileExistsError:
             return Path(path).read_bytes() == data
         finally:
-            os.unlink(fresh)
+            fresh.unlink()
         return True
     try:
         store.pipe_file(path, data, mode="create")
@@ -95,11 +94,10 @@ def put_new(store: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
     return True
 
 
-def _temporary(path: str, data: bytes) -> str:
+def _temporary(path: str, data: bytes) -> Path:
     """A file with this content in the folder of `path`, whose name begins with a dot."""
-    folder, name = os.path.split(path)
-    fresh = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
-    with open(fresh, "wb") as file:
+    fresh = Path(path).with_name(f".{posixpath.basename(path)}.{uuid.uuid4().hex}")
+    with fresh.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

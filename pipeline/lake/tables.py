@@ -34,5 +34,7 @@ def open_tables(uris: Sequence[str]) -> list[ImageTable]:
                 data = pads.dataset(path, filesystem=store, format="parquet")
             except pa.ArrowInvalid as error:
                 raise SourceError(f"{redacted(path)} is not a Parquet file, or a broken one: {error}") from error
-        tables.append(ImageTable(redacted(path), data, UriReader(as_uri(store, file.root), (), MAX_IMAGE_BYTES, ATTEMPTS)))
+        tables.append(
+            ImageTable(redacted(path), data, UriReader(as_uri(store, file.root), (), MAX_IMAGE_BYTES, ATTEMPTS))
+        )
     return tables

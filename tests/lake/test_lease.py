@@ -31,7 +31,10 @@ def held_by_another_machine(folder: Path, age: float, **changes: object) -> Path
 
 
 def test_the_second_run_is_told_who_holds_the_output(tmp_path: Path) -> None:
-    with lease(tmp_path), pytest.raises(OutputError, match=rf"run first \(process {os.getpid()} on .* expires in \d+ s"):
+    with (
+        lease(tmp_path),
+        pytest.raises(OutputError, match=rf"run first \(process {os.getpid()} on .* expires in \d+ s"),
+    ):
         lease(tmp_path, "second").__enter__()
 
 
