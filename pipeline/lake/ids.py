@@ -1,17 +1,14 @@
 """Ids that come twice: within the files that are read now, or with those that were read before.
 
-All rows come out in any case; what is wrong is the source, and the run says so. The ids that are finished are kept
-beside the ledger as 64 bits each, and are gone through piece by piece: 100 million take 800 MB there, not in memory.
+All rows come out in any case; what is wrong is the source, and the run says so. The ledger keeps the ids that are
+finished as 64 bits each, and they are gone through piece by piece: 100 million take 800 MB there, not in memory.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
-import posixpath
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
@@ -19,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from pipeline.lake.places import join, make_folder, put
 from pipeline.lake.source import ParquetFile
 
 READERS = 16
@@ -82,29 +78,3 @@ def hashed(texts: Sequence[str]) -> Hashes:
     """64 bits of each text."""
     digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(digests, np.uint64)
-
-
-class IdStore:
-    """The finished ids of one generation of a table."""
-
-    def __init__(self, store: fsspec.AbstractFileSystem, folder: str) -> None:
-        self._store, self._folder = store, folder
-
-    def pieces(self) -> Iterator[Hashes]:
-        """All that were added."""
-        self._store.invalidate_cache()
-        if not self._store.exists(self._folder):
-            return
-        for path in sorted(self._store.ls(self._folder, detail=False)):
-            if path.endswith(".npy") and not posixpath.basename(path).startswith("."):
-                yield np.load(io.BytesIO(self._store.cat_file(path)))
-
-    def add(self, ids: Iterable[Sequence[str]]) -> None:
-        """Write down ids; may be repeated."""
-        hashes = hashed([text for part in ids for text in part])
-        if len(hashes):
-            make_folder(self._store, self._folder)
-            data = io.BytesIO()
-            np.save(data, hashes)
-            put(self._store, join(self._folder, f"{uuid.uuid4().hex}.npy"), data.getvalue())
-

@@ -11,10 +11,12 @@ import hashlib
 import io
 import posixpath
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import fsspec
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -29,10 +31,13 @@ SEGMENT = pa.schema(
         pa.field("run_id", pa.string()),
         pa.field("commit", pa.int64()),
         pa.field("recipe_digest", pa.string()),
+        pa.field("ids", pa.large_binary()),  # of the rows: 8 bytes each, by ids.hashed
     ]
 )
 SEGMENTS = 24
-"""More are put together to one."""
+"""More small ones are put together to one."""
+SMALL = 16_000_000
+"""Bytes; larger segments stay as they are."""
 
 
 class InputFile(NamedTuple):
@@ -58,6 +63,8 @@ class Entry:
     commit: int
     """The commit with which its last row came into the table."""
     recipe_digest: str
+    ids: bytes = b""
+    """Of its rows, 8 bytes each."""
 
 
 class Ledger:
@@ -70,17 +77,23 @@ class Ledger:
         """All files that are finished."""
         files: set[InputFile] = set()
         for path in self._segments():
-            table = self._read(path)
+            table = self._read(path, ["path", "size", "version"])
             columns = (table[name].to_pylist() for name in ("path", "size", "version"))
             files.update(map(InputFile, *columns))
         return files
+
+    def ids(self) -> Iterator[npt.NDArray[np.uint64]]:
+        """The ids of their rows, segment by segment."""
+        for path in self._segments():
+            parts = self._read(path, ["ids"])["ids"].to_pylist()
+            yield np.frombuffer(b"".join(part or b"" for part in parts), np.uint64)
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Write down finished files. May be repeated."""
         rows = [
             entry.file._asdict()
             | {"rows": entry.rows, "run_id": entry.run_id, "commit": entry.commit}
-            | {"recipe_digest": entry.recipe_digest}
+            | {"recipe_digest": entry.recipe_digest, "ids": entry.ids}
             for entry in entries
         ]
         if rows:
@@ -88,7 +101,7 @@ class Ledger:
             self._put_together()
 
     def _put_together(self) -> None:
-        paths = self._segments()
+        paths = [path for path in self._segments() if self._store.size(path) < SMALL]
         if len(paths) > SEGMENTS:
             self._write(pa.concat_tables([self._read(path) for path in paths]))
             self._store.rm(paths)
@@ -100,8 +113,9 @@ class Ledger:
         paths = self._store.ls(self._folder, detail=False)
         return sorted(path for path in paths if path.endswith(".parquet") and not _is_hidden(path))
 
-    def _read(self, path: str) -> pa.Table:
-        return pq.read_table(io.BytesIO(self._store.cat_file(path)), schema=SEGMENT)
+    def _read(self, path: str, columns: list[str] | None = None) -> pa.Table:
+        with self._store.open(path, "rb") as file:
+            return pq.ParquetFile(file).read(columns=columns)
 
     def _write(self, table: pa.Table) -> None:
         make_folder(self._store, self._folder)
