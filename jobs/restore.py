@@ -55,6 +55,11 @@ def _restore(run: Run) -> int:
 
     digest = run.recipe.digest()[:12]
     log.info("run %s: %d rows of %d files, recipe %s", run.run_id, run.rows, len(run.source.files), digest)
+    if run.duplicates:
+        log.warning("%s", run.duplicates)
+    if not run.source.files and not run.turn.resumed:
+        print(f"nothing new: all {run.source.finished} files of the source are finished")
+        return OK
     flow.start_ray(run.recipe)
     summary = flow.restore(run)
     print(as_text(summary))

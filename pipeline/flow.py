@@ -27,8 +27,9 @@ from ray.data.datasource import FilenameProvider
 
 from pipeline.errors import OutputError, RecipeError, RunError, SourceError
 from pipeline.imaging.cells import redacted
-from pipeline.lake.commits import Committer, Interval
+from pipeline.lake.commits import Committer, Input, Interval
 from pipeline.lake.fetch import UriReader
+from pipeline.lake.ids import Duplicates, find_duplicates, read_ids
 from pipeline.lake.output import Output, Turn, open_output
 from pipeline.lake.places import as_uri, is_local, join
 from pipeline.lake.reader import NothingToFilter, Piece, Rows, plan_pieces
@@ -58,6 +59,10 @@ class Run:
     turn: Turn
     before: dict[str, Any] | None
     """What stood in the output when it was looked at."""
+    ids: dict[str, list[str]]
+    """Of the source's rows, by the files' keys."""
+    duplicates: Duplicates | None
+    """Ids that come twice."""
 
     @property
     def run_id(self) -> str:
@@ -103,7 +108,8 @@ def prepare(recipe: Recipe, fresh: bool = False) -> Run:
     output = open_output(recipe.output.uri, recipe.output)
     before = output.run()
     turn = output.turn(_run_id(), recipe.digest(), fresh)
-    source = open_source(recipe.source.uri, recipe.columns, output.ledger(turn.generation).finished())
+    ledger = output.ledger(turn.generation)
+    source = open_source(recipe.source.uri, recipe.columns, ledger.finished())
     own = {recipe.output.prefix + name for name in OUTPUT.names}
     taken = [name for name in source.passed.names if name in own]
     if taken:
@@ -112,10 +118,12 @@ def prepare(recipe: Recipe, fresh: bool = False) -> Run:
             "give the added columns a prefix: --set output.prefix=restored_"
         )
     _keep_apart(source, output)
+    ids = read_ids(source.store, source.files, source.columns.id)
+    duplicates = find_duplicates(ids, ledger.ids())
     if source.files:
         load_model(recipe.restoration.model)
         minilm_folder()
-    return Run(recipe, source, output, turn, before)
+    return Run(recipe, source, output, turn, before, ids, duplicates)
 
 
 def restore(run: Run) -> Summary:
@@ -132,7 +140,7 @@ def restore(run: Run) -> Summary:
             raise OutputError(f"another run has written to {redacted(output.uri)} since this one looked; run again")
         staging, ledger = output.staging(turn.generation), output.ledger(turn.generation)
         staging.recover()
-        inputs = {file.key: (file.input, file.rows) for file in run.source.files}
+        inputs = {file.key: Input(file.input, file.rows, run.ids[file.key]) for file in run.source.files}
         committer = Committer(
             *(output.store, output.commits, output.table(), staging, ledger, lease),
             *(run.schema, run.run_id, recipe.digest(), inputs),
@@ -154,6 +162,7 @@ def restore(run: Run) -> Summary:
                 f"{run.rows} rows went in and {summary.rows} came out of run {run.run_id}; the output is not whole"
             )
         summary.seconds = time.monotonic() - started
+        summary.duplicate_ids = run.duplicates.count if run.duplicates else 0
         report(output, dataset, summary, recipe)
         output.finish(record | {"finished": _now(), "seconds": summary.seconds, "by_status": summary.by_status})
     return summary

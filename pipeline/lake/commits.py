@@ -13,12 +13,14 @@ import logging
 import posixpath
 import threading
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import fsspec
 import pyarrow as pa
 
 from pipeline.errors import OutputError, RunError
+from pipeline.lake.ids import hashed
 from pipeline.lake.lease import Lease
 from pipeline.lake.ledger import Entry, InputFile, Ledger
 from pipeline.lake.places import join, make_folder, put_new
@@ -57,6 +59,15 @@ class Intent:
         return cls(**content | {"files": files, "writes": tuple(content["writes"])})
 
 
+class Input(NamedTuple):
+    """An input file of a run."""
+
+    file: InputFile
+    rows: int
+    ids: Sequence[str] = ()
+    """Of its rows."""
+
+
 class Committer:
     """Commits for one run; may be called at any moment, from any thread."""
 
@@ -71,12 +82,12 @@ class Committer:
         schema: pa.Schema,
         run_id: str,
         recipe_digest: str,
-        files: dict[str, tuple[InputFile, int]],
+        inputs: Mapping[str, Input],
     ) -> None:
-        """`folder` is that of the intents; `files` the run's input files and their rows, by key."""
+        """`folder` is that of the intents; `inputs` what the run reads, by the files' keys."""
         self._store, self._folder, self._table, self._staging = store, folder, table, staging
         self._ledger, self._lease, self._schema = ledger, lease, schema
-        self._run_id, self._recipe_digest, self._files = run_id, recipe_digest, files
+        self._run_id, self._recipe_digest, self._inputs = run_id, recipe_digest, inputs
         self._lock = threading.Lock()
         self._recorded: set[str] = set()
         self._others: set[str] = set()
@@ -135,15 +146,15 @@ class Committer:
         for write in staged:
             if write.name in committed:
                 counts.update(write.rows_by_file)
-        self._settle(set(counts) - set(self._files) - self._others)
-        twice = [file.path for key, (file, rows) in self._files.items() if counts[key] > rows]
+        self._settle(set(counts) - set(self._inputs) - self._others)
+        twice = [read.file.path for key, read in self._inputs.items() if counts[key] > read.rows]
         if twice:
             raise RunError(f"rows of {', '.join(twice[:5])} were written twice; the table is not right")
-        finished = {key for key, (_, rows) in self._files.items() if counts[key] == rows}
+        finished = {key for key, read in self._inputs.items() if counts[key] == read.rows}
         last = numbers[-1] if numbers else 0
         self._ledger.add(
-            Entry(self._files[key][0], self._files[key][1], self._run_id, last, self._recipe_digest)
-            for key in sorted(finished - self._recorded)
+            Entry(read.file, read.rows, self._run_id, last, self._recipe_digest, hashed(read.ids).tobytes())
+            for read in map(self._inputs.__getitem__, sorted(finished - self._recorded))
         )
         self._recorded |= finished
         settled = self._recorded | self._others

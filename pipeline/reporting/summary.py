@@ -51,6 +51,8 @@ class Summary:
     ssim_after: float | None = None
     expected_psnr: float | None = None
     """Mean over the rows that were not failed, dB."""
+    duplicate_ids: int = 0
+    """Ids that more than one row has, in this run's source or with what was read before."""
     worse: int = 0
     """Rows with a truth and status `restored` that lost more than 0.1 dB."""
     megapixels: float = 0.0
@@ -124,6 +126,8 @@ def as_text(summary: Summary) -> str:
             ("  mean SSIM before / after", f"{_number(summary.ssim_before, 4)} / {_number(summary.ssim_after, 4)}"),
             ("  restored, but over 0.1 dB worse", f"{summary.worse}"),
         ]
+    if summary.duplicate_ids:
+        lines.append(("ids that come more than once", f"{summary.duplicate_ids}"))
     if summary.damage_found:
         lines += [("damage found", "rows")]
         lines += [(f"  {name}", f"{count}") for name, count in summary.damage_found.items()]

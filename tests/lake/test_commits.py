@@ -14,9 +14,9 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import RunError
-from pipeline.lake.commits import Committer
-from pipeline.lake.ledger import InputFile, Ledger
+from pipeline.lake.commits import Committer, Input
 from pipeline.lake.lease import Lease
+from pipeline.lake.ledger import InputFile, Ledger
 from pipeline.lake.manifest import ManifestTable
 from pipeline.lake.staging import PENDING, Staging
 from pipeline.lake.table import Table
@@ -96,7 +96,7 @@ class Job:
         lease = Lease(fsspec.filesystem("file"), str(self.root / "state/lease"), name)
         with lease:
             self.staging.recover()
-            inputs = {file.key: (file, ROWS[file.key]) for file in INPUTS if file not in self.ledger.finished()}
+            inputs = {file.key: Input(file, ROWS[file.key]) for file in INPUTS if file not in self.ledger.finished()}
             committer = Committer(
                 *(self.store, str(self.root / "state/commits"), self.table, self.staging, self.ledger, lease),
                 *(SCHEMA, "run", "digest", inputs),
