@@ -141,8 +141,9 @@ def restore(run: Run) -> Summary:
         staging, ledger = output.staging(turn.generation), output.ledger(turn.generation)
         staging.recover()
         inputs = {file.key: Input(file.input, file.rows, run.ids[file.key]) for file in run.source.files}
+        table = output.table()
         committer = Committer(
-            *(output.store, output.commits, output.table(), staging, ledger, lease),
+            *(output.store, output.commits, table, staging, ledger, lease),
             *(run.schema, run.run_id, recipe.digest(), inputs),
         )
         committer.recover()
@@ -155,6 +156,7 @@ def restore(run: Run) -> Summary:
             with Interval(committer, None if turn.replaces else 60 * recipe.output.commit_minutes):
                 _write(run, pieces, staging.folder)
         committer.commit(turn.replaces)
+        output.tidy(table)
         dataset = output.dataset(run.run_id)
         summary = summarise(dataset, run.run_id, recipe.output.prefix)
         if summary.rows != run.rows:

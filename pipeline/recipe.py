@@ -115,7 +115,7 @@ class Output(_Section):
     table_name: str = "conservator.restored"
     """Namespace and name of an Iceberg table in its catalog."""
     catalog: dict[str, str] = Field(default_factory=dict)
-    """pyiceberg's properties of the catalog (`type`, `uri`, …); empty: one in memory, filled from the table's folder."""
+    """pyiceberg's properties of the catalog (`type`, `uri`, …); empty: one in memory, made from the table's folder."""
     mixed: bool = False
     """Let new files of a table be restored with another recipe than the old ones."""
     commit_minutes: float = Field(default=5, gt=0)

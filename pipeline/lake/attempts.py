@@ -35,7 +35,6 @@ class Attempts:
     """How often, and with what pauses. Travels to Ray's workers."""
 
     count: int = 4
-    first_wait: float = FIRST_WAIT
 
     def __call__(self, action: Callable[[], T]) -> T:
         """The result of `action`, which must bear to be done twice.
@@ -43,7 +42,7 @@ class Attempts:
         Raises:
             GaveUp: it failed for good, or in every attempt; `__cause__` is its error.
         """
-        wait = self.first_wait
+        wait = FIRST_WAIT
         for attempt in range(1, self.count + 1):
             try:
                 return action()

@@ -1,8 +1,8 @@
 """Commits: what is whole and not yet in the table is added to it in one numbered step.
 
-First the list of files is written down under the number (`put_new`, so that no other run can take it), then the table is
-changed, then the ledger. A crash in between leaves a list that the next run finishes: the table knows which numbers it
-has seen.
+First the list of files is written down under the number (`put_new`, so that no other run can take it), then the table
+is changed, then the ledger. A crash in between leaves a list that the next run finishes: the table knows which numbers
+it has seen.
 """
 
 from __future__ import annotations
@@ -171,8 +171,8 @@ class Committer:
             gone = unknown - {file.key for file in self._ledger.finished()}
             if gone:
                 log.warning(
-                    "%d input files have changed or gone since a run began with them; their rows that were done stay in "
-                    "the table (source_row begins with %s)",
+                    "%d input files have changed or gone since a run began with them; their rows that were done stay "
+                    "in the table (source_row begins with %s)",
                     *(len(gone), ", ".join(sorted(gone)[:5])),
                 )
             self._others |= unknown

@@ -1,4 +1,4 @@
-"""A Delta Lake table (deltalake): commits carry an application transaction, the protocol's own guard against repetition."""
+"""A Delta Lake table (deltalake): a commit carries an application transaction, which guards against repetition."""
 
 from __future__ import annotations
 

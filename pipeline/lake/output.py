@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import posixpath
+import re
 from typing import Any
 
 import fsspec
@@ -29,6 +30,8 @@ from pipeline.lake.staging import Staging
 from pipeline.lake.table import Table
 from pipeline.recipe import Output as Settings
 
+_OURS = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}_")
+"""How the names of data files begin: with the run's id."""
 RUN = "state/run.json"
 RECIPE = "state/recipe.yaml"
 
@@ -108,8 +111,8 @@ class Output:
         if last["recipe_digest"] != recipe_digest and not self.settings.mixed:
             raise OutputError(
                 f"{redacted(self.uri)} holds rows of another recipe ({last['recipe_digest'][:12]}, this one is "
-                f"{recipe_digest[:12]}); --fresh makes all of them anew, --set output.mixed=true only does new files with "
-                "this recipe, and another --output keeps them apart"
+                f"{recipe_digest[:12]}); --fresh makes all of them anew, --set output.mixed=true does new files with "
+                "this one, and another --output keeps them apart"
             )
         if last["state"] == "finished":
             return Turn(run_id, last["generation"], False, False)
@@ -166,6 +169,15 @@ class Output:
         """The run's rows, as pyarrow sees them."""
         return pads.dataset(self.files(run_id), filesystem=self.store, format="parquet")
 
+    def tidy(self, table: Table) -> None:
+        """Remove data files of runs that the table does not list: those of a generation that was replaced.
+
+        Iceberg and Delta keep them for their history, and remove them by their own means. Nobody may be writing.
+        """
+        if self.settings.table == "parquet":
+            listed = {join(self.data, path) for path in table.files()}
+            self.remove([path for path in self._data_files() if path not in listed and _OURS.match(_name(path))])
+
     def write(self, name: str, text: str) -> None:
         """Write a small file below the output, whole or not at all."""
         with explained(self.uri, OutputError):
@@ -185,6 +197,10 @@ class Output:
             if not self.store.exists(self.data):
                 return []
             return [path for path in self.store.find(self.data) if path.endswith(".parquet")]
+
+
+def _name(path: str) -> str:
+    return posixpath.basename(path)
 
 
 def open_output(uri: str, settings: Settings | None = None) -> Output:

@@ -1,7 +1,7 @@
 """A lake table as the commits see it: data files are written by others, a commit only registers them.
 
-Three kinds keep the same promises: a commit is seen whole or not at all, carries a number, the run's id and the recipe's
-digest, and what was committed under a number is not committed again.
+Three kinds keep the same promises: a commit is seen whole or not at all, carries a number, the run's id and the
+recipe's digest, and what was committed under a number is not committed again.
 """
 
 from __future__ import annotations

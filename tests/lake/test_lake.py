@@ -14,12 +14,16 @@ from pipeline.errors import ConservatorError, ForbiddenURI, OutputError, SourceE
 from pipeline.imaging.cells import redacted, uri_of
 from pipeline.lake import fetch
 from pipeline.lake.fetch import UriReader
-from pipeline.lake.output import Output, open_output
+from pipeline.lake.manifest import ManifestTable
+from pipeline.lake.output import Output, Turn, open_output
+from pipeline.lake.reader import plan_pieces
 from pipeline.lake.source import open_source
 from pipeline.recipe import Columns
+from pipeline.recipe import Output as Settings
 from pipeline.stages.table import as_type
 
 Write = Callable[..., Path]
+STORE = fsspec.filesystem("file")
 ROWS = [{"id": "a", "image": b"x"}, {"id": "b", "image": b"y"}]
 
 
@@ -61,27 +65,30 @@ def test_a_place_without_a_table_is_refused_by_name(tmp_path: Path, place: str) 
         open_source([str(tmp_path / place)], Columns())
 
 
-def test_files_of_other_types_make_groups_of_their_own(write_table: Write, tmp_path: Path) -> None:
+def test_files_of_other_types_are_read_together(write_table: Write, tmp_path: Path) -> None:
     write_table(ROWS, "source/a.parquet")
     write_table([{"id": "c", "image": 3, "shelf": 1}], "source/b.parquet")
     source = open_source([str(tmp_path / "source")], Columns())
-    assert [len(files) for files, _ in source.groups()] == [1, 1]
     assert source.passed == pa.schema([("id", pa.string()), ("shelf", pa.int64())])
 
 
 def test_a_limit_takes_the_files_that_hold_the_first_rows(write_table: Write, tmp_path: Path) -> None:
     for name in "abc":
         write_table(ROWS, f"source/{name}.parquet")
-    groups = open_source([str(tmp_path / "source")], Columns()).groups(limit=3)
-    found = [([Path(file.path).name for file in files], taken) for files, taken in groups]
-    assert found == [(["a.parquet"], None), (["b.parquet"], 1)]
+    pieces = plan_pieces(open_source([str(tmp_path / "source")], Columns()).files, {}, limit=3)
+    assert [(Path(piece.file.path).name, piece.wanted.tolist()) for piece in pieces] == [
+        ("a.parquet", [True, True]),
+        ("b.parquet", [True, False]),
+    ]
 
 
 def test_partitions_are_columns_and_must_not_stand_in_the_file_too(write_table: Write, tmp_path: Path) -> None:
     write_table(ROWS, "source/year=1911/a.parquet")
     write_table(ROWS, "source/b.parquet")
     source = open_source([str(tmp_path / "source")], Columns())
-    assert source.passed.names == ["id", "year"] and len(source.groups()) == 2
+    assert source.passed.names == ["id", "year"]
+    rows = [row for piece in plan_pieces(source.files, {}) for part in piece.read(STORE) for row in part.to_pylist()]
+    assert [row.get("year") for row in rows] == [None, None, "1911", "1911"]
     write_table(ROWS, "twice/id=7/a.parquet")
     with pytest.raises(SourceError, match="folder name"):
         open_source([str(tmp_path / "twice")], Columns())
@@ -227,7 +234,7 @@ def test_passing_errors_are_tried_again_within_a_bound(tmp_path: Path, monkeypat
     real = fetch.open_store
     (tmp_path / "a.jpg").write_bytes(b"here")
     monkeypatch.setattr(fetch, "open_store", flaky)
-    monkeypatch.setattr(fetch, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr("pipeline.lake.attempts.FIRST_WAIT", 0.001)
     assert reader(tmp_path)("a.jpg") == b"here"
     calls.clear()
     with pytest.raises(StoreUnavailable, match="2 attempts") as caught:
@@ -241,60 +248,55 @@ def test_no_secret_is_shown() -> None:
     assert redacted("/local/path") == "/local/path"
 
 
-def written(output: Output, run_id: str, fresh: bool = False) -> None:
-    """A run that has written its file, and not finished."""
-    output.begin({"run_id": run_id}, "", fresh)
-    output.store.touch(f"{output.data}/{run_id}_0.parquet")
-
-
-def data(output: Output) -> list[str]:
-    return sorted(path.rpartition("/")[2] for path in output.store.find(output.data))
-
-
 @pytest.fixture
 def output(tmp_path: Path) -> Output:
-    """An output that holds the finished run `one`."""
-    place = open_output(str(tmp_path / "out"))
-    written(place, "one")
-    place.finish({"run_id": "one"})
-    return place
+    return open_output(str(tmp_path / "out"))
 
 
-def test_an_output_with_a_finished_run_is_not_overwritten_unasked(output: Output) -> None:
-    with pytest.raises(OutputError, match="--fresh"):
-        output.begin({"run_id": "two"}, "", fresh=False)
-    written(output, "two", fresh=True)
-    assert data(output) == ["one_0.parquet", "two_0.parquet"]  # until the new run is whole
-    output.finish({"run_id": "two"})
-    assert data(output) == ["two_0.parquet"]
+def began(output: Output, turn: Turn, state: str = "running", digest: str = "digest") -> None:
+    run = {"run_id": turn.run_id, "recipe_digest": digest, "generation": turn.generation, "replaces": turn.replaces}
+    output.begin(run, "")
+    if state == "finished":
+        output.finish(run)
 
 
-def test_what_an_unfinished_run_left_is_replaced(tmp_path: Path) -> None:
-    output = open_output(str(tmp_path / "out"))
-    written(output, "one")
-    output.begin({"run_id": "two"}, "", fresh=False)
-    assert data(output) == []
+def test_a_run_after_a_finished_one_adds_to_its_table(output: Output) -> None:
+    first = output.turn("one", "digest", fresh=False)
+    assert first == Turn("one", 1, replaces=False, resumed=False)
+    began(output, first, "finished")
+    assert output.turn("two", "digest", fresh=False) == Turn("two", 1, replaces=False, resumed=False)
 
 
-def test_a_crash_while_replacing_keeps_the_finished_run(output: Output) -> None:
-    written(output, "two", fresh=True)
-    output.begin({"run_id": "three"}, "", fresh=False)
-    assert data(output) == ["one_0.parquet"]
+def test_a_run_after_a_killed_one_goes_on_under_its_name(output: Output) -> None:
+    began(output, output.turn("one", "digest", fresh=False))
+    assert output.turn("two", "digest", fresh=False) == Turn("one", 1, replaces=False, resumed=True)
+    began(output, output.turn("two", "digest", fresh=True))
+    assert output.turn("three", "digest", fresh=False) == Turn("two", 2, replaces=True, resumed=True)
 
 
-def test_a_crash_before_the_old_files_are_gone_keeps_the_new_run(output: Output) -> None:
-    written(output, "two", fresh=True)
-    output.write("state/run.json", '{"run_id": "two", "state": "whole"}')
-    with pytest.raises(OutputError, match="two"):
-        output.begin({"run_id": "three"}, "", fresh=False)
-    assert data(output) == ["two_0.parquet"]
+def test_another_recipe_does_not_mix_unasked(output: Output) -> None:
+    began(output, output.turn("one", "digest", fresh=False), "finished")
+    with pytest.raises(OutputError, match=r"another recipe .*--fresh"):
+        output.turn("two", "other", fresh=False)
+    assert output.turn("two", "other", fresh=True) == Turn("two", 2, replaces=True, resumed=False)
+    mixed = open_output(output.uri, Settings(mixed=True))
+    assert mixed.turn("two", "other", fresh=False) == Turn("two", 1, replaces=False, resumed=False)
 
 
-def test_foreign_data_is_not_touched(tmp_path: Path) -> None:
+def test_foreign_data_is_not_touched(output: Output, tmp_path: Path) -> None:
     (tmp_path / "out/data").mkdir(parents=True)
     (tmp_path / "out/data/theirs.parquet").touch()
-    with pytest.raises(OutputError, match="something else"):
-        open_output(str(tmp_path / "out")).begin({"run_id": "one"}, "", fresh=True)
+    for fresh in (False, True):
+        with pytest.raises(OutputError, match="something else"):
+            output.turn("one", "digest", fresh)
+    output.tidy(ManifestTable(STORE, output.data))
+    assert (tmp_path / "out/data/theirs.parquet").exists()
+
+
+def test_an_output_of_an_older_version_is_not_gone_on_with(output: Output) -> None:
+    output.write("state/run.json", '{"run_id": "one", "state": "finished"}')
+    with pytest.raises(OutputError, match="older version"):
+        output.turn("two", "digest", fresh=False)
 
 
 def test_every_error_keeps_its_message_between_workers() -> None:

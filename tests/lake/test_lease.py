@@ -47,7 +47,7 @@ def test_a_lease_that_was_given_back_is_free(tmp_path: Path) -> None:
 
 def test_a_lease_of_another_machine_is_taken_over_when_it_expired_and_not_before(tmp_path: Path) -> None:
     path = held_by_another_machine(tmp_path, age=50)
-    with pytest.raises(OutputError, match="run other .* on elsewhere"):
+    with pytest.raises(OutputError, match=r"run other .* on elsewhere"):
         lease(tmp_path).__enter__()
     os.utime(path, (time.time() - 61, time.time() - 61))
     with lease(tmp_path) as held:
