@@ -5,26 +5,31 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import fsspec
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction
+import pyarrow.parquet as pq
+from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction, write_deltalake
 from deltalake.exceptions import TableNotFoundError
 from deltalake.transaction import AddAction, create_table_with_add_actions
 
 from pipeline.errors import OutputError
-from pipeline.lake.table import Commit, DataFile
+from pipeline.lake.places import as_uri, join
+from pipeline.lake.table import KEY_DIGITS, Commit, DataFile, Removal
 
 APPLICATION = "conservator"
+ROWS = 64
+"""Read at a time where rows are copied."""
 
 
 class DeltaLakeTable:
-    """The Delta table whose folder is `uri`."""
+    """The Delta table in the folder `root`."""
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._options = _options(uri)
+    def __init__(self, store: fsspec.AbstractFileSystem, root: str) -> None:
+        self._store, self._root, self._uri = store, root, as_uri(store, root)
+        self._options = _options(self._uri)
 
     def last_commit(self) -> int:
         """The number of the last commit; 0 before the first."""
@@ -40,8 +45,15 @@ class DeltaLakeTable:
         paths: list[str] = actions.column("path").to_pylist()
         return paths
 
-    def commit(self, files: Sequence[DataFile], schema: pa.Schema, commit: Commit, replace: bool = False) -> None:
-        """See `Table`."""
+    def commit(
+        self,
+        files: Sequence[DataFile],
+        schema: pa.Schema,
+        commit: Commit,
+        replace: bool = False,
+        removal: Removal | None = None,
+    ) -> None:
+        """See `Table`. Files that replace rows are copied into new ones: the library registers no others with that."""
         properties = CommitProperties(
             custom_metadata=commit.properties, app_transactions=[Transaction(APPLICATION, commit.number)]
         )
@@ -59,10 +71,46 @@ class DeltaLakeTable:
             )
             return
         self._widen(table, schema)
+        if removal and not replace:
+            self._exchange(table, files, schema, removal, properties)
+            return
         mode = "overwrite" if replace else "append"
         table.create_write_transaction(
             actions, mode=mode, schema=table.schema(), partition_by=[], commit_properties=properties
         )
+
+    def _exchange(
+        self,
+        table: DeltaTable,
+        files: Sequence[DataFile],
+        schema: pa.Schema,
+        removal: Removal,
+        properties: CommitProperties,
+    ) -> None:
+        """Put the rows of `files` in the place of others; the library wants the new ones to fit the condition too."""
+        keys = set(removal.rows)
+        for file in files:
+            with self._store.open(join(self._root, file.path), "rb") as opened:
+                keys.update(pq.ParquetFile(opened).read(columns=[removal.column])[removal.column].to_pylist())
+        column = '"' + removal.column.replace('"', '""') + '"'
+        conditions = []
+        if removal.files:
+            conditions.append(f"substr({column}, 1, {KEY_DIGITS}) IN ({_literals(removal.files)})")
+        if keys:
+            conditions.append(f"{column} IN ({_literals(sorted(keys))})")
+        write_deltalake(
+            table,
+            pa.RecordBatchReader.from_batches(schema, self._batches(files, schema)),
+            mode="overwrite",
+            predicate=" OR ".join(conditions),
+            commit_properties=properties,
+        )
+
+    def _batches(self, files: Sequence[DataFile], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        for file in files:
+            with self._store.open(join(self._root, file.path), "rb") as opened:
+                for batch in pq.ParquetFile(opened).iter_batches(ROWS):
+                    yield from pa.Table.from_batches([batch]).select(schema.names).cast(schema).to_batches()
 
     def refresh(self) -> None:
         """Nothing: all readers read the log."""
@@ -103,6 +151,10 @@ def _action(file: DataFile) -> AddAction:
         data_change=True,
         stats=json.dumps({"numRecords": file.rows}),
     )
+
+
+def _literals(texts: Sequence[str]) -> str:
+    return ", ".join("'" + text.replace("'", "''") + "'" for text in texts)
 
 
 def _options(uri: str) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from pyiceberg.table import Table as PyIcebergTable
 
 from pipeline.errors import OutputError
 from pipeline.lake.places import as_uri, is_local, join, put
-from pipeline.lake.table import Commit, DataFile
+from pipeline.lake.rewriting import rewrite
+from pipeline.lake.table import Commit, DataFile, Removal
 
 NUMBER = "conservator.commit"
 """The table property that holds the number of the last commit; it changes in the same step as the files."""
@@ -58,7 +59,14 @@ class IcebergTable:
         paths = table.inspect.files().column("file_path").to_pylist()
         return [path.removeprefix(self._location + "/") for path in paths]
 
-    def commit(self, files: Sequence[DataFile], schema: pa.Schema, commit: Commit, replace: bool = False) -> None:
+    def commit(
+        self,
+        files: Sequence[DataFile],
+        schema: pa.Schema,
+        commit: Commit,
+        replace: bool = False,
+        removal: Removal | None = None,
+    ) -> None:
         """See `Table`."""
         table = self._table() or self._catalog.create_table(self._name, schema=schema, location=self._location)
         try:
@@ -69,11 +77,19 @@ class IcebergTable:
                 f"the table {self._name} and this run disagree on a column ({error}); give another output, "
                 "or --fresh to make the table anew"
             ) from error
+        rewritten = rewrite(self._store, self._root, self.files(), removal, commit.number) if removal else []
         with table.transaction() as transaction:
             if replace and table.current_snapshot() is not None:
                 transaction.delete(AlwaysTrue(), snapshot_properties=commit.properties)
-            if files:
-                paths = [f"{self._location}/{file.path}" for file in files]
+            elif rewritten:
+                old = {f"{self._location}/{path}" for path, _ in rewritten}
+                with transaction.update_snapshot(snapshot_properties=commit.properties).overwrite() as overwrite:
+                    for task in table.scan().plan_files():
+                        if task.file.file_path in old:
+                            overwrite.delete_data_file(task.file)
+            added = [*files, *(new for _, new in rewritten if new)]
+            if added:
+                paths = [f"{self._location}/{file.path}" for file in added]
                 transaction.add_files(paths, snapshot_properties=commit.properties, check_duplicate_files=False)
             transaction.set_properties({NUMBER: str(commit.number)})
         self.refresh()

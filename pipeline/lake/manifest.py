@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from pipeline.errors import OutputError
 from pipeline.lake.places import as_uri, join, make_folder, put, put_new
-from pipeline.lake.table import Commit, DataFile
+from pipeline.lake.rewriting import rewrite
+from pipeline.lake.table import Commit, DataFile, Removal
 
 FOLDER = "_manifest"
 HIVE = "_symlink_format_manifest/manifest"
@@ -36,19 +37,32 @@ class ManifestTable:
         """Paths of the data files that a reader sees now, relative to the table's folder."""
         return [file["path"] for file in self._files(self._numbers())]
 
-    def commit(self, files: Sequence[DataFile], schema: pa.Schema, commit: Commit, replace: bool = False) -> None:
+    def commit(
+        self,
+        files: Sequence[DataFile],
+        schema: pa.Schema,
+        commit: Commit,
+        replace: bool = False,
+        removal: Removal | None = None,
+    ) -> None:
         """See `Table`; any schema will do, for readers of Parquet datasets unite them by name."""
         numbers = self._numbers()
         before = self._files(numbers)
-        added = [{"path": file.path, "size": file.size, "rows": file.rows} for file in files]
-        after = added if replace else before + added
+        added = [_entry(file) for file in files]
+        removed: list[str] = []
+        if removal and not replace:
+            for old, new in rewrite(self._store, self._root, [file["path"] for file in before], removal, commit.number):
+                removed.append(old)
+                added += [_entry(new)] if new else []
+        after = added if replace else _changed(before, removed, added)
         number = (numbers[-1] if numbers else 0) + 1
         content: dict[str, Any] = {
             "version": number,
             "commit": commit.number,
-            "operation": "replace" if replace else "append",
+            "operation": "replace" if replace else "overwrite" if removed else "append",
             **commit.properties,
             "added": added,
+            "removed": removed,
             "rows": sum(file["rows"] for file in after),
         }
         if replace or number % WHOLE_EVERY == 1:
@@ -70,13 +84,17 @@ class ManifestTable:
         put(self._store, join(self._root, HIVE), "".join(f"{uri}\n" for uri in uris).encode())
 
     def _files(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        later: list[dict[str, Any]] = []
+        changes: list[dict[str, Any]] = []
+        files: list[dict[str, Any]] = []
         for number in reversed(numbers):
             content = self._read(number)
             if "files" in content:
-                return [*content["files"], *later]
-            later = [*content["added"], *later]
-        return later
+                files = content["files"]
+                break
+            changes.append(content)
+        for change in reversed(changes):
+            files = _changed(files, change["removed"], change["added"])
+        return files
 
     def _numbers(self) -> list[int]:
         self._store.invalidate_cache()
@@ -92,3 +110,14 @@ class ManifestTable:
     def _read(self, number: int) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(self._store.cat_file(self._path(number)))
         return content
+
+
+def _entry(file: DataFile) -> dict[str, Any]:
+    return {"path": file.path, "size": file.size, "rows": file.rows}
+
+
+def _changed(
+    files: Sequence[dict[str, Any]], removed: Sequence[str], added: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    gone = set(removed)
+    return [*(file for file in files if file["path"] not in gone), *added]

@@ -25,7 +25,7 @@ from pipeline.imaging.cells import redacted
 from pipeline.lake.lease import Lease
 from pipeline.lake.ledger import Ledger
 from pipeline.lake.manifest import ManifestTable
-from pipeline.lake.places import as_uri, explained, join, make_folder, open_store, put
+from pipeline.lake.places import explained, join, make_folder, open_store, put
 from pipeline.lake.staging import Staging
 from pipeline.lake.table import Table
 from pipeline.recipe import Output as Settings
@@ -155,7 +155,7 @@ class Output:
             if self.settings.table == "delta":
                 from pipeline.lake.delta import DeltaLakeTable
 
-                return DeltaLakeTable(as_uri(self.store, self.data))
+                return DeltaLakeTable(self.store, self.data)
         except ImportError as error:
             kind = self.settings.table
             raise OutputError(f"output.table is {kind}, but {error}; pip install 'conservator[{kind}]'") from error

@@ -20,13 +20,11 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import RunError
 from pipeline.lake.places import join, make_folder
-from pipeline.lake.table import DataFile
+from pipeline.lake.table import KEY_DIGITS, DataFile
 
 PENDING = ".pending.parquet"
 READERS = 16
 """Small files read at a time."""
-KEY_DIGITS = 16
-"""Of a row's key, those that stand for its input file; a dash and the row's number follow."""
 
 
 class Staged(NamedTuple):

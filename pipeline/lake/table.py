@@ -11,6 +11,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
+
+KEY_DIGITS = 16
+"""Of a row's key, those that stand for its input file; a dash and the row's number follow."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +47,27 @@ class Commit:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class Removal:
+    """Rows that go as those that take their place come in."""
+
+    column: str
+    """The one with the rows' keys."""
+    rows: tuple[str, ...] = ()
+    """Keys of rows."""
+    files: tuple[str, ...] = ()
+    """Keys of input files, all of whose rows go."""
+
+    def __bool__(self) -> bool:
+        return bool(self.rows or self.files)
+
+    def of(self, keys: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Which of the rows with these keys go."""
+        owners = pc.utf8_slice_codeunits(keys, 0, KEY_DIGITS)
+        files = pc.is_in(owners, pa.array(self.files, owners.type))
+        return pc.or_(files, pc.is_in(keys, pa.array(self.rows, keys.type)))
+
+
 class Table(Protocol):
     """What all kinds of table can do."""
 
@@ -52,8 +77,15 @@ class Table(Protocol):
     def files(self) -> list[str]:
         """Paths of the data files that a reader sees now, relative to the table's folder."""
 
-    def commit(self, files: Sequence[DataFile], schema: pa.Schema, commit: Commit, replace: bool = False) -> None:
-        """Add files in one step; `replace`: instead of all that the table held.
+    def commit(
+        self,
+        files: Sequence[DataFile],
+        schema: pa.Schema,
+        commit: Commit,
+        replace: bool = False,
+        removal: Removal | None = None,
+    ) -> None:
+        """Add files in one step, instead of all that the table held (`replace`), or of some rows (`removal`).
 
         Columns that the table does not have yet are added to it.
 

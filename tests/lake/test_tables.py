@@ -13,14 +13,14 @@ from pipeline.errors import OutputError
 from pipeline.lake.delta import DeltaLakeTable
 from pipeline.lake.iceberg import IcebergTable
 from pipeline.lake.manifest import ManifestTable
-from pipeline.lake.table import Commit, DataFile, Table, storable
+from pipeline.lake.table import Commit, DataFile, Removal, Table, storable
 
 STORE = fsspec.filesystem("file")
 Open = Callable[[Path], Table]
 KINDS: dict[str, Open] = {
     "parquet": lambda root: ManifestTable(STORE, str(root)),
     "iceberg": lambda root: IcebergTable(STORE, str(root), "archive.restored"),
-    "delta": lambda root: DeltaLakeTable(str(root)),
+    "delta": lambda root: DeltaLakeTable(STORE, str(root)),
 }
 
 
@@ -70,6 +70,25 @@ def test_a_replacement_takes_the_place_of_everything(kind: str, tmp_path: Path) 
         KINDS[kind](root).commit([file], schema, Commit(number, "run", "digest"), replace)
     assert KINDS[kind](root).last_commit() == 4
     assert ids(kind, root) == ["3", "4"]
+
+
+def test_rows_go_in_the_same_step_as_others_take_their_place(kind: str, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    first, second = "a" * 16, "b" * 16
+
+    def rows(name: str, keys: list[str]) -> tuple[DataFile, pa.Schema]:
+        return write(root, name, [f"{name}:{key[0]}{key[-1]}" for key in keys], source_row=pa.array(keys))
+
+    for number, keys in ((1, [f"{first}-0", f"{first}-1", f"{second}-0"]), (2, [f"{second}-1"]), (3, [f"{first}-2"])):
+        file, schema = rows(f"run_{number}", keys)
+        KINDS[kind](root).commit([file], schema, Commit(number, "run", "digest"))
+    file, schema = rows("run_4", [f"{second}-1", "c" * 16 + "-0"])
+    removal = Removal("source_row", rows=(f"{second}-1",), files=(first,))
+    KINDS[kind](root).commit([file], schema, Commit(4, "run", "digest"), removal=removal)
+    assert KINDS[kind](root).last_commit() == 4
+    assert ids(kind, root) == ["run_1:b0", "run_4:b1", "run_4:c0"]
+    KINDS[kind](root).commit([], schema, Commit(5, "run", "digest"), removal=Removal("source_row", files=(second,)))
+    assert ids(kind, root) == ["run_4:c0"]
 
 
 def test_a_file_that_is_not_committed_is_not_seen(kind: str, tmp_path: Path) -> None:
