@@ -3,60 +3,30 @@
 First the list of files is written down under the number (`put_new`, so that no other run can take it), then the table
 is changed, then the ledger. A crash in between leaves a list that the next run finishes: the table knows which numbers
 it has seen.
+
+Where rows take the place of others (a file has changed, a failed row was tried again), these go in the same step. The
+rows of a file that has changed come in together, however long that takes.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
-import posixpath
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.errors import OutputError, RunError
-from pipeline.lake.ids import hashed
+from pipeline.errors import RunError
+from pipeline.lake.intents import Intent, Intents
 from pipeline.lake.lease import Lease
-from pipeline.lake.ledger import Entry, InputFile, Ledger
-from pipeline.lake.places import join, make_folder, put_new
-from pipeline.lake.staging import Staging
-from pipeline.lake.table import Commit, DataFile, Table
+from pipeline.lake.ledger import Entry, InputFile, Ledger, State
+from pipeline.lake.staging import Staged, Staging
+from pipeline.lake.table import KEY_DIGITS, Table
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Intent:
-    """What a commit adds, written down before it does."""
-
-    number: int
-    run_id: str
-    recipe_digest: str
-    replace: bool
-    writes: tuple[str, ...]
-    """Names in the checkpoint."""
-    files: tuple[DataFile, ...]
-
-    @property
-    def commit(self) -> Commit:
-        """For the table."""
-        return Commit(self.number, self.run_id, self.recipe_digest)
-
-    def to_json(self) -> bytes:
-        """As a file."""
-        return json.dumps(dataclasses.asdict(self), indent=1).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Intent:
-        """The inverse."""
-        content: dict[str, Any] = json.loads(data)
-        files = tuple(DataFile(**file) for file in content.pop("files"))
-        return cls(**content | {"files": files, "writes": tuple(content["writes"])})
 
 
 class Input(NamedTuple):
@@ -64,8 +34,17 @@ class Input(NamedTuple):
 
     file: InputFile
     rows: int
-    ids: Sequence[str] = ()
-    """Of its rows."""
+    """How many of its rows come out."""
+    ids: bytes = b""
+    """Of these, 8 bytes each."""
+
+
+class Exchange(NamedTuple):
+    """Input files whose rows come in together, as those of others go."""
+
+    new: frozenset[str]
+    """Keys of files that the run reads."""
+    old: frozenset[InputFile]
 
 
 class Committer:
@@ -73,40 +52,60 @@ class Committer:
 
     def __init__(
         self,
-        store: fsspec.AbstractFileSystem,
-        folder: str,
         table: Table,
+        intents: Intents,
         staging: Staging,
         ledger: Ledger,
         lease: Lease,
+        *,
         schema: pa.Schema,
+        key_column: str,
         run_id: str,
         recipe_digest: str,
         inputs: Mapping[str, Input],
+        exchanges: Sequence[Exchange] = (),
     ) -> None:
-        """`folder` is that of the intents; `inputs` what the run reads, by the files' keys."""
-        self._store, self._folder, self._table, self._staging = store, folder, table, staging
-        self._ledger, self._lease, self._schema = ledger, lease, schema
+        """What a run reads is in `inputs`, by the files' keys; `key_column` of the table holds the rows' keys."""
+        self._table, self._intents, self._staging, self._ledger = table, intents, staging, ledger
+        self._lease, self._schema, self._key_column = lease, schema, key_column
         self._run_id, self._recipe_digest, self._inputs = run_id, recipe_digest, inputs
+        self._exchanges = list(exchanges)
         self._lock = threading.Lock()
+        self._states: dict[InputFile, State] = {}
+        self._before: frozenset[str] = frozenset()
         self._recorded: set[str] = set()
-        self._others: set[str] = set()
+        self._exchanged: set[InputFile] = set()
+        self.rows = 0
+        """How many were committed."""
 
     @property
     def finished(self) -> frozenset[str]:
         """Keys of the run's input files whose rows are all in the table."""
         return frozenset(self._recorded)
 
-    def recover(self) -> None:
-        """Finish the commit that a killed run had begun; what is left to be done is known after that only."""
+    @property
+    def uncommitted(self) -> int:
+        """Rows that are done and not yet in the table."""
+        return sum(len(staged.keys) for staged in self._uncommitted())
+
+    def recover(self) -> bool:
+        """Finish what a killed run had begun, and throw away what it made of files that have changed since.
+
+        Returns:
+            Whether the ledger has changed: what was planned before is out of date then.
+        """
         with self._lock:
-            for number in self._numbers():
-                intent = self._read(number)
-                if intent.number > self._table.last_commit():
-                    log.info("commit %d of run %s is finished", intent.number, intent.run_id)
-                    self._table.commit(intent.files, self._schema, intent.commit, intent.replace)
+            self._staging.recover()
+            self._states = self._ledger.states()
+            self._before = frozenset(file.key for file, state in self._states.items() if not state.gone)
+            has_changed = self._finish()
             self._table.refresh()
-            self._record()
+            old = {file.key for exchange in self._exchanges for file in exchange.old}
+            stale = [staged.name for staged in self._uncommitted() if old & set(staged.rows_by_file)]
+            self._staging.discard(stale)
+            if stale:
+                self._staging.recover()
+            return has_changed
 
     def commit(self, replace: bool = False) -> int:
         """Add what is whole and not yet in the table; returns how many rows that were.
@@ -119,76 +118,122 @@ class Committer:
             OutputError: the table cannot take the files.
         """
         with self._lock:
-            taken = {name for number in self._numbers() for name in self._read(number).writes}
-            new = [staged for staged in self._staging.whole() if staged.name not in taken]
-            if not new and not replace:
-                self._record()
-                return 0
-            names = sorted(staged.name for staged in new)
-            files = self._staging.data_files(names)
-            number = max([self._table.last_commit(), *self._numbers()]) + 1
-            intent = Intent(number, self._run_id, self._recipe_digest, replace, tuple(names), tuple(files))
-            self._lease.check()
-            make_folder(self._store, self._folder)
-            if not put_new(self._store, self._path(number), intent.to_json()):
-                raise OutputError(f"commit {number} was taken by another run: two runs write to one output")
-            self._table.commit(files, self._schema, intent.commit, replace)
+            self._finish()
+            before = self.rows
+            plain, exchanging, exchanges = self._ready()
+            if plain or replace:
+                self._make(plain, replace)
+            if exchanging or exchanges:
+                rows = [key for staged in exchanging for key in self._again(staged)]
+                self._make(exchanging, False, rows, [file for exchange in exchanges for file in exchange.old])
             self._record()
-            return sum(file.rows for file in files)
+            return self.rows - before
 
-    def _record(self) -> None:
-        """Write finished input files into the ledger, and forget what tells of their rows."""
-        staged = self._staging.whole()
-        numbers = self._numbers()
-        intents = {number: self._read(number) for number in numbers}
-        committed = {name for intent in intents.values() for name in intent.writes}
+    def _ready(self) -> tuple[list[Staged], list[Staged], list[Exchange]]:
+        """Writes that only add; those whose rows take the place of others; and the exchanges that are complete."""
+        writes = self._uncommitted()
+        done: Counter[str] = Counter()
+        for staged in self._staging.whole():
+            done.update(staged.rows_by_file)
+        open_ = [exchange for exchange in self._exchanges if not exchange.old <= self._exchanged]
+        exchanges = [
+            exchange
+            for exchange in open_
+            if all(key in self._recorded or done[key] == self._inputs[key].rows for key in exchange.new)
+        ]
+        while True:  # a write that must wait keeps back the others of its files
+            waiting = {key for exchange in open_ if exchange not in exchanges for key in exchange.new}
+            held = {key for staged in writes if waiting & set(staged.rows_by_file) for key in staged.rows_by_file}
+            kept_back = [exchange for exchange in exchanges if exchange.new & held]
+            if not kept_back:
+                break
+            exchanges = [exchange for exchange in exchanges if exchange not in kept_back]
+        writes = [staged for staged in writes if not waiting & set(staged.rows_by_file)]
+        special = self._before.union(*(exchange.new for exchange in exchanges))
+        exchanging = {staged.name: staged for staged in writes if special & set(staged.rows_by_file)}
+        plain = [staged for staged in writes if staged.name not in exchanging]
+        return plain, list(exchanging.values()), exchanges
+
+    def _again(self, staged: Staged) -> Iterable[str]:
+        """Keys of rows whose file was finished before: they were tried again."""
+        owners = pc.utf8_slice_codeunits(staged.keys, 0, KEY_DIGITS)
+        keys: list[str] = staged.keys.filter(pc.is_in(owners, pa.array(sorted(self._before), owners.type))).to_pylist()
+        return keys
+
+    def _make(
+        self, writes: Sequence[Staged], replace: bool, rows: Sequence[str] = (), files: Sequence[InputFile] = ()
+    ) -> None:
+        names = sorted(staged.name for staged in writes)
+        number = max([self._table.last_commit(), *(intent.number for intent in self._intents.all())]) + 1
+        intent = Intent(
+            *(number, self._run_id, self._recipe_digest, replace, tuple(names)),
+            *(tuple(self._staging.data_files(names)), tuple(rows), tuple(files)),
+        )
+        self._lease.check()
+        self._intents.add(intent)
+        self._finish()
+        self._exchanged.update(files)
+        self.rows += sum(file.rows for file in intent.files)
+
+    def _finish(self) -> bool:
+        """Carry out intents that the table has not seen, and enter all of them in the ledger."""
+        intents = self._intents.all()
+        for intent in intents:
+            if intent.number > self._table.last_commit():
+                removal = intent.removal(self._key_column)
+                self._table.commit(intent.files, self._schema, intent.commit, intent.replace, removal)
+                log.info("commit %d of run %s: %d files", intent.number, intent.run_id, len(intent.files))
+        if intents and intents[-1].removal(self._key_column):  # tables may have copied the rows
+            listed = set(self._table.files())
+            self._staging.remove_data(file.path for file in intents[-1].files if file.path not in listed)
+        return self._record()
+
+    def _record(self) -> bool:
+        """Write finished input files into the ledger, and forget what tells of their rows; whether there were any."""
+        intents, staged = self._intents.all(), self._staging.whole()
+        last = intents[-1].number if intents else 0
+        committed = {name for intent in intents for name in intent.writes}
         counts: Counter[str] = Counter()
         for write in staged:
             if write.name in committed:
                 counts.update(write.rows_by_file)
-        self._settle(set(counts) - set(self._inputs) - self._others)
         twice = [read.file.path for key, read in self._inputs.items() if counts[key] > read.rows]
         if twice:
             raise RunError(f"rows of {', '.join(twice[:5])} were written twice; the table is not right")
-        finished = {key for key, read in self._inputs.items() if counts[key] == read.rows}
-        last = numbers[-1] if numbers else 0
+        finished = {key for key, read in self._inputs.items() if counts[key] == read.rows} - self._recorded
+        gone = {
+            file: intent
+            for intent in intents
+            for file in intent.gone_files
+            if file not in self._states or self._states[file].commit < intent.number
+        }
         self._ledger.add(
-            Entry(read.file, read.rows, self._run_id, last, self._recipe_digest, hashed(read.ids).tobytes())
-            for read in map(self._inputs.__getitem__, sorted(finished - self._recorded))
+            [
+                *(
+                    Entry(file, 0, intent.run_id, intent.number, intent.recipe_digest, gone=True)
+                    for file, intent in gone.items()
+                ),
+                *(
+                    Entry(read.file, read.rows, self._run_id, last, self._recipe_digest, read.ids)
+                    for read in map(self._inputs.__getitem__, sorted(finished))
+                ),
+            ]
         )
+        self._states |= {file: State(intent.number, True) for file, intent in gone.items()}
         self._recorded |= finished
-        settled = self._recorded | self._others
+        left_table = {file.key for file, state in self._states.items() if state.gone} - set(self._inputs)
+        settled = self._recorded | self._before | left_table
         over = [write.name for write in staged if write.name in committed and set(write.rows_by_file) <= settled]
         self._staging.forget(over)
         left = {write.name for write in staged} - set(over)
-        for number, intent in intents.items():
-            if number != last and not left.intersection(intent.writes):
-                self._store.rm_file(self._path(number))
+        for intent in intents:
+            if intent.number != last and not left.intersection(intent.writes):
+                self._intents.forget(intent)
+        return bool(finished or gone)
 
-    def _settle(self, unknown: set[str]) -> None:
-        """Rows of files that this run does not read: finished ones, or such as the source does not hold any more."""
-        if unknown:
-            gone = unknown - {file.key for file in self._ledger.finished()}
-            if gone:
-                log.warning(
-                    "%d input files have changed or gone since a run began with them; their rows that were done stay "
-                    "in the table (source_row begins with %s)",
-                    *(len(gone), ", ".join(sorted(gone)[:5])),
-                )
-            self._others |= unknown
-
-    def _numbers(self) -> list[int]:
-        self._store.invalidate_cache()
-        if not self._store.exists(self._folder):
-            return []
-        names = (posixpath.basename(path) for path in self._store.ls(self._folder, detail=False))
-        return sorted(int(name[:-5]) for name in names if name.endswith(".json") and not name.startswith("."))
-
-    def _path(self, number: int) -> str:
-        return join(self._folder, f"{number:08d}.json")
-
-    def _read(self, number: int) -> Intent:
-        return Intent.from_json(self._store.cat_file(self._path(number)))
+    def _uncommitted(self) -> list[Staged]:
+        taken = {name for intent in self._intents.all() for name in intent.writes}
+        return [staged for staged in self._staging.whole() if staged.name not in taken]
 
 
 class Interval:

@@ -1,7 +1,8 @@
 """The ledger: which input files are finished, under which recipe, in which generation of the table.
 
 It lies in the object store beside the table, in segments that are only ever added; many are put together to one now and
-then. Reading a file twice changes nothing, so a crash at any moment leaves a ledger that is right.
+then. What is written with a later commit counts, and reading a segment twice changes nothing, so a crash at any moment
+leaves a ledger that is right.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import io
 import posixpath
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 import fsspec
@@ -31,9 +32,11 @@ SEGMENT = pa.schema(
         pa.field("run_id", pa.string()),
         pa.field("commit", pa.int64()),
         pa.field("recipe_digest", pa.string()),
+        pa.field("gone", pa.bool_()),  # its rows have left the table
         pa.field("ids", pa.large_binary()),  # of the rows: 8 bytes each, by ids.hashed
     ]
 )
+BEGUN = pa.schema([SEGMENT.field(name) for name in ("path", "size", "version")])
 SEGMENTS = 24
 """More small ones are put together to one."""
 SMALL = 16_000_000
@@ -53,18 +56,29 @@ class InputFile(NamedTuple):
         return hashlib.sha256(f"{self.path}\n{self.size}\n{self.version}".encode()).hexdigest()[:16]
 
 
+class State(NamedTuple):
+    """What has become of a file last."""
+
+    commit: int
+    """The commit with which its last row came into the table, or all of them went."""
+    gone: bool
+    """Its rows are not in the table any more."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A finished file."""
+    """A file that is finished, or whose rows have left the table."""
 
     file: InputFile
     rows: int
     run_id: str
     commit: int
-    """The commit with which its last row came into the table."""
+    """See `State`."""
     recipe_digest: str
     ids: bytes = b""
     """Of its rows, 8 bytes each."""
+    gone: bool = False
+    """See `State`."""
 
 
 class Ledger:
@@ -72,56 +86,80 @@ class Ledger:
 
     def __init__(self, store: fsspec.AbstractFileSystem, folder: str) -> None:
         self._store, self._folder = store, folder
+        self._begun = join(folder, "begun")
 
-    def finished(self) -> set[InputFile]:
-        """All files that are finished."""
-        files: set[InputFile] = set()
-        for path in self._segments():
-            table = self._read(path, ["path", "size", "version"])
-            columns = (table[name].to_pylist() for name in ("path", "size", "version"))
-            files.update(map(InputFile, *columns))
-        return files
+    def states(self) -> dict[InputFile, State]:
+        """What is known of every file."""
+        states: dict[InputFile, State] = {}
+        for path in self._segments(self._folder):
+            columns = [*InputFile._fields, *State._fields]
+            table = self._read(path, columns)
+            *fields, commits, gone = (table[name].to_pylist() for name in columns)
+            for file, state in zip(map(InputFile, *fields), map(State, commits, gone), strict=True):
+                states[file] = max(state, states.get(file, state))
+        return states
 
-    def ids(self) -> Iterator[npt.NDArray[np.uint64]]:
-        """The ids of their rows, segment by segment."""
-        for path in self._segments():
-            parts = self._read(path, ["ids"])["ids"].to_pylist()
-            yield np.frombuffer(b"".join(part or b"" for part in parts), np.uint64)
+    def ids(self, files: Collection[InputFile]) -> Iterator[npt.NDArray[np.uint64]]:
+        """The ids of the rows of some files, segment by segment."""
+        for path in self._segments(self._folder):
+            table = self._read(path, [*InputFile._fields, "ids"])
+            *fields, ids = (table[name].to_pylist() for name in table.column_names)
+            parts = [part or b"" for file, part in zip(map(InputFile, *fields), ids, strict=True) if file in files]
+            yield np.frombuffer(b"".join(parts), np.uint64)
 
     def add(self, entries: Iterable[Entry]) -> None:
-        """Write down finished files. May be repeated."""
+        """Write down what has become of files. May be repeated."""
         rows = [
             entry.file._asdict()
-            | {"rows": entry.rows, "run_id": entry.run_id, "commit": entry.commit}
+            | {"rows": entry.rows, "run_id": entry.run_id, "commit": entry.commit, "gone": entry.gone}
             | {"recipe_digest": entry.recipe_digest, "ids": entry.ids}
             for entry in entries
         ]
         if rows:
-            self._write(pa.Table.from_pylist(rows, SEGMENT))
+            self._write(self._folder, pa.Table.from_pylist(rows, SEGMENT))
             self._put_together()
 
+    def begin(self, files: Iterable[InputFile]) -> None:
+        """Write down what a run is about to read: if it is killed, and a file changes, its rows must be found."""
+        self._write(self._begun, pa.Table.from_pylist([file._asdict() for file in files], BEGUN))
+
+    def begun(self) -> set[InputFile]:
+        """The files that runs have begun with and not finished."""
+        files: set[InputFile] = set()
+        for path in self._segments(self._begun):
+            table = self._read(path)
+            files.update(map(InputFile, *(table[name].to_pylist() for name in InputFile._fields)))
+        return files
+
+    def forget_begun(self, over: Collection[InputFile]) -> None:
+        """Remove the lists of files with which runs have begun, if all of them are over."""
+        for path in self._segments(self._begun):
+            table = self._read(path)
+            if all(map(over.__contains__, map(InputFile, *(table[name].to_pylist() for name in InputFile._fields)))):
+                self._store.rm_file(path)
+
     def _put_together(self) -> None:
-        paths = [path for path in self._segments() if self._store.size(path) < SMALL]
+        paths = [path for path in self._segments(self._folder) if self._store.size(path) < SMALL]
         if len(paths) > SEGMENTS:
-            self._write(pa.concat_tables([self._read(path) for path in paths]))
+            self._write(self._folder, pa.concat_tables([self._read(path) for path in paths]))
             self._store.rm(paths)
 
-    def _segments(self) -> list[str]:
+    def _segments(self, folder: str) -> list[str]:
         self._store.invalidate_cache()
-        if not self._store.exists(self._folder):
+        if not self._store.exists(folder):
             return []
-        paths = self._store.ls(self._folder, detail=False)
+        paths = self._store.ls(folder, detail=False)
         return sorted(path for path in paths if path.endswith(".parquet") and not _is_hidden(path))
 
     def _read(self, path: str, columns: list[str] | None = None) -> pa.Table:
         with self._store.open(path, "rb") as file:
             return pq.ParquetFile(file).read(columns=columns)
 
-    def _write(self, table: pa.Table) -> None:
-        make_folder(self._store, self._folder)
+    def _write(self, folder: str, table: pa.Table) -> None:
+        make_folder(self._store, folder)
         data = io.BytesIO()
         pq.write_table(table, data, compression="zstd")
-        put(self._store, join(self._folder, f"{uuid.uuid4().hex}.parquet"), data.getvalue())
+        put(self._store, join(folder, f"{uuid.uuid4().hex}.parquet"), data.getvalue())
 
 
 def _is_hidden(path: str) -> bool:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import RunError
-from pipeline.lake.places import join, make_folder
+from pipeline.lake.places import join, make_folder, put
 from pipeline.lake.table import KEY_DIGITS, DataFile
 
 PENDING = ".pending.parquet"
@@ -95,6 +95,20 @@ class Staging:
                 )
         prefix = self._data + "/"
         return [DataFile(path.removeprefix(prefix), sizes[path], rows[path]) for path in sorted(sizes)]
+
+    def discard(self, names: Iterable[str]) -> None:
+        """Throw writes away, with their data files; to be called before `recover`, which does the second half."""
+        for name in names:
+            path = join(self.folder, f"{name}.parquet")
+            put(self._store, join(self.folder, name + PENDING), self._store.cat_file(path))
+            self._store.rm_file(path)
+            self._known.pop(name, None)
+
+    def remove_data(self, paths: Iterable[str]) -> None:
+        """Remove data files, by their paths below the table's folder, where they are."""
+        self._store.invalidate_cache()
+        whole = (join(self._data, path) for path in paths)
+        self._remove(path for path in whole if self._store.exists(path))
 
     def forget(self, names: Iterable[str]) -> None:
         """The input files of these writes are finished, and in the ledger."""

@@ -1,0 +1,87 @@
+"""What commits are about to do, written down under numbers before they do it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import posixpath
+from typing import Any
+
+import fsspec
+
+from pipeline.errors import OutputError
+from pipeline.lake.ledger import InputFile
+from pipeline.lake.places import join, make_folder, put_new
+from pipeline.lake.table import Commit, DataFile, Removal
+
+
+@dataclasses.dataclass(frozen=True)
+class Intent:
+    """One commit."""
+
+    number: int
+    run_id: str
+    recipe_digest: str
+    replace: bool
+    """Whether it takes the place of all that the table holds."""
+    writes: tuple[str, ...]
+    """Names in the checkpoint."""
+    files: tuple[DataFile, ...]
+    gone_rows: tuple[str, ...] = ()
+    """Keys of rows whose place others take."""
+    gone_files: tuple[InputFile, ...] = ()
+    """Input files all of whose rows go."""
+
+    @property
+    def commit(self) -> Commit:
+        """For the table."""
+        return Commit(self.number, self.run_id, self.recipe_digest)
+
+    def removal(self, column: str) -> Removal:
+        """For the table; `column` holds the rows' keys."""
+        return Removal(column, self.gone_rows, tuple(file.key for file in self.gone_files))
+
+    def to_json(self) -> bytes:
+        """As a file."""
+        return json.dumps(dataclasses.asdict(self), indent=1).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Intent:
+        """The inverse."""
+        content: dict[str, Any] = json.loads(data)
+        content["files"] = tuple(DataFile(**file) for file in content["files"])
+        content["gone_files"] = tuple(InputFile(*file) for file in content["gone_files"])
+        return cls(**content | {name: tuple(content[name]) for name in ("writes", "gone_rows")})
+
+
+class Intents:
+    """The intents of an output, in a folder of their own. The newest stays, as the number that was given last."""
+
+    def __init__(self, store: fsspec.AbstractFileSystem, folder: str) -> None:
+        self._store, self._folder = store, folder
+
+    def all(self) -> list[Intent]:
+        """All that are there, by number."""
+        self._store.invalidate_cache()
+        if not self._store.exists(self._folder):
+            return []
+        names = (posixpath.basename(path) for path in self._store.ls(self._folder, detail=False))
+        numbers = sorted(int(name[:-5]) for name in names if name.endswith(".json") and not name.startswith("."))
+        return [Intent.from_json(self._store.cat_file(self._path(number))) for number in numbers]
+
+    def add(self, intent: Intent) -> None:
+        """Write one down.
+
+        Raises:
+            OutputError: its number was taken.
+        """
+        make_folder(self._store, self._folder)
+        if not put_new(self._store, self._path(intent.number), intent.to_json()):
+            raise OutputError(f"commit {intent.number} was taken by another run: two runs write to one output")
+
+    def forget(self, intent: Intent) -> None:
+        """It is done, and so is what follows from it."""
+        self._store.rm_file(self._path(intent.number))
+
+    def _path(self, number: int) -> str:
+        return join(self._folder, f"{number:08d}.json")
