@@ -28,7 +28,22 @@ class Source(_Section):
     """What is read."""
 
     uri: tuple[str, ...] = ()
-    """Parquet files, folders or globs; local paths, `s3://…` or any fsspec URL."""
+    """Parquet files, folders or globs; the folder of a Delta or Iceberg table; a folder of image files. Local paths,
+    `s3://…` or any fsspec URL; with `catalog`, names of Iceberg tables."""
+    format: Literal["auto", "parquet", "delta", "iceberg", "images"] = "auto"
+    """What lies there; `auto` looks."""
+    version: int | str | None = None
+    """The version of a Delta table, or the snapshot id or tag of an Iceberg table; null: the newest."""
+    catalog: dict[str, str] = Field(default_factory=dict)
+    """pyiceberg's properties of the catalog (`type`, `uri`, …) in which `uri` is a table's name."""
+    captions: str | None = None
+    """A CSV or JSON-lines file that tells more of a folder's image files, named in its column `file_name`; null:
+    `metadata` or `captions` with the ending .csv, .jsonl or .ndjson in the folder, if it is there."""
+    filters: tuple[tuple[str, Literal["=", "==", "!=", "<", "<=", ">", ">=", "in", "not in"], Any], ...] = ()
+    """Only rows for which all of these hold, such as `[[year, ">=", 1900], [shelf, in, [A, B]]]`."""
+    storage: dict[str, str | int | bool] = Field(default_factory=dict)
+    """Options of the store, as its fsspec driver knows them, such as `endpoint_url` and `profile` of s3. Secrets are
+    named, not written: `${NAME}` stands for an environment variable."""
     allowed_uris: tuple[str, ...] = ()
     """Prefixes under which images named by URI may be fetched; empty: only the source's own folder."""
 
@@ -53,6 +68,8 @@ class Columns(_Section):
     """A list of other images of the same subject; may be null."""
     truth: str | None = "truth"
     """The undamaged image, if known: it is only compared with, never shown to the model."""
+    keep: tuple[str, ...] | None = None
+    """The other columns that pass through, beside id and caption; null: all."""
 
 
 class Restoration(_Section):
@@ -116,6 +133,13 @@ class Output(_Section):
     """Namespace and name of an Iceberg table in its catalog."""
     catalog: dict[str, str] = Field(default_factory=dict)
     """pyiceberg's properties of the catalog (`type`, `uri`, …); empty: one in memory, made from the table's folder."""
+    storage: dict[str, str | int | bool] = Field(default_factory=dict)
+    """Options of the store, as for the source."""
+    images: Literal["inline", "files"] = "inline"
+    """Where restored images go: into the table, or into files of their own below `images/`, with their URI in the
+    table."""
+    partition_by: tuple[str, ...] = ()
+    """Pass-through columns by whose values the table is divided."""
     mixed: bool = False
     """Let new files of a table be restored with another recipe than the old ones."""
     commit_minutes: float = Field(default=5, gt=0)
@@ -124,7 +148,10 @@ class Output(_Section):
     """So long after a run has died without a word, another may write."""
 
 
-_PLACES = ("file_mb", "row_group", "table", "table_name", "catalog", "mixed", "commit_minutes", "lease_seconds")
+_PLACES = (
+    *("uri", "storage", "table", "table_name", "catalog", "file_mb", "row_group", "partition_by"),
+    *("mixed", "commit_minutes", "lease_seconds"),
+)
 """Settings of the output that do not change a row."""
 
 
@@ -171,14 +198,16 @@ class Recipe(_Section):
 
     def digest(self) -> str:
         """SHA-256 over what decides a row's content: not over places, resources or how many rows."""
-        content = self.model_dump(mode="json", exclude={"source": True, "resources": True, "output": {"uri", *_PLACES}})
+        content = self.model_dump(mode="json", exclude={"resources": True, "output": {*_PLACES}})
+        content["source"] = {"filters": content["source"]["filters"]}
         content["limits"].pop("rows")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self, shown: Callable[[str], str] = str) -> str:
         """The recipe as a file that `load_recipe` reads; `shown` may take secrets out of its URIs."""
         tree = self.model_dump(mode="json")
-        tree["source"] = {key: [shown(uri) for uri in uris] for key, uris in tree["source"].items()}
+        for key in ("uri", "allowed_uris"):
+            tree["source"][key] = [shown(uri) for uri in tree["source"][key]]
         tree["output"]["uri"] = shown(tree["output"]["uri"])
         return yaml.safe_dump(tree, sort_keys=False)
 

@@ -28,6 +28,9 @@ from pipeline.lake.table import KEY_DIGITS, Table
 
 log = logging.getLogger(__name__)
 
+SETTLE = 30.0
+"""Seconds from a write until it is committed, at least, while the run goes on."""
+
 
 class Input(NamedTuple):
     """An input file of a run."""
@@ -103,15 +106,21 @@ class Committer:
             old = {file.key for exchange in self._exchanges for file in exchange.old}
             stale = [staged.name for staged in self._uncommitted() if old & set(staged.rows_by_file)]
             self._staging.discard(stale)
-            if stale:
-                self._staging.recover()
+            self._staging.remove_half(stale)
+            self._drop_doubled()
             return has_changed
 
-    def commit(self, replace: bool = False) -> int:
+    def look(self) -> frozenset[str]:
+        """Names of the writes that are whole and not yet in the table."""
+        with self._lock:
+            return frozenset(staged.name for staged in self._uncommitted())
+
+    def commit(self, replace: bool = False, among: frozenset[str] | None = None) -> int:
         """Add what is whole and not yet in the table; returns how many rows that were.
 
         Args:
             replace: it takes the place of all that the table holds.
+            among: only these writes.
 
         Raises:
             RunError: the lease was lost, or a row was written twice.
@@ -120,7 +129,8 @@ class Committer:
         with self._lock:
             self._finish()
             before = self.rows
-            plain, exchanging, exchanges = self._ready()
+            self._drop_doubled()
+            plain, exchanging, exchanges = self._ready(among)
             if plain or replace:
                 self._make(plain, replace)
             if exchanging or exchanges:
@@ -129,12 +139,22 @@ class Committer:
             self._record()
             return self.rows - before
 
-    def _ready(self) -> tuple[list[Staged], list[Staged], list[Exchange]]:
+    def _drop_doubled(self) -> None:
+        """Throw away writes of rows that others have written too: of a task that outlived the run before this."""
+        doubled = self._staging.doubled({name for intent in self._intents.all() for name in intent.writes})
+        if doubled:
+            log.warning("%d writes hold rows that others hold too, and are thrown away", len(doubled))
+            self._staging.discard(doubled)
+            self._staging.remove_half(doubled)
+
+    def _ready(self, among: frozenset[str] | None) -> tuple[list[Staged], list[Staged], list[Exchange]]:
         """Writes that only add; those whose rows take the place of others; and the exchanges that are complete."""
-        writes = self._uncommitted()
+        writes = [staged for staged in self._uncommitted() if among is None or staged.name in among]
         done: Counter[str] = Counter()
+        taken = {staged.name for staged in self._uncommitted()} - {staged.name for staged in writes}
         for staged in self._staging.whole():
-            done.update(staged.rows_by_file)
+            if staged.name not in taken:
+                done.update(staged.rows_by_file)
         open_ = [exchange for exchange in self._exchanges if not exchange.old <= self._exchanged]
         exchanges = [
             exchange
@@ -237,7 +257,11 @@ class Committer:
 
 
 class Interval:
-    """Commits at intervals while its block runs."""
+    """Commits at intervals while its block runs.
+
+    What was just written waits a little: Ray may not know yet that it is done, and write it once more if a machine is
+    lost at that moment.
+    """
 
     def __init__(self, committer: Committer, seconds: float | None) -> None:
         """`seconds` between commits; None: none before the end."""
@@ -256,9 +280,14 @@ class Interval:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._seconds):
+        assert self._seconds is not None
+        pause = min(SETTLE, self._seconds / 2)
+        while not self._stop.wait(self._seconds - pause):
             try:
-                rows = self._committer.commit()
+                seen = self._committer.look()
+                if self._stop.wait(pause):
+                    return
+                rows = self._committer.commit(among=seen)
             except Exception as error:  # the last commit tries again, and says what is wrong
                 log.warning("a commit failed: %s: %s", type(error).__name__, error)
             else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from deltalake.transaction import AddAction, create_table_with_add_actions
 
 from pipeline.errors import OutputError
 from pipeline.lake.places import as_uri, join
+from pipeline.lake.storage import Options, for_delta
 from pipeline.lake.table import KEY_DIGITS, Commit, DataFile, Removal
 
 APPLICATION = "conservator"
@@ -27,9 +27,15 @@ ROWS = 64
 class DeltaLakeTable:
     """The Delta table in the folder `root`."""
 
-    def __init__(self, store: fsspec.AbstractFileSystem, root: str) -> None:
+    def __init__(
+        self,
+        store: fsspec.AbstractFileSystem,
+        root: str,
+        storage: Options | None = None,
+        partition_by: Sequence[str] = (),
+    ) -> None:
         self._store, self._root, self._uri = store, root, as_uri(store, root)
-        self._options = _options(self._uri)
+        self._options, self._partition_by = for_delta(storage or {}), list(partition_by)
 
     def last_commit(self) -> int:
         """The number of the last commit; 0 before the first."""
@@ -65,7 +71,7 @@ class DeltaLakeTable:
                 schema=Schema.from_arrow(schema),
                 add_actions=actions,
                 mode="error",
-                partition_by=[],
+                partition_by=self._partition_by,
                 storage_options=self._options,
                 commit_properties=properties,
             )
@@ -76,7 +82,7 @@ class DeltaLakeTable:
             return
         mode = "overwrite" if replace else "append"
         table.create_write_transaction(
-            actions, mode=mode, schema=table.schema(), partition_by=[], commit_properties=properties
+            actions, mode=mode, schema=table.schema(), partition_by=self._partition_by, commit_properties=properties
         )
 
     def _exchange(
@@ -155,9 +161,3 @@ def _action(file: DataFile) -> AddAction:
 
 def _literals(texts: Sequence[str]) -> str:
     return ", ".join("'" + text.replace("'", "''") + "'" for text in texts)
-
-
-def _options(uri: str) -> dict[str, Any]:
-    """What its store needs to know beyond the environment."""
-    plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
-    return {"AWS_ALLOW_HTTP": "true"} if uri.startswith("s3") and plain else {}

@@ -8,6 +8,7 @@ from pipeline.errors import ForbiddenURI, StoreUnavailable, UnreadableImage
 from pipeline.imaging.cells import LONGEST_URI, redacted, shown
 from pipeline.lake.attempts import Attempts, GaveUp
 from pipeline.lake.places import local_path, open_store
+from pipeline.lake.storage import Options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,8 @@ class UriReader:
     """Further prefixes."""
     max_bytes: int
     attempts: int
+    storage: Options = dataclasses.field(default_factory=dict, repr=False)
+    """Options of the store."""
 
     def __call__(self, uri: str) -> bytes:
         """The content of a file.
@@ -32,7 +35,7 @@ class UriReader:
         place = self._resolved(uri)
 
         def read() -> bytes:
-            store, path = open_store(place)
+            store, path = open_store(place, self.storage)
             with store.open(path, "rb") as file:
                 data: bytes = file.read(self.max_bytes + 1)
                 return data

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import posixpath
 from collections.abc import Mapping, Sequence
-from typing import Any
-
 import fsspec
 import pyarrow as pa
 from pyiceberg.catalog import Catalog, load_catalog
@@ -18,6 +14,8 @@ from pyiceberg.table import Table as PyIcebergTable
 from pipeline.errors import OutputError
 from pipeline.lake.places import as_uri, is_local, join, put
 from pipeline.lake.rewriting import rewrite
+from pipeline.lake.snapshots import newest_metadata
+from pipeline.lake.storage import Options, for_iceberg, resolved
 from pipeline.lake.table import Commit, DataFile, Removal
 
 NUMBER = "conservator.commit"
@@ -32,19 +30,26 @@ class IcebergTable:
     """
 
     def __init__(
-        self, store: fsspec.AbstractFileSystem, root: str, name: str, catalog: Mapping[str, str] | None = None
+        self,
+        store: fsspec.AbstractFileSystem,
+        root: str,
+        name: str,
+        catalog: Mapping[str, str] | None = None,
+        storage: Options | None = None,
+        partition_by: Sequence[str] = (),
     ) -> None:
         """`name` is `namespace.table`; `catalog` holds pyiceberg's properties, such as `type` and `uri`."""
-        self._store, self._root, self._name = store, root, name
+        self._store, self._root, self._name, self._partition_by = store, root, name, tuple(partition_by)
         self._location = _location(store, root)
         self._embedded = not catalog
-        properties = dict(catalog) if catalog else {"type": "sql", "uri": "sqlite:///:memory:"}
-        self._catalog: Catalog = load_catalog("conservator", **(_storage() | properties))
+        embedded = {"type": "sql", "uri": "sqlite:///:memory:"}
+        properties = resolved(catalog, "output.catalog") if catalog else embedded
+        self._catalog: Catalog = load_catalog("conservator", **(for_iceberg(storage or {}) | properties))
         self._catalog.create_namespace_if_not_exists(name.rpartition(".")[0])
         if self._embedded:
-            newest = self._newest()
+            newest = newest_metadata(store, root)
             if newest:
-                self._catalog.register_table(name, newest)
+                self._catalog.register_table(name, f"{self._location}/metadata/{posixpath.basename(newest)}")
 
     def last_commit(self) -> int:
         """The number of the last commit; 0 before the first."""
@@ -68,7 +73,7 @@ class IcebergTable:
         removal: Removal | None = None,
     ) -> None:
         """See `Table`."""
-        table = self._table() or self._catalog.create_table(self._name, schema=schema, location=self._location)
+        table = self._table() or self._create(schema)
         try:
             with table.update_schema() as update:
                 update.union_by_name(schema)
@@ -101,36 +106,23 @@ class IcebergTable:
             version = posixpath.basename(table.metadata_location).removesuffix(".metadata.json")
             put(self._store, join(self._root, "metadata", "version-hint.text"), version.encode())
 
+    def _create(self, schema: pa.Schema) -> PyIcebergTable:
+        with self._catalog.create_table_transaction(
+            self._name, schema=schema, location=self._location, properties={"format-version": "2"}
+        ) as transaction:
+            with transaction.update_spec() as spec:
+                for name in self._partition_by:
+                    spec.add_identity(name)
+        table = self._table()
+        assert table is not None
+        return table
+
     def _table(self) -> PyIcebergTable | None:
         try:
             return self._catalog.load_table(self._name)
         except NoSuchTableError:
             return None
 
-    def _newest(self) -> str | None:
-        """The newest metadata file below the table's folder."""
-        folder = join(self._root, "metadata")
-        self._store.invalidate_cache()
-        if not self._store.exists(folder):
-            return None
-        paths = [path for path in self._store.ls(folder, detail=False) if path.endswith(".metadata.json")]
-        if not paths:
-            return None
-        highest = max(_version(path) for path in paths)
-        same = [path for path in paths if _version(path) == highest]
-        newest = max(same, key=lambda path: json.loads(self._store.cat_file(path))["last-updated-ms"])
-        return f"{self._location}/metadata/{posixpath.basename(newest)}"
-
-
-def _version(path: str) -> int:
-    return int(posixpath.basename(path).partition("-")[0])
-
 
 def _location(store: fsspec.AbstractFileSystem, root: str) -> str:
     return f"file://{root}" if is_local(store) else as_uri(store, root)
-
-
-def _storage() -> dict[str, Any]:
-    """Where the object store is, from the environment; keys are found there by its driver itself."""
-    names = {"AWS_ENDPOINT_URL": "s3.endpoint", "AWS_REGION": "s3.region", "AWS_DEFAULT_REGION": "s3.region"}
-    return {key: os.environ[name] for name, key in names.items() if name in os.environ}

@@ -4,6 +4,7 @@ data/                  the table's folder: Parquet files, and _manifest/, metada
 state/run.json         the last run: its id, recipe, generation, and whether it is finished
 state/recipe.yaml      its recipe
 state/lease/           who may write
+images/0001/           restored images, if they are not in the table
 state/ledger/0001/     input files that are finished, by generation of the table
 state/checkpoint/0001/ rows that are done of those that are not
 state/commits/         what a commit adds, written down before it does
@@ -15,17 +16,23 @@ import dataclasses
 import json
 import posixpath
 import re
+from collections.abc import Collection
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError, SourceError
 from pipeline.imaging.cells import redacted
+from pipeline.lake.images import ImageWriter
+from pipeline.lake.intents import Intents
 from pipeline.lake.lease import Lease
 from pipeline.lake.ledger import Ledger
 from pipeline.lake.manifest import ManifestTable
-from pipeline.lake.places import explained, join, make_folder, open_store, put
+from pipeline.lake.places import as_uri, explained, join, make_folder, open_store, put
+from pipeline.lake.rewriting import PREFIX as REWRITTEN
 from pipeline.lake.staging import Staging
 from pipeline.lake.table import Table
 from pipeline.recipe import Output as Settings
@@ -46,6 +53,8 @@ class Turn:
     replaces: bool
     """Whether its rows take the place of all others when it is finished."""
     resumed: bool
+    retries: bool = False
+    """Whether it does rows again that have failed, and no others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +71,9 @@ class Output:
         """Path of the table's folder."""
         return join(self.root, "data")
 
-    @property
-    def commits(self) -> str:
-        """Path of the folder of commits that were begun."""
-        return join(self.root, "state/commits")
+    def intents(self) -> Intents:
+        """The commits that were begun."""
+        return Intents(self.store, join(self.root, "state/commits"))
 
     def run(self) -> dict[str, Any] | None:
         """What the last run wrote about itself; None before the first."""
@@ -86,19 +94,22 @@ class Output:
             text: str = self.store.cat_file(join(self.root, RECIPE)).decode()
             return text
 
-    def turn(self, run_id: str, recipe_digest: str, fresh: bool) -> Turn:
+    def turn(self, run_id: str, recipe_digest: str, fresh: bool, retries: bool = False) -> Turn:
         """What a run with this recipe would be; writes nothing.
 
         Args:
             run_id: of a new run; one that goes on keeps the id of the one that was killed.
             recipe_digest: of its recipe.
             fresh: replace all that the table holds.
+            retries: do rows again that have failed.
 
         Raises:
             OutputError: the place holds foreign data, or rows of another recipe.
         """
         last = self.run()
         if last is None:
+            if retries:
+                raise OutputError(f"{redacted(self.uri)} holds no run whose rows could be tried again")
             if self._data_files():
                 raise OutputError(
                     f"{redacted(self.uri)}/data holds Parquet files of something else; give an empty output"
@@ -115,8 +126,13 @@ class Output:
                 "this one, and another --output keeps them apart"
             )
         if last["state"] == "finished":
-            return Turn(run_id, last["generation"], False, False)
-        return Turn(last["run_id"], last["generation"], last["replaces"], True)
+            return Turn(run_id, last["generation"], False, False, retries)
+        if retries and not last["retries"]:
+            raise OutputError(
+                f"run {last['run_id']} in {redacted(self.uri)} is not finished; "
+                "run again without --retry-failed, which goes on with it"
+            )
+        return Turn(last["run_id"], last["generation"], last["replaces"], True, retries)
 
     def begin(self, run: dict[str, Any], recipe: str) -> None:
         """Write down that a run works here."""
@@ -151,32 +167,61 @@ class Output:
             if self.settings.table == "iceberg":
                 from pipeline.lake.iceberg import IcebergTable
 
-                return IcebergTable(self.store, self.data, self.settings.table_name, self.settings.catalog)
+                settings = self.settings
+                return IcebergTable(
+                    *(self.store, self.data, settings.table_name, settings.catalog, settings.storage),
+                    settings.partition_by,
+                )
             if self.settings.table == "delta":
                 from pipeline.lake.delta import DeltaLakeTable
 
-                return DeltaLakeTable(self.store, self.data)
+                return DeltaLakeTable(self.store, self.data, self.settings.storage, self.settings.partition_by)
         except ImportError as error:
             kind = self.settings.table
             raise OutputError(f"output.table is {kind}, but {error}; pip install 'conservator[{kind}]'") from error
         return ManifestTable(self.store, self.data)
 
-    def files(self, run_id: str) -> list[str]:
-        """Data files of one run."""
-        return sorted(path for path in self._data_files() if posixpath.basename(path).startswith(f"{run_id}_"))
+    def dataset(self, table: Table, run_id: str | None = None) -> pads.Dataset:
+        """The rows of the table, as pyarrow sees them; only those of one run."""
+        paths = sorted(join(self.data, path) for path in table.files())
+        if run_id is not None:  # files of other names hold rows of several runs
+            paths = [path for path in paths if _name(path).startswith(f"{run_id}_") or not _OURS.match(_name(path))]
+        schemas = [self._schema(path) for path in paths[:1] + paths[-1:]]
+        schema = pa.unify_schemas(schemas, promote_options="permissive") if schemas else None
+        options = {"filesystem": self.store, "format": "parquet", "partitioning": "hive"}
+        dataset = pads.dataset(paths, schema=schema, partition_base_dir=self.data, **options)
+        mine = pads.field(self.settings.prefix + "run_id") == run_id
+        return dataset if run_id is None else dataset.filter(mine)
 
-    def dataset(self, run_id: str) -> pads.Dataset:
-        """The run's rows, as pyarrow sees them."""
-        return pads.dataset(self.files(run_id), filesystem=self.store, format="parquet")
+    def failed_rows(self, table: Table, kinds: Collection[str] | None) -> list[str]:
+        """Keys of the rows of the table that failed with errors of these types; None: of any."""
+        prefix = self.settings.prefix
+        names = {name: pads.field(prefix + name) for name in ("source_row", "error_type")}
+        failed = pads.field(prefix + "status") == "failed"
+        rows = self.dataset(table).to_table(columns=names, filter=failed).to_pylist()
+        return [row["source_row"] for row in rows if kinds is None or row["error_type"] in kinds]
 
-    def tidy(self, table: Table) -> None:
-        """Remove data files of runs that the table does not list: those of a generation that was replaced.
+    def image_writer(self, generation: int) -> ImageWriter:
+        """Writes restored images beside the table."""
+        folder = as_uri(self.store, join(self.root, f"images/{generation:04d}"))
+        return ImageWriter(folder, self.settings.storage)
+
+    def tidy(self, table: Table, generation: int) -> None:
+        """Remove what the table does not list any more: data files that were replaced, images of generations before.
 
         Iceberg and Delta keep them for their history, and remove them by their own means. Nobody may be writing.
         """
-        if self.settings.table == "parquet":
-            listed = {join(self.data, path) for path in table.files()}
-            self.remove([path for path in self._data_files() if path not in listed and _OURS.match(_name(path))])
+        if self.settings.table != "parquet":
+            return
+        listed = {join(self.data, path) for path in table.files()}
+        ours = (path for path in self._data_files() if _OURS.match(_name(path)) or _name(path).startswith(REWRITTEN))
+        self.remove([path for path in ours if path not in listed])
+        folder = join(self.root, "images")
+        with explained(self.uri, OutputError):
+            if generation > 1 and self.store.exists(folder):
+                old = (path for path in self.store.ls(folder, detail=False) if _name(path) < f"{generation:04d}")
+                for path in old:
+                    self.store.rm(path, recursive=True)
 
     def write(self, name: str, text: str) -> None:
         """Write a small file below the output, whole or not at all."""
@@ -190,6 +235,10 @@ class Output:
         with explained(self.uri, OutputError):
             if paths:
                 self.store.rm(paths)
+
+    def _schema(self, path: str) -> pa.Schema:
+        with explained(self.uri, OutputError), self.store.open(path, "rb") as file:
+            return pq.ParquetFile(file).schema_arrow
 
     def _data_files(self) -> list[str]:
         with explained(self.uri, OutputError):
@@ -212,7 +261,7 @@ def open_output(uri: str, settings: Settings | None = None) -> Output:
     if not uri:
         raise OutputError("no output is given: --output PATH_OR_URL")
     try:
-        store, root = open_store(uri)
+        store, root = open_store(uri, settings.storage if settings else None)
     except SourceError as error:
         raise OutputError(error.message) from error
     return Output(uri, store, root.rstrip("/"), settings or Settings())

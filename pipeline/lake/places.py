@@ -12,23 +12,31 @@ from urllib.parse import unquote
 
 import fsspec
 from fsspec.core import url_to_fs
+from fsspec.utils import get_protocol
 
 from pipeline.errors import ConservatorError, OutputError, SourceError
 from pipeline.imaging.cells import redacted
+from pipeline.lake.storage import Options, for_fsspec
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az", "oci", "oss"}
 """Schemes of stores without folders."""
 
 
-def open_store(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def open_store(uri: str, storage: Options | None = None) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem of a URI, and the path in it; local paths are absolute, without links or `..`.
 
+    Args:
+        uri: of a file or folder.
+        storage: options of its driver, as in the recipe.
+
     Raises:
-        SourceError: the scheme is unknown, or its driver is not installed.
+        SourceError: the scheme is unknown, its driver is not installed, or does not know an option.
     """
+    protocol = get_protocol(uri)
+    options = {} if protocol in ("file", "local") else for_fsspec(protocol, storage or {})
     try:
-        store, path = url_to_fs(uri)
-    except (ImportError, ValueError) as error:
+        store, path = url_to_fs(uri, **options)
+    except (ImportError, TypeError, ValueError) as error:
         extra = "; pip install 'conservator[s3]'" if uri.startswith("s3") else ""
         raise SourceError(f"cannot open {redacted(uri)}: {error}{extra}") from error
     return store, local_path(uri) if is_local(store) else path

@@ -1,13 +1,13 @@
 """Reads the rows that are wanted of the source's files, each with a key of its own, as a Ray datasource.
 
 Ray's own reader knows no row numbers, and a user's ids may be missing or come twice; a row's key is its file's and its
-number in it. Row groups that are done are not read again.
+number in it. Row groups that are done are not read again, nor columns that nobody wants.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import fsspec
@@ -20,11 +20,13 @@ from ray.data.block import BlockMetadata
 from ray.data.checkpoint import CheckpointManager
 from ray.data.datasource import ReadTask
 
-from pipeline.lake.source import ParquetFile
+from pipeline.lake.inputs import ImageFile, ParquetFile, SourceFile
 from pipeline.schema import ROW_KEY
 
 PIECE = 64_000_000
 """Bytes read by a task, about."""
+FILES = 500
+"""Image files read by a task at most."""
 BATCH = 16_000_000
 """Bytes handed on at a time, about."""
 TASKS = 5_000
@@ -36,7 +38,7 @@ Then = Callable[[pa.Table, str], Iterator[pa.Table]]
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Some row groups of a file."""
+    """Some row groups of a Parquet file."""
 
     file: ParquetFile
     groups: tuple[int, ...]
@@ -46,17 +48,28 @@ class Piece:
     """Of its rows, those that are to be read."""
 
     @property
+    def root(self) -> str:
+        """See `Found`."""
+        return self.file.root
+
+    @property
+    def rows(self) -> int:
+        """How many are wanted."""
+        return int(self.wanted.sum())
+
+    @property
     def size(self) -> int:
         """Bytes in the file."""
         return sum(self.file.groups[group].size for group in self.groups)
 
-    def read(self, store: fsspec.AbstractFileSystem) -> Iterator[pa.Table]:
-        """Its rows that are wanted, with their keys and the values of the folders' names."""
+    def read(self, store: fsspec.AbstractFileSystem, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Its rows that are wanted, with their keys and the values of partitions."""
         with store.open(self.file.path, "rb") as opened:
             parquet = pq.ParquetFile(opened)
             start = 0
             rows = max(1, int(len(self.wanted) * BATCH / max(1, self.size)))
-            for batch in parquet.iter_batches(batch_size=rows, row_groups=list(self.groups)):
+            names = self.file.in_file(list(columns))
+            for batch in parquet.iter_batches(batch_size=rows, row_groups=list(self.groups), columns=names):
                 numbers = np.flatnonzero(self.wanted[start : start + batch.num_rows])
                 if len(numbers):
                     yield self._table(batch.take(pa.array(numbers)), numbers + self.first + start)
@@ -64,36 +77,74 @@ class Piece:
 
     def _table(self, batch: pa.RecordBatch, numbers: npt.NDArray[np.int64]) -> pa.Table:
         table = pa.Table.from_batches([batch])
-        for name, value in self.file.partitions.items():
-            table = table.append_column(name, pa.array([value] * len(numbers), pa.string()))
+        table = table.rename_columns(self.file.in_table(table.column_names))
+        for name, value in self.file.constants.items():
+            table = table.append_column(name, pa.repeat(value, len(numbers)))
         keys = [f"{self.file.key}-{number}" for number in numbers.tolist()]
         return table.append_column(ROW_KEY, pa.array(keys, pa.string()))
 
 
-def plan_pieces(
-    files: Sequence[ParquetFile],
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Some image files. What is in them is fetched by who decodes them."""
+
+    files: tuple[ImageFile, ...]
+
+    @property
+    def root(self) -> str:
+        """Of their names."""
+        return self.files[0].root
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return len(self.files)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all."""
+        return sum(file.size for file in self.files)
+
+    def read(self, store: fsspec.AbstractFileSystem, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Their rows, a few at a time, with their keys."""
+        few = max(1, len(self.files) * BATCH // max(1, self.size))
+        for start in range(0, len(self.files), few):
+            files = self.files[start : start + few]
+            table = pa.Table.from_pylist([dict(file.row) for file in files], files[0].schema)
+            yield table.append_column(ROW_KEY, pa.array([f"{file.key}-0" for file in files], pa.string()))
+
+
+Part = Piece | Pictures
+
+
+def plan_parts(
+    files: Sequence[SourceFile],
+    wanted: Mapping[str, npt.NDArray[np.bool_]],
     done: Mapping[str, pa.ChunkedArray],
-    finished: Collection[str] = frozenset(),
-    limit: int | None = None,
-) -> list[Piece]:
+) -> list[Part]:
     """What is to be read of these files.
 
     Args:
         files: in the order in which they are read.
+        wanted: which of their rows are, by the files' keys; those of other files are all.
         done: keys of rows that are not wanted any more, by their file's key.
-        finished: keys of files of which no row is wanted any more.
-        limit: only the first so many rows of all files count, whether they are done or not.
     """
-    pieces: list[Piece] = []
-    left = sum(file.rows for file in files) if limit is None else limit
+    parts: list[Part] = []
+    images: list[ImageFile] = []
     for file in files:
-        wanted = np.zeros(file.rows, np.bool_)
-        wanted[: min(file.rows, left)] = file.key not in finished
-        left -= min(file.rows, left)
+        rows = wanted[file.key].copy() if file.key in wanted else np.ones(file.rows, np.bool_)
         if file.key in done:
-            wanted[[int(key.rpartition("-")[2]) for key in done[file.key].to_pylist()]] = False
-        pieces += _pieces(file, wanted)
-    return pieces
+            rows[[int(key.rpartition("-")[2]) for key in done[file.key].to_pylist()]] = False
+        if isinstance(file, ParquetFile):
+            parts += _pieces(file, rows)
+        elif rows[0]:
+            if images and (
+                images[-1].root != file.root or len(images) == FILES or sum(image.size for image in images) >= PIECE
+            ):
+                parts.append(Pictures(tuple(images)))
+                images = []
+            images.append(file)
+    return [*parts, Pictures(tuple(images))] if images else parts
 
 
 def _pieces(file: ParquetFile, wanted: npt.NDArray[np.bool_]) -> Iterator[Piece]:
@@ -126,9 +177,18 @@ class NothingToFilter(CheckpointManager):
 class Rows(Datasource):
     """The datasource."""
 
-    def __init__(self, store: fsspec.AbstractFileSystem, pieces: Sequence[Piece], then: Then) -> None:
+    def __init__(
+        self,
+        store: fsspec.AbstractFileSystem,
+        parts: Sequence[Part],
+        columns: Sequence[str],
+        then: Then,
+        stopped: Callable[[], bool] = bool,
+    ) -> None:
+        """`stopped` is asked before every part is read: when it says so, nothing more is."""
         super().__init__()
-        self._store, self._pieces, self._then = store, pieces, then
+        self._parts = parts
+        self._store, self._columns, self._then, self._stopped = store, tuple(columns), then, stopped
 
     def get_name(self) -> str:
         """As Ray shows it."""
@@ -136,33 +196,37 @@ class Rows(Datasource):
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Bytes in the files."""
-        return sum(piece.size for piece in self._pieces)
+        return sum(part.size for part in self._parts)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """A task for each piece, or for several where there are very many."""
-        together = -(-len(self._pieces) // TASKS) or 1
+        """A task for each part, or for several where there are very many."""
+        together = -(-len(self._parts) // TASKS) or 1
         tasks = []
-        for start in range(0, len(self._pieces), together):
-            pieces = self._pieces[start : start + together]
+        for start in range(0, len(self._parts), together):
+            parts = self._parts[start : start + together]
             metadata = BlockMetadata(
-                num_rows=int(sum(piece.wanted.sum() for piece in pieces)),
-                size_bytes=sum(piece.size for piece in pieces),
+                num_rows=None,  # unknown: it may be stopped
+                size_bytes=sum(part.size for part in parts),
                 input_files=None,
                 exec_stats=None,
             )
-            tasks.append(ReadTask(_Read(self._store, tuple(pieces), self._then), metadata))
+            tasks.append(ReadTask(_Read(self._store, tuple(parts), self._columns, self._then, self._stopped), metadata))
         return tasks
 
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
     store: fsspec.AbstractFileSystem
-    pieces: tuple[Piece, ...]
+    parts: tuple[Part, ...]
+    columns: tuple[str, ...]
     then: Then
+    stopped: Callable[[], bool]
 
     def __call__(self) -> Iterator[pa.Table]:
-        for piece in self.pieces:
-            for table in piece.read(self.store):
-                yield from self.then(table, piece.file.root)
+        for part in self.parts:
+            if self.stopped():
+                return
+            for table in part.read(self.store, self.columns):
+                yield from self.then(table, part.root)

@@ -58,10 +58,15 @@ class Staging:
         names = self._names()
         pending = {name.removesuffix(PENDING) for name in names if name.endswith(PENDING)}
         half = {name for name in pending if f"{name}.parquet" not in names}
-        if half:
-            self._remove(path for path in self._data_paths() if _base(path) in half)
-        self._remove(join(self.folder, name + PENDING) for name in pending)
+        self.remove_half(half)
+        self._remove(join(self.folder, name + PENDING) for name in pending - half)
         return len(half)
+
+    def remove_half(self, names: Collection[str]) -> None:
+        """Remove what is pending, with its data files."""
+        if names:
+            self._remove(path for path in self._data_paths() if _base(path) in names)
+            self._remove(join(self.folder, name + PENDING) for name in names)
 
     def whole(self) -> list[Staged]:
         """All writes that are whole."""
@@ -70,6 +75,22 @@ class Staging:
             for staged in pool.map(self._read, [name for name in names if name not in self._known]):
                 self._known[staged.name] = staged
         return [self._known[name] for name in names]
+
+    def doubled(self, first: Collection[str]) -> list[str]:
+        """Names of writes that hold rows which others hold too; those named in `first` count before the others."""
+        writes = sorted(self.whole(), key=lambda staged: (staged.name not in first, staged.name))
+        keys = pa.chunked_array([chunk for staged in writes for chunk in staged.keys.chunks], pa.string())
+        if len(pc.unique(keys)) == len(keys):
+            return []
+        seen: set[str] = set()
+        doubled = []
+        for staged in writes:
+            rows = set(staged.keys.to_pylist())
+            if rows & seen and staged.name not in first:
+                doubled.append(staged.name)
+            else:
+                seen |= rows
+        return doubled
 
     def data_files(self, names: Iterable[str]) -> list[DataFile]:
         """The data files of some writes.
@@ -97,7 +118,7 @@ class Staging:
         return [DataFile(path.removeprefix(prefix), sizes[path], rows[path]) for path in sorted(sizes)]
 
     def discard(self, names: Iterable[str]) -> None:
-        """Throw writes away, with their data files; to be called before `recover`, which does the second half."""
+        """Make writes pending again; `remove_half` throws them away then, or the next `recover`."""
         for name in names:
             path = join(self.folder, f"{name}.parquet")
             put(self._store, join(self.folder, name + PENDING), self._store.cat_file(path))

@@ -12,7 +12,7 @@ from pipeline.imaging.cells import redacted
 from pipeline.imaging.tables import ImageTable
 from pipeline.lake.fetch import UriReader
 from pipeline.lake.places import as_uri, explained
-from pipeline.lake.source import find_files
+from pipeline.lake.find import find_files
 
 MAX_IMAGE_BYTES = 1 << 28
 ATTEMPTS = 3
@@ -26,7 +26,7 @@ def open_tables(uris: Sequence[str]) -> list[ImageTable]:
     Raises:
         SourceError: nothing is there, or it cannot be read.
     """
-    store, found, _ = find_files(uris)
+    store, found, *_ = find_files(uris)
     tables = []
     for path, file in sorted(found.items()):
         with explained(path, SourceError):

@@ -1,0 +1,114 @@
+"""A run that is to end early: nothing more is read, and what is in flight is finished within a grace time.
+
+Signals, in the main thread, only set an event; a thread of its own tells the workers and watches the time.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import ray
+
+log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ANSWER = 30.0
+"""Seconds in which the actor answers a worker; one that does not is taken to have nothing to say."""
+
+
+class _Flag:
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+
+class Drain:
+    """Whether a run is to end, and how its workers hear of it."""
+
+    def __init__(self, grace: float) -> None:
+        """`grace`: seconds from the request until what is still in flight is given up."""
+        self._grace = grace
+        self._requested = threading.Event()
+        self._begun = threading.Event()
+        self._over = threading.Event()
+
+    @property
+    def requested(self) -> bool:
+        """Whether the run is to end."""
+        return self._requested.is_set()
+
+    def request(self) -> None:
+        """End the run: at once before anything is in flight, or the second time; never in the last commit."""
+        if self._over.is_set():
+            return
+        if self._requested.is_set() or not self._begun.is_set():
+            raise KeyboardInterrupt
+        self._requested.set()
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C request the end while the block runs."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            self.request()
+
+        before = {number: signal.signal(number, handle) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[Callable[[], bool]]:
+        """Gives what workers ask; Ray is running. After the grace time the main thread is interrupted."""
+        flag = ray.remote(num_cpus=0, max_concurrency=8)(_Flag).remote()
+        thread = threading.Thread(target=self._watch, args=(flag,), name="drain", daemon=True)
+        thread.start()
+        self._begun.set()
+        try:
+            yield _Ask(flag)
+        finally:
+            self._over.set()
+            thread.join(5)
+            ray.kill(flag)
+
+    def _watch(self, flag: Any) -> None:
+        while not self._requested.wait(0.2):
+            if self._over.is_set():
+                return
+        log.warning(
+            "stopping: what is in flight is finished, for %.0f s at most; a second signal stops at once", self._grace
+        )
+        ray.get(flag.set.remote())
+        if not self._over.wait(self._grace):
+            log.warning("%.0f s are over; what is not finished is done by the next run", self._grace)
+            _thread.interrupt_main()
+
+
+class _Ask:
+    """Travels to Ray's workers."""
+
+    def __init__(self, flag: Any) -> None:
+        self._flag = flag
+
+    def __call__(self) -> bool:
+        try:
+            return bool(ray.get(self._flag.is_set.remote(), timeout=ANSWER))
+        except ray.exceptions.RayError:
+            return False

@@ -1,0 +1,116 @@
+"""Finds the files behind paths, folders, globs and URLs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import fsspec
+import pyarrow as pa
+from fsspec.utils import get_protocol, glob_translate
+
+from pipeline.errors import SourceError
+from pipeline.imaging.cells import redacted
+from pipeline.lake.inputs import Found
+from pipeline.lake.places import explained, open_store
+
+PARQUET = (".parquet", ".parq", ".pq")
+"""What Parquet files of a folder or glob end with, in any case."""
+IMAGES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".jp2", ".j2k", ".jpx", ".avif"),
+    *(".bmp", ".gif", ".pnm", ".ppm", ".pgm", ".pbm"),
+)
+"""What image files of a folder end with, in any case."""
+
+
+class Files(NamedTuple):
+    """What was found."""
+
+    store: fsspec.AbstractFileSystem
+    found: dict[str, Found]
+    """By path."""
+    patterns: tuple[str, ...]
+    """Regular expressions of what was asked for."""
+    table: str | None = None
+    """The folder of a Delta or Iceberg table, whose files take each other's place."""
+
+
+def find_files(
+    uris: Sequence[str], endings: tuple[str, ...] = PARQUET, storage: Mapping[str, Any] | None = None
+) -> Files:
+    """Find the files behind paths, folders, globs and URLs.
+
+    Args:
+        uris: where to look.
+        endings: of the names of files that count.
+        storage: options of the store.
+
+    Raises:
+        SourceError: nothing is there, or the URIs lie in different stores.
+    """
+    if not uris:
+        raise SourceError("no source is given: --source PATH_OR_URL")
+    protocols = {get_protocol(uri) for uri in uris}
+    if len(protocols) > 1:
+        raise SourceError(f"all sources of a run must lie in one store, not in {' and '.join(sorted(protocols))}")
+    store, _ = open_store(uris[0], storage)
+    found: dict[str, Found] = {}
+    patterns = []
+    for uri in uris:
+        if not uri.strip():
+            raise SourceError("a source is empty; give a Parquet file, a folder, a glob or a URL")
+        with explained(uri, SourceError):
+            root, files, pattern = _find(store, open_store(uri, storage)[1], endings)
+        patterns.append(pattern)
+        if not files:
+            raise SourceError(
+                f"no {'Parquet' if endings == PARQUET else 'image'} files ({', '.join(endings)}) at {redacted(uri)}; "
+                "give a file, a folder with some, or a glob"
+            )
+        for name, info in files.items():
+            if name not in found:
+                found[name] = Found(root, int(info["size"]), version_of(info), _partitions(root, name))
+    return Files(store, found, tuple(patterns))
+
+
+def version_of(info: Mapping[str, Any]) -> str:
+    """What a store calls this state of a file."""
+    for name in ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "updated", "mtime"):
+        if info.get(name):
+            return str(info[name]).strip('"')
+    return ""
+
+
+def _find(
+    store: fsspec.AbstractFileSystem, path: str, endings: tuple[str, ...]
+) -> tuple[str, dict[str, Any], str]:
+    """The root, the files below it with what the store says of them, and a regular expression of their paths."""
+    if any(mark in path for mark in "*?[") and not store.exists(path):
+        entries, pattern = store.glob(path, detail=True), glob_translate(path)
+        first = min(path.find(mark) for mark in "*?[" if mark in path)
+        root = path[:first].rpartition("/")[0]
+    elif store.isdir(path):
+        root = path.rstrip("/")
+        entries, pattern = store.find(path, detail=True), re.escape(root) + "/"
+    else:
+        return path.rpartition("/")[0], {path: store.info(path)}, re.escape(path) + "$"
+    files = {
+        name: info
+        for name, info in entries.items()
+        if info["type"] == "file"
+        and name.lower().endswith(endings)
+        and not any(part.startswith(("_", ".")) for part in name.removeprefix(root).split("/"))
+    }
+    return root, files, pattern
+
+
+def _partitions(root: str, path: str) -> dict[str, pa.Scalar]:
+    """The Hive partitions (`key=value` folders) between the root and the file."""
+    folders = path.removeprefix(root).split("/")[:-1]
+    pairs = (folder.split("=", 1) for folder in folders if "=" in folder)
+    return {
+        key: pa.scalar(None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value), pa.string())
+        for key, value in pairs
+    }

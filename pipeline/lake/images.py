@@ -1,0 +1,41 @@
+"""Restored images as files of their own, named by what is in them: writing one twice changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pipeline.errors import StoreUnavailable
+from pipeline.imaging.cells import redacted
+from pipeline.lake.attempts import Attempts, GaveUp
+from pipeline.lake.places import as_uri, make_folder, open_store, put
+from pipeline.lake.storage import Options
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageWriter:
+    """Writes images below a folder. Travels to Ray's workers."""
+
+    folder: str
+    """A path or URI."""
+    storage: Options = dataclasses.field(default_factory=dict, repr=False)
+
+    def __call__(self, data: bytes, sha256: str, ending: str) -> str:
+        """Write an image file, and return its URI.
+
+        Raises:
+            StoreUnavailable: it could not be written.
+        """
+        store, root = open_store(self.folder, self.storage)
+        folder = f"{root}/{sha256[:2]}"
+        path = f"{folder}/{sha256}.{ending}"
+
+        def write() -> None:
+            make_folder(store, folder)
+            put(store, path, data)
+
+        try:
+            Attempts()(write)
+        except GaveUp as end:
+            message = f"{redacted(path)} could not be written in {end.attempts} attempts: {end.__cause__}"
+            raise StoreUnavailable(message, end.attempts) from end.__cause__
+        return as_uri(store, path)

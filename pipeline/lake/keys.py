@@ -1,0 +1,214 @@
+"""What is read of the source before any image: the ids, for those that come twice, and the columns of the filters.
+
+Ids that come twice: all of their rows come out in any case; what is wrong is the source, and the run says so. The
+ledger keeps the ids that are finished as 64 bits each, and they are gone through piece by piece: 100 million take 800 MB
+there, not in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from pipeline.errors import RecipeError, SourceError
+from pipeline.imaging.cells import redacted
+from pipeline.lake.inputs import ImageFile, ParquetFile, SourceFile
+from pipeline.lake.places import explained
+
+READERS = 16
+"""Files whose keys are read at a time."""
+SHOWN = 5
+"""Examples that are named."""
+
+Hashes = npt.NDArray[np.uint64]
+Filters = Sequence[tuple[str, str, Any]]
+
+
+class Keys(NamedTuple):
+    """What is known of a file's rows before they are read."""
+
+    ids: Hashes
+    """Of those that are wanted and have one."""
+    wanted: npt.NDArray[np.bool_] | None
+    """Which they are; None: all."""
+    rows: int
+    """How many are wanted."""
+
+
+def read_keys(
+    store: fsspec.AbstractFileSystem, files: Sequence[SourceFile], column: str, filters: Filters = ()
+) -> dict[str, Keys]:
+    """The keys of files, by the files' own.
+
+    Args:
+        store: that they lie in.
+        files: of a source.
+        column: with the ids.
+        filters: `(column, operator, value)`; all must hold. Row groups whose statistics exclude them are not read.
+
+    Raises:
+        RecipeError: a filter names no column, or does not fit its type.
+        SourceError: a file cannot be read.
+    """
+    names = {name for file in files for name in (*file.schema.names, *file.constants)}
+    unknown = [name for name, _, _ in filters if name not in names]
+    if unknown and files:
+        raise RecipeError(f"source.filters: the source has no column {unknown[0]!r}; it has {', '.join(sorted(names))}")
+    expression = pq.filters_to_expression(_plain(filters)) if filters else None
+    kinds = {field.name: field.type for file in files for field in file.schema}
+
+    def read(file: SourceFile) -> Keys:
+        with explained(file.path, SourceError):
+            try:
+                return _read(store, file, column, expression, [name for name, _, _ in filters], kinds)
+            except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+                raise RecipeError(
+                    f"source.filters do not fit the columns of {redacted(file.path)}: {error}"
+                ) from error
+            except pa.ArrowInvalid as error:
+                raise SourceError(f"{redacted(file.path)} is broken: {error}; repair or remove it") from error
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip((file.key for file in files), pool.map(read, files), strict=True))
+
+
+def _plain(filters: Filters) -> list[tuple[str, str, Any]]:
+    return [(name, operator, list(value) if isinstance(value, tuple) else value) for name, operator, value in filters]
+
+
+def _read(
+    store: fsspec.AbstractFileSystem,
+    file: SourceFile,
+    column: str,
+    expression: pc.Expression | None,
+    used: Sequence[str],
+    kinds: Mapping[str, pa.DataType],
+) -> Keys:
+    columns = list(dict.fromkeys([column, *used]))
+    if isinstance(file, ImageFile):
+        numbers = np.zeros(1, np.int64)
+        table = pa.Table.from_pylist([{name: file.row.get(name) for name in columns}])
+        table = table.cast(pa.schema([file.schema.field(name) for name in columns]))
+    else:
+        groups = _groups(store, file, expression)
+        numbers, table = _columns(store, file, groups, columns)
+    for name in columns:
+        if name not in table.column_names:
+            value = file.constants.get(name, pa.scalar(None, kinds.get(name, pa.string())))
+            table = table.append_column(name, pa.repeat(value, len(numbers)))
+    table = table.append_column("", pa.array(numbers))
+    if expression is not None:
+        table = table.filter(expression)
+    if isinstance(file, ParquetFile) and file.found.deleted:
+        table = table.filter(pc.invert(pc.is_in(table[""], pa.array(file.found.deleted, pa.int64()))))
+    wanted = None
+    if table.num_rows < file.rows:
+        wanted = np.zeros(file.rows, np.bool_)
+        wanted[table[""].to_numpy()] = True
+    ids = table[column].to_pylist() if column not in file.constants else []
+    return Keys(hashed([str(value) for value in ids if value is not None]), wanted, table.num_rows)
+
+
+def _groups(store: fsspec.AbstractFileSystem, file: ParquetFile, expression: pc.Expression | None) -> list[int]:
+    """The row groups in which rows may be wanted."""
+    if expression is None or file.renamed:
+        return list(range(len(file.groups)))
+    kept = [field for field in file.schema if not pa.types.is_nested(field.type)]
+    schema = pa.schema([*kept, *((name, value.type) for name, value in file.constants.items())])
+    partition = None
+    for name, value in file.constants.items():
+        equal = pc.field(name) == value if value.is_valid else pc.field(name).is_null()
+        partition = equal if partition is None else partition & equal
+    filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(store))
+    fragment = pads.ParquetFileFormat().make_fragment(file.path, filesystem, partition)
+    try:
+        return [group.id for group in fragment.subset(expression, schema=schema).row_groups]
+    except (pa.ArrowInvalid, KeyError):  # this file lacks a column of the filter
+        return list(range(len(file.groups)))
+
+
+def _columns(
+    store: fsspec.AbstractFileSystem, file: ParquetFile, groups: Sequence[int], columns: list[str]
+) -> tuple[npt.NDArray[np.int64], pa.Table]:
+    """Numbers of the rows in some row groups, and some columns of theirs."""
+    starts = np.cumsum([0, *(group.rows for group in file.groups)])
+    ranges = [np.arange(starts[group], starts[group + 1]) for group in groups]
+    numbers = np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
+    present = file.in_file(columns)
+    if not present or not groups:
+        empty = pa.schema([file.schema.field(name) for name in columns if name in file.schema.names])
+        return numbers if groups else np.zeros(0, np.int64), empty.empty_table() if not groups else pa.table({})
+    with store.open(file.path, "rb") as opened:
+        table = pq.ParquetFile(opened).read_row_groups(list(groups), columns=present)
+    return numbers, table.rename_columns(file.in_table(table.column_names))
+
+
+@dataclasses.dataclass(frozen=True)
+class Duplicates:
+    """Ids that more than one row has."""
+
+    count: int
+    """Of such ids."""
+    examples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        shown = ", ".join(map(repr, self.examples))
+        return f"{self.count} ids come more than once in the source, such as {shown}; all of their rows are restored"
+
+
+def find_duplicates(keys: Mapping[str, Keys], before: Iterable[Hashes]) -> dict[str, Hashes]:
+    """The ids that come twice, of each file that has any.
+
+    Args:
+        keys: of the files that are read now, by file.
+        before: ids that are finished, in pieces.
+    """
+    owners = np.repeat(np.arange(len(keys)), [len(key.ids) for key in keys.values()])
+    hashes = np.concatenate([np.zeros(0, np.uint64), *(key.ids for key in keys.values())])
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    twice = np.zeros(len(hashes), np.bool_)
+    twice[order[1:]] = ordered[1:] == ordered[:-1]
+    for piece in before:
+        twice[order[np.isin(ordered, piece)]] = True
+    names = list(keys)
+    return {names[owner]: hashes[twice & (owners == owner)] for owner in np.unique(owners[twice])}
+
+
+def name_duplicates(
+    store: fsspec.AbstractFileSystem, files: Sequence[SourceFile], column: str, found: Mapping[str, Hashes]
+) -> Duplicates | None:
+    """How many ids come twice, and the first of them."""
+    if not found:
+        return None
+    examples: list[str] = []
+    for file in files:
+        if file.key not in found or len(examples) >= SHOWN:
+            continue
+        if isinstance(file, ImageFile):
+            texts = [str(file.row.get(column))]
+        else:
+            _, table = _columns(store, file, range(len(file.groups)), [column])
+            texts = [str(value) for value in table[column].to_pylist() if value is not None]
+        marks = np.isin(hashed(texts), found[file.key]).tolist()
+        examples += [text for text, is_twice in zip(texts, marks, strict=True) if is_twice]
+    count = len(np.unique(np.concatenate(list(found.values()))))
+    return Duplicates(count, tuple(dict.fromkeys(examples))[:SHOWN])
+
+
+def hashed(texts: Sequence[str]) -> Hashes:
+    """64 bits of each text."""
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, np.uint64)
