@@ -27,7 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     if last is None or last["state"] != "finished":
         raise OutputError(f"{redacted(arguments.output)} holds no finished run; give what --output was")
     recipe = parse_recipe(output.recipe())
-    dataset = output.dataset(last["run_id"])
+    output = open_output(arguments.output, recipe.output)
+    dataset = output.dataset(output.table(), last["run_id"])
     summary = summarise(dataset, last["run_id"], recipe.output.prefix)
     summary.seconds = last["seconds"]
     report(output, dataset, summary, recipe)

@@ -12,7 +12,7 @@ from pipeline.imaging.cells import redacted
 from pipeline.recipe import load_recipe, ready_made
 
 if TYPE_CHECKING:
-    from pipeline.flow import Run
+    from pipeline.flow import Retry, Run
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", metavar="FILE", help=f"a YAML file, or one of: {', '.join(ready_made())}")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as restoration.tile=256")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
-    parser.add_argument("--fresh", action="store_true", help="replace the finished run that the output holds")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--fresh", action="store_true", help="do all rows anew, to replace those in the output")
+    which.add_argument(
+        "--retry-failed",
+        nargs="?",
+        const="transient",
+        choices=["transient", "all"],
+        help="do only rows again that have failed: for reasons that may pass, or all",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show what would be done and how long it may take")
     parser.add_argument("--print-recipe", action="store_true", help="print the whole recipe and stop")
 
@@ -45,23 +53,30 @@ def run(arguments: argparse.Namespace) -> int:
         return OK
     from pipeline import flow
 
-    run = flow.prepare(recipe, arguments.fresh)
-    return _dry_run(run) if arguments.dry_run else _restore(run)
+    run = flow.prepare(recipe, arguments.fresh, arguments.retry_failed)
+    return _dry_run(run) if arguments.dry_run else _restore(run, arguments.retry_failed)
 
 
-def _restore(run: Run) -> int:
+def _restore(run: Run, retry: Retry | None) -> int:
     from pipeline import flow
+    from pipeline.drain import Drain
     from pipeline.reporting.summary import as_text
 
     digest = run.recipe.digest()[:12]
     log.info("run %s: %d rows of %d files, recipe %s", run.run_id, run.rows, len(run.source.files), digest)
     if run.duplicates:
         log.warning("%s", run.duplicates)
-    if not run.source.files and not run.turn.resumed:
-        print(f"nothing new: all {run.source.finished} files of the source are finished")
+    if not run.is_needed:
+        print(
+            "no rows of the source have failed that way"
+            if retry
+            else f"nothing new: all {len(run.source.finished)} files of the source are finished"
+        )
         return OK
     flow.start_ray(run.recipe)
-    summary = flow.restore(run)
+    drain = Drain(run.recipe.output.grace_seconds)
+    with drain.on_signals():
+        summary = flow.restore(run, drain, retry)
     print(as_text(summary))
     print(f"\n{redacted(run.output.uri).rstrip('/')}/report.html shows the images before and after")
     return FAILED_ROWS if summary.by_status.get("failed") else OK

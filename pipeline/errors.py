@@ -6,6 +6,7 @@
     ├── OutputError              the output place cannot be used                   exit code 2
     ├── ModelError               weights are missing, altered or of another version exit code 2
     ├── RunError                 the run broke its own promise (row counts)        exit code 1
+    ├── Interrupted              it was told to end early                          exit code 130
     └── RowError                 one row cannot be restored: it becomes a `failed` row
         ├── PermanentRowError    trying again cannot help
         │   ├── MissingImage         null or empty
@@ -60,6 +61,12 @@ class RunError(ConservatorError):
     """The run broke its own promise: as many rows out as in."""
 
 
+class Interrupted(ConservatorError):
+    """The run was told to end early; what was done is in the table, and the next run goes on."""
+
+    exit_code = 130
+
+
 class RowError(ConservatorError):
     """One row cannot be restored; the row says so, and the run goes on."""
 
@@ -106,3 +113,13 @@ class TransientRowError(RowError):
 
 class StoreUnavailable(TransientRowError):
     """The object store did not answer in the attempts allowed."""
+
+
+def transient_errors() -> frozenset[str]:
+    """Names of the errors of rows that may pass when they are tried again."""
+    kinds, names = [TransientRowError], set()
+    while kinds:
+        kind = kinds.pop()
+        names.add(kind.__name__)
+        kinds += kind.__subclasses__()
+    return frozenset(names)

@@ -8,13 +8,12 @@ import os
 import time
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from pipeline.errors import RecipeError
-from pipeline.flow import Run
+from pipeline.flow import Run, read_columns
 from pipeline.imaging.cells import redacted
-from pipeline.lake.source import ParquetFile
+from pipeline.lake.reader import plan_parts
 from pipeline.schema import INTERNAL
 from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage
@@ -52,7 +51,7 @@ class Estimate:
     def as_text(self) -> str:
         """For the console."""
         run, recipe = self.run, self.run.recipe
-        read = [file for file, _ in run.source.first(recipe.limits.rows)]
+        read = [file for file in run.source.files if run.rows_of(file)]
         places = ", ".join(redacted(uri) for uri in recipe.source.uri)
         source = f"{run.rows} rows of {len(read)} files ({sum(file.size for file in read) / 1e6:.1f} MB)"
         sample = f"{self.sampled} rows of {self.megapixels:.2f} MP in the mean"
@@ -74,9 +73,11 @@ def estimate(run: Run) -> Estimate:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
     if device == "cuda" and not torch.cuda.is_available():
         raise RecipeError("restoration.device is cuda, but this machine has no GPU to measure on; use auto or cpu")
-    file = next((file for file in run.source.files if file.rows), run.source.files[0])
-    rows = _first_rows(run, file)
-    decode = run.decode_stage(file.root)
+    part = next(iter(plan_parts(run.source.files, run.wanted, {})), None)
+    if part is None:
+        return Estimate(run, device, 0, 0.0, 0.0, 0.0, 0.0)
+    rows = next(part.read(run.source.store, read_columns(run))).slice(0, SAMPLE)
+    decode = run.decode_stage(part.root)
     restore = RestoreStage(run.recipe, device, run.recipe.resources.threads)
     encode = EncodeStage(run.recipe, run.run_id)
     marks = [time.perf_counter()]
@@ -91,12 +92,6 @@ def estimate(run: Run) -> Estimate:
     area = sum((height or 0) * (width or 0) for height, width in zip(*sides, strict=True))
     steps = [(after - before) / count for before, after in itertools.pairwise(marks)]
     return Estimate(run, device, rows.num_rows, area / count / 1e6, *steps)
-
-
-def _first_rows(run: Run, file: ParquetFile) -> pa.Table:
-    with run.source.store.open(file.path, "rb") as opened:
-        batches = pq.ParquetFile(opened).iter_batches(batch_size=max(1, min(SAMPLE, run.rows)))
-        return pa.Table.from_batches(itertools.islice(batches, 1), file.schema)
 
 
 def _duration(seconds: float) -> str:

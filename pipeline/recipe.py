@@ -144,13 +144,15 @@ class Output(_Section):
     """Let new files of a table be restored with another recipe than the old ones."""
     commit_minutes: float = Field(default=5, gt=0)
     """Rows that are done come into the table so often, and at the end."""
+    grace_seconds: float = Field(default=120, ge=0)
+    """So long a run that is told to end (SIGTERM, Ctrl-C) works on what is in flight."""
     lease_seconds: float = Field(default=120, ge=5)
     """So long after a run has died without a word, another may write."""
 
 
 _PLACES = (
     *("uri", "storage", "table", "table_name", "catalog", "file_mb", "row_group", "partition_by"),
-    *("mixed", "commit_minutes", "lease_seconds"),
+    *("mixed", "commit_minutes", "grace_seconds", "lease_seconds"),
 )
 """Settings of the output that do not change a row."""
 

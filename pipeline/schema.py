@@ -18,7 +18,9 @@ review: repaired, but a person should look. generated: made from the caption. fa
 
 OUTPUT = pa.schema(
     [
-        pa.field("image", pa.large_binary()),  # the image file; null if failed
+        pa.field("image", pa.large_binary()),  # the image file; null if failed, or if image_uri names it
+        pa.field("image_uri", pa.string()),  # of the image file, with output.images: files
+        pa.field("image_bytes", pa.int64()),  # its size
         pa.field("image_format", pa.string()),  # png, jpeg, …
         pa.field("image_width", pa.int32()),  # pixels
         pa.field("image_height", pa.int32()),  # pixels

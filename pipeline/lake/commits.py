@@ -197,15 +197,11 @@ class Committer:
 
     def _finish(self) -> bool:
         """Carry out intents that the table has not seen, and enter all of them in the ledger."""
-        intents = self._intents.all()
-        for intent in intents:
+        for intent in self._intents.all():
             if intent.number > self._table.last_commit():
                 removal = intent.removal(self._key_column)
                 self._table.commit(intent.files, self._schema, intent.commit, intent.replace, removal)
                 log.info("commit %d of run %s: %d files", intent.number, intent.run_id, len(intent.files))
-        if intents and intents[-1].removal(self._key_column):  # tables may have copied the rows
-            listed = set(self._table.files())
-            self._staging.remove_data(file.path for file in intents[-1].files if file.path not in listed)
         return self._record()
 
     def _record(self) -> bool:

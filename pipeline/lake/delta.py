@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction
 from deltalake.exceptions import TableNotFoundError
-from deltalake.transaction import AddAction, create_table_with_add_actions
+from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
 from pipeline.errors import OutputError
-from pipeline.lake.places import as_uri, join
+from pipeline.lake.places import as_uri
+from pipeline.lake.rewriting import rewrite
 from pipeline.lake.storage import Options, for_delta
-from pipeline.lake.table import KEY_DIGITS, Commit, DataFile, Removal
+from pipeline.lake.table import PARTITION, Commit, DataFile, Removal, partitions_of
 
 APPLICATION = "conservator"
-ROWS = 64
-"""Read at a time where rows are copied."""
 
 
 class DeltaLakeTable:
@@ -59,17 +56,17 @@ class DeltaLakeTable:
         replace: bool = False,
         removal: Removal | None = None,
     ) -> None:
-        """See `Table`. Files that replace rows are copied into new ones: the library registers no others with that."""
+        """See `Table`."""
         properties = CommitProperties(
             custom_metadata=commit.properties, app_transactions=[Transaction(APPLICATION, commit.number)]
         )
-        actions = [_action(file) for file in files]
+        actions: list[AddAction | RemoveAction] = [_action(file) for file in files]
         table = self._table()
         if table is None:
             create_table_with_add_actions(
                 table_uri=self._uri,
                 schema=Schema.from_arrow(schema),
-                add_actions=actions,
+                add_actions=[_action(file) for file in files],
                 mode="error",
                 partition_by=self._partition_by,
                 storage_options=self._options,
@@ -78,45 +75,13 @@ class DeltaLakeTable:
             return
         self._widen(table, schema)
         if removal and not replace:
-            self._exchange(table, files, schema, removal, properties)
-            return
+            for old, new in rewrite(self._store, self._root, self.files(), removal, commit.number):
+                actions.append(RemoveAction(old, True, _now(), partition_values=_partition_values(old)))
+                actions += [_action(new)] if new else []
         mode = "overwrite" if replace else "append"
         table.create_write_transaction(
             actions, mode=mode, schema=table.schema(), partition_by=self._partition_by, commit_properties=properties
         )
-
-    def _exchange(
-        self,
-        table: DeltaTable,
-        files: Sequence[DataFile],
-        schema: pa.Schema,
-        removal: Removal,
-        properties: CommitProperties,
-    ) -> None:
-        """Put the rows of `files` in the place of others; the library wants the new ones to fit the condition too."""
-        keys = set(removal.rows)
-        for file in files:
-            with self._store.open(join(self._root, file.path), "rb") as opened:
-                keys.update(pq.ParquetFile(opened).read(columns=[removal.column])[removal.column].to_pylist())
-        column = '"' + removal.column.replace('"', '""') + '"'
-        conditions = []
-        if removal.files:
-            conditions.append(f"substr({column}, 1, {KEY_DIGITS}) IN ({_literals(removal.files)})")
-        if keys:
-            conditions.append(f"{column} IN ({_literals(sorted(keys))})")
-        write_deltalake(
-            table,
-            pa.RecordBatchReader.from_batches(schema, self._batches(files, schema)),
-            mode="overwrite",
-            predicate=" OR ".join(conditions),
-            commit_properties=properties,
-        )
-
-    def _batches(self, files: Sequence[DataFile], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        for file in files:
-            with self._store.open(join(self._root, file.path), "rb") as opened:
-                for batch in pq.ParquetFile(opened).iter_batches(ROWS):
-                    yield from pa.Table.from_batches([batch]).select(schema.names).cast(schema).to_batches()
 
     def refresh(self) -> None:
         """Nothing: all readers read the log."""
@@ -152,12 +117,18 @@ def _action(file: DataFile) -> AddAction:
     return AddAction(
         path=file.path,
         size=file.size,
-        partition_values={},
-        modification_time=int(time.time() * 1000),
+        partition_values=_partition_values(file.path),
+        modification_time=_now(),
         data_change=True,
         stats=json.dumps({"numRecords": file.rows}),
     )
 
 
-def _literals(texts: Sequence[str]) -> str:
-    return ", ".join("'" + text.replace("'", "''") + "'" for text in texts)
+def _now() -> int:
+    """Milliseconds since 1970."""
+    return int(time.time() * 1000)
+
+
+def _partition_values(path: str) -> dict[str, str | None]:
+    """Values of the columns by which the table is divided, from the folders of a data file."""
+    return {name.removeprefix(PARTITION): value for name, value in partitions_of(path).items()}

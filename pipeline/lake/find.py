@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
@@ -15,6 +14,7 @@ from pipeline.errors import SourceError
 from pipeline.imaging.cells import redacted
 from pipeline.lake.inputs import Found
 from pipeline.lake.places import explained, open_store
+from pipeline.lake.table import partitions_of
 
 PARQUET = (".parquet", ".parq", ".pq")
 """What Parquet files of a folder or glob end with, in any case."""
@@ -83,9 +83,7 @@ def version_of(info: Mapping[str, Any]) -> str:
     return ""
 
 
-def _find(
-    store: fsspec.AbstractFileSystem, path: str, endings: tuple[str, ...]
-) -> tuple[str, dict[str, Any], str]:
+def _find(store: fsspec.AbstractFileSystem, path: str, endings: tuple[str, ...]) -> tuple[str, dict[str, Any], str]:
     """The root, the files below it with what the store says of them, and a regular expression of their paths."""
     if any(mark in path for mark in "*?[") and not store.exists(path):
         entries, pattern = store.glob(path, detail=True), glob_translate(path)
@@ -107,10 +105,6 @@ def _find(
 
 
 def _partitions(root: str, path: str) -> dict[str, pa.Scalar]:
-    """The Hive partitions (`key=value` folders) between the root and the file."""
-    folders = path.removeprefix(root).split("/")[:-1]
-    pairs = (folder.split("=", 1) for folder in folders if "=" in folder)
-    return {
-        key: pa.scalar(None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value), pa.string())
-        for key, value in pairs
-    }
+    """The Hive partitions between the root and the file."""
+    values = partitions_of(path.removeprefix(root))
+    return {name: pa.scalar(value, pa.string()) for name, value in values.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping, Sequence
+
 import fsspec
 import pyarrow as pa
 from pyiceberg.catalog import Catalog, load_catalog
@@ -107,12 +108,14 @@ class IcebergTable:
             put(self._store, join(self._root, "metadata", "version-hint.text"), version.encode())
 
     def _create(self, schema: pa.Schema) -> PyIcebergTable:
-        with self._catalog.create_table_transaction(
-            self._name, schema=schema, location=self._location, properties={"format-version": "2"}
-        ) as transaction:
-            with transaction.update_spec() as spec:
-                for name in self._partition_by:
-                    spec.add_identity(name)
+        with (
+            self._catalog.create_table_transaction(
+                self._name, schema=schema, location=self._location, properties={"format-version": "2"}
+            ) as transaction,
+            transaction.update_spec() as spec,
+        ):
+            for name in self._partition_by:
+                spec.add_identity(name)
         table = self._table()
         assert table is not None
         return table

@@ -1,8 +1,8 @@
 """What is read of the source before any image: the ids, for those that come twice, and the columns of the filters.
 
 Ids that come twice: all of their rows come out in any case; what is wrong is the source, and the run says so. The
-ledger keeps the ids that are finished as 64 bits each, and they are gone through piece by piece: 100 million take 800 MB
-there, not in memory.
+ledger keeps the ids that are finished as 64 bits each, and they are gone through piece by piece: 100 million take
+800 MB there, not in memory.
 """
 
 from __future__ import annotations
@@ -74,9 +74,7 @@ def read_keys(
             try:
                 return _read(store, file, column, expression, [name for name, _, _ in filters], kinds)
             except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-                raise RecipeError(
-                    f"source.filters do not fit the columns of {redacted(file.path)}: {error}"
-                ) from error
+                raise RecipeError(f"source.filters do not fit the columns of {redacted(file.path)}: {error}") from error
             except pa.ArrowInvalid as error:
                 raise SourceError(f"{redacted(file.path)} is broken: {error}; repair or remove it") from error
 

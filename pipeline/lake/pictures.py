@@ -89,7 +89,7 @@ def _told(
         raise SourceError(
             f"{redacted(shown)} has no column {NAME!r} that names the images (its columns: {', '.join(rows[0])})"
         )
-    return {join(root, str(row[key])): {n: v for n, v in row.items() if n != key} for row in rows if row.get(key)}
+    return {join(root, str(row[key])): {n: v for n, v in row.items() if n != key} for row in rows if key and row[key]}
 
 
 def _csv(text: str) -> list[dict[str, Any]]:

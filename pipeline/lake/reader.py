@@ -166,7 +166,7 @@ def _pieces(file: ParquetFile, wanted: npt.NDArray[np.bool_]) -> Iterator[Piece]
         start = end
 
 
-class NothingToFilter(CheckpointManager):
+class NothingToFilter(CheckpointManager):  # type: ignore[misc]  # Ray is untyped here
     """Rows that are done are not read: Ray has nothing to take out, and nothing to recover."""
 
     def load_checkpoint(self, data_file_dir: str | None = None, data_file_filesystem: Any = None) -> tuple[None, int]:
@@ -174,7 +174,7 @@ class NothingToFilter(CheckpointManager):
         return None, 0
 
 
-class Rows(Datasource):
+class Rows(Datasource):  # type: ignore[misc]  # Ray is untyped here
     """The datasource."""
 
     def __init__(

@@ -61,9 +61,7 @@ def rewrite(
     ]
 
 
-def _without(
-    store: fsspec.AbstractFileSystem, root: str, path: str, removal: Removal, name: str
-) -> DataFile | None:
+def _without(store: fsspec.AbstractFileSystem, root: str, path: str, removal: Removal, name: str) -> DataFile | None:
     """Write a data file without the rows that go beside the old one, row group by row group."""
     new, rows = join(posixpath.dirname(path), name), 0
     with store.open(join(root, path), "rb") as old:

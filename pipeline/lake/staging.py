@@ -125,12 +125,6 @@ class Staging:
             self._store.rm_file(path)
             self._known.pop(name, None)
 
-    def remove_data(self, paths: Iterable[str]) -> None:
-        """Remove data files, by their paths below the table's folder, where they are."""
-        self._store.invalidate_cache()
-        whole = (join(self._data, path) for path in paths)
-        self._remove(path for path in whole if self._store.exists(path))
-
     def forget(self, names: Iterable[str]) -> None:
         """The input files of these writes are finished, and in the ledger."""
         gone = list(names)

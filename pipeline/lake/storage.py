@@ -15,7 +15,9 @@ from pipeline.errors import RecipeError
 Options = Mapping[str, str | int | bool]
 
 _REFERENCE = re.compile(r"\$\{(\w+)\}")
-_SECRET = re.compile(r"secret|token|password|(^|_|-|\.)(key|credential|sas)|connection_string|account_key", re.IGNORECASE)
+_SECRET = re.compile(
+    r"secret|token|password|(^|_|-|\.)(key|credential|sas)|connection_string|account_key", re.IGNORECASE
+)
 _ICEBERG = {
     "key": "s3.access-key-id",
     "secret": "s3.secret-access-key",

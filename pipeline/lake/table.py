@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -66,6 +67,16 @@ class Removal:
         owners = pc.utf8_slice_codeunits(keys, 0, KEY_DIGITS)
         files = pc.is_in(owners, pa.array(self.files, owners.type))
         return pc.or_(files, pc.is_in(keys, pa.array(self.rows, keys.type)))
+
+
+PARTITION = "partition_"
+"""How the names of folders begin that go by a copy of a column."""
+
+
+def partitions_of(path: str) -> dict[str, str | None]:
+    """The Hive partitions (`key=value` folders) in a path."""
+    pairs = (folder.split("=", 1) for folder in path.split("/")[:-1] if "=" in folder)
+    return {key: None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value) for key, value in pairs}
 
 
 class Table(Protocol):

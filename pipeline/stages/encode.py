@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import PermanentRowError
+from pipeline.errors import PermanentRowError, RowError
 from pipeline.imaging.encode import encode_image, encode_preview
 from pipeline.recipe import Recipe
 from pipeline.schema import OUTPUT
@@ -24,6 +25,9 @@ class EncodeStage:
 
     recipe: Recipe
     run_id: str
+    publish: Callable[[bytes, str, str], str] | None = None
+    """Writes an image file beside the table, given its SHA-256 and ending, and returns its URI; None: it stays in the
+    row."""
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Every row of `table`, in order, with the columns of `OUTPUT` (under the recipe's prefix)."""
@@ -38,6 +42,8 @@ class EncodeStage:
             return row
         try:
             return row | self._file(cell)
+        except RowError as error:
+            return row | failure("encode", error) | {"status": "failed"}
         except Exception as error:  # a codec's surprise must not cost the other rows
             return row | failure("encode", PermanentRowError(f"{type(error).__name__}: {error}")) | {"status": "failed"}
 
@@ -54,11 +60,15 @@ class EncodeStage:
             pixels = np.frombuffer(cell["pixels"], np.uint8).reshape(height, width, cell["channels"])
             data = encode_image(pixels, format, cell["icc"], cell["exif"])
             preview = encode_preview(pixels, self.recipe.output.previews)
+        sha256 = hashlib.sha256(data).hexdigest()
+        uri = self.publish(data, sha256, format) if self.publish else None
         return row | {
-            "image": data,
+            "image": data if uri is None else None,
+            "image_uri": uri,
+            "image_bytes": len(data),
             "image_format": format,
             "image_width": width,
             "image_height": height,
-            "image_sha256": hashlib.sha256(data).hexdigest(),
+            "image_sha256": sha256,
             "after_preview": preview,
         }

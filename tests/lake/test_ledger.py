@@ -5,8 +5,8 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+from pipeline.lake.keys import find_duplicates, hashed
 
-from pipeline.lake.ids import find_duplicates, hashed
 from pipeline.lake.ledger import SEGMENTS, Entry, InputFile, Ledger
 
 STORE = fsspec.filesystem("file")
