@@ -362,11 +362,11 @@ def _write(run: Run, parts: Sequence[Part], checkpoint: str, drain: Drain) -> bo
 def _partitions(recipe: Recipe) -> list[tuple[str, str]]:
     """The columns by which the table is divided, each with the one that names its folders.
 
-    The column of the folders is not in the data files. That is what Hive's readers expect; Iceberg wants it there, so
-    the folders go by a copy.
+    The column of the folders is not in the data files. That is what readers of Hive and Delta tables expect; Iceberg
+    wants it there, so the folders go by a copy.
     """
     names = recipe.output.partition_by
-    return [(name, name if recipe.output.table == "parquet" else PARTITION + name) for name in names]
+    return [(name, PARTITION + name if recipe.output.table == "iceberg" else name) for name in names]
 
 
 def _check_partitions(recipe: Recipe, source: Source) -> None:

@@ -103,6 +103,10 @@ def passed_columns(files: Sequence[SourceFile], columns: Columns) -> pa.Schema:
     return pa.schema([(name, _common_type(name, found)) for name, found in kinds.items()])
 
 
+_VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+"""What Delta's writer makes of some columns and not of others."""
+
+
 def _is_named(kind: pa.DataType) -> bool:
     """Whether cells are URIs, or lists of them."""
     return is_text(kind.value_type if is_list(kind) else kind)
@@ -114,7 +118,8 @@ def _common_type(name: str, kinds: Sequence[pa.DataType]) -> pa.DataType:
     Raises:
         SourceError: there is none, as for a number and a struct.
     """
-    distinct = [kind for kind in dict.fromkeys(kinds) if not pa.types.is_null(kind)]
+    plain = [_VIEWS.get(kind, kind) for kind in kinds]
+    distinct = [kind for kind in dict.fromkeys(plain) if not pa.types.is_null(kind)]
     if len(distinct) < 2:
         return distinct[0] if distinct else pa.null()
     if any(map(is_list, distinct)) and not all(map(is_list, distinct)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
@@ -16,7 +17,7 @@ from pipeline.errors import OutputError
 from pipeline.lake.places import as_uri
 from pipeline.lake.rewriting import rewrite
 from pipeline.lake.storage import Options, for_delta
-from pipeline.lake.table import PARTITION, Commit, DataFile, Removal, partitions_of
+from pipeline.lake.table import Commit, DataFile, Removal, partitions_of
 
 APPLICATION = "conservator"
 
@@ -45,8 +46,7 @@ class DeltaLakeTable:
         if table is None:
             return []
         actions = pa.table(table.get_add_actions())
-        paths: list[str] = actions.column("path").to_pylist()
-        return paths
+        return [unquote(path) for path in actions.column("path").to_pylist()]
 
     def commit(
         self,
@@ -76,7 +76,7 @@ class DeltaLakeTable:
         self._widen(table, schema)
         if removal and not replace:
             for old, new in rewrite(self._store, self._root, self.files(), removal, commit.number):
-                actions.append(RemoveAction(old, True, _now(), partition_values=_partition_values(old)))
+                actions.append(RemoveAction(old, True, _now(), partition_values=partitions_of(old)))
                 actions += [_action(new)] if new else []
         mode = "overwrite" if replace else "append"
         table.create_write_transaction(
@@ -117,7 +117,7 @@ def _action(file: DataFile) -> AddAction:
     return AddAction(
         path=file.path,
         size=file.size,
-        partition_values=_partition_values(file.path),
+        partition_values=partitions_of(file.path),
         modification_time=_now(),
         data_change=True,
         stats=json.dumps({"numRecords": file.rows}),
@@ -127,8 +127,3 @@ def _action(file: DataFile) -> AddAction:
 def _now() -> int:
     """Milliseconds since 1970."""
     return int(time.time() * 1000)
-
-
-def _partition_values(path: str) -> dict[str, str | None]:
-    """Values of the columns by which the table is divided, from the folders of a data file."""
-    return {name.removeprefix(PARTITION): value for name, value in partitions_of(path).items()}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import fsspec
 import pyarrow as pa
-from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchTableError, ValidationError
 from pyiceberg.expressions import AlwaysTrue
 from pyiceberg.table import Table as PyIcebergTable
@@ -16,7 +16,7 @@ from pipeline.errors import OutputError
 from pipeline.lake.places import as_uri, is_local, join, put
 from pipeline.lake.rewriting import rewrite
 from pipeline.lake.snapshots import newest_metadata
-from pipeline.lake.storage import Options, for_iceberg, resolved
+from pipeline.lake.storage import Options, open_catalog
 from pipeline.lake.table import Commit, DataFile, Removal
 
 NUMBER = "conservator.commit"
@@ -44,8 +44,7 @@ class IcebergTable:
         self._location = _location(store, root)
         self._embedded = not catalog
         embedded = {"type": "sql", "uri": "sqlite:///:memory:"}
-        properties = resolved(catalog, "output.catalog") if catalog else embedded
-        self._catalog: Catalog = load_catalog("conservator", **(for_iceberg(storage or {}) | properties))
+        self._catalog: Catalog = open_catalog(catalog or embedded, storage or {}, "output.catalog")
         self._catalog.create_namespace_if_not_exists(name.rpartition(".")[0])
         if self._embedded:
             newest = newest_metadata(store, root)

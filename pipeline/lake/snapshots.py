@@ -20,7 +20,7 @@ from pipeline.imaging.cells import redacted
 from pipeline.lake.find import Files
 from pipeline.lake.inputs import Found
 from pipeline.lake.places import as_uri, explained, is_local, join, open_store
-from pipeline.lake.storage import Options, for_delta, for_iceberg, resolved
+from pipeline.lake.storage import Options, for_delta, for_iceberg, open_catalog
 
 
 def table_format(store: fsspec.AbstractFileSystem, path: str) -> str | None:
@@ -107,16 +107,14 @@ def iceberg_files(uri: str, version: int | str | None, catalog: Options, storage
         SourceError: there is no such table or snapshot, or its library is not installed.
     """
     try:
-        from pyiceberg.catalog import load_catalog
         from pyiceberg.exceptions import NoSuchTableError
         from pyiceberg.table import StaticTable
     except ImportError as error:
         raise SourceError(f"{redacted(uri)} is an Iceberg table; pip install 'conservator[iceberg]'") from error
-    properties = for_iceberg(storage)
     with explained(uri, SourceError):
         if catalog:
             try:
-                table: Any = load_catalog("source", **(properties | _texts(resolved(catalog)))).load_table(uri)
+                table: Any = open_catalog(catalog, storage, "source.catalog").load_table(uri)
             except NoSuchTableError as error:
                 raise SourceError(f"the catalog has no table {uri!r}: {error}") from error
         else:
@@ -125,7 +123,7 @@ def iceberg_files(uri: str, version: int | str | None, catalog: Options, storage
             if metadata is None:
                 raise SourceError(f"{redacted(uri)} holds no Iceberg table")
             place = f"file://{metadata}" if is_local(store) else as_uri(store, metadata)
-            table = StaticTable.from_metadata(place, properties)
+            table = StaticTable.from_metadata(place, for_iceberg(storage))
         snapshot = _snapshot(table, uri, version)
         store, root = open_store(table.location(), storage)
         if snapshot is None:
@@ -178,7 +176,3 @@ def _iceberg_deleted(files: Iterable[Any], storage: Options) -> Mapping[str, set
 def _state(deleted: tuple[int, ...]) -> str:
     """Data files of a table never change, but what counts of them does."""
     return hashlib.sha256(repr(deleted).encode()).hexdigest()[:16] if deleted else "whole"
-
-
-def _texts(options: Options) -> dict[str, str]:
-    return {name: str(value) for name, value in options.items()}

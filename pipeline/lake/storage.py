@@ -90,6 +90,18 @@ def for_iceberg(options: Options) -> dict[str, str]:
     return found | {_ICEBERG.get(name, name): str(value) for name, value in resolved(options).items()}
 
 
+def open_catalog(catalog: Options, storage: Options, key: str) -> Any:
+    """pyiceberg's catalog; its property `name` is the catalog's name, which SQL catalogs want to know.
+
+    Raises:
+        RecipeError: an environment variable that it names is not set.
+    """
+    from pyiceberg.catalog import load_catalog
+
+    properties = {name: str(value) for name, value in resolved(catalog, key).items()}
+    return load_catalog(properties.pop("name", "default"), **(for_iceberg(storage) | properties))
+
+
 def for_delta(options: Options) -> dict[str, str]:
     """As deltalake wants them; what the recipe does not say comes from the environment."""
     found = {_DELTA.get(name, name): str(value) for name, value in resolved(options).items()}

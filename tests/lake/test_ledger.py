@@ -1,28 +1,42 @@
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import fsspec
 import numpy as np
-from pipeline.lake.keys import find_duplicates, hashed
 
-from pipeline.lake.ledger import SEGMENTS, Entry, InputFile, Ledger
+from pipeline.lake.keys import hashed
+from pipeline.lake.ledger import SEGMENTS, Entry, InputFile, Ledger, State
 
 STORE = fsspec.filesystem("file")
 
 
-def entry(number: int, ids: tuple[str, ...] = ()) -> Entry:
-    return Entry(InputFile(f"in/{number}.parquet", number, "v1"), 3, "run", 1, "digest", hashed(ids).tobytes())
+def entry(number: int, ids: tuple[str, ...] = (), commit: int = 1, gone: bool = False) -> Entry:
+    file = InputFile(f"in/{number}.parquet", number, "v1")
+    return Entry(file, 3, "run", commit, "digest", hashed(ids).tobytes(), gone)
 
 
-def test_what_was_written_down_is_finished(tmp_path: Path) -> None:
+def test_what_was_written_down_is_known(tmp_path: Path) -> None:
     ledger = Ledger(STORE, str(tmp_path / "ledger"))
-    assert ledger.finished() == set() and list(ledger.ids()) == []
+    assert ledger.states() == {} and list(ledger.ids(set())) == []
     ledger.add([entry(1), entry(2)])
     ledger.add([entry(2), entry(3)])  # a crash may bring an entry twice
-    assert ledger.finished() == {entry(n).file for n in (1, 2, 3)}
-    assert InputFile("in/1.parquet", 1, "v2") not in ledger.finished()  # written anew: another file
+    assert set(ledger.states()) == {entry(n).file for n in (1, 2, 3)}
+    assert InputFile("in/1.parquet", 1, "v2") not in ledger.states()  # written anew: another file
+
+
+def test_the_later_commit_says_whether_a_files_rows_are_there(tmp_path: Path) -> None:
+    ledger = Ledger(STORE, str(tmp_path / "ledger"))
+    ledger.add([entry(1, commit=9)])
+    ledger.add([entry(1, commit=5, gone=True), entry(2, commit=5)])
+    ledger.add([entry(2, commit=6, gone=True)])
+    assert ledger.states() == {entry(1).file: State(9, False), entry(2).file: State(6, True)}
+
+
+def test_ids_are_those_of_the_files_that_are_asked_for(tmp_path: Path) -> None:
+    ledger = Ledger(STORE, str(tmp_path / "ledger"))
+    ledger.add([entry(1, ("a", "b")), entry(2, ("c",)), entry(3)])
+    assert np.concatenate(list(ledger.ids({entry(1).file, entry(3).file}))).tolist() == hashed(["a", "b"]).tolist()
 
 
 def test_many_segments_become_one_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -30,23 +44,15 @@ def test_many_segments_become_one_and_nothing_is_lost(tmp_path: Path) -> None:
     for number in range(3 * SEGMENTS):
         ledger.add([entry(number, (f"id{number}",))])
     assert len(list((tmp_path / "ledger").iterdir())) <= SEGMENTS + 1
-    assert len(ledger.finished()) == 3 * SEGMENTS
-    assert len(np.concatenate(list(ledger.ids()))) == 3 * SEGMENTS
+    assert len(ledger.states()) == 3 * SEGMENTS
+    assert len(np.concatenate(list(ledger.ids(ledger.states().keys())))) == 3 * SEGMENTS
 
 
-def test_two_hundred_thousand_files_are_known_in_seconds(tmp_path: Path) -> None:
+def test_files_that_a_run_has_begun_with_are_known_until_all_are_over(tmp_path: Path) -> None:
     ledger = Ledger(STORE, str(tmp_path / "ledger"))
-    ledger.add(entry(number) for number in range(200_000))
-    started = time.monotonic()
-    assert len(ledger.finished()) == 200_000
-    assert time.monotonic() - started < 20
-
-
-def test_ids_that_come_twice_are_found_here_and_in_what_was_read_before() -> None:
-    ids = {"one": ["a", "b", "c"], "two": ["d", "b"]}
-    found = find_duplicates(ids, [])
-    assert found is not None and found.count == 1 and found.examples == ("b",)
-    found = find_duplicates(ids, [hashed(["x", "d"]), hashed([]), hashed(["a"])])
-    assert found is not None and found.count == 3 and set(found.examples) == {"a", "b", "d"}
-    assert find_duplicates({"one": ["a", "b"], "two": []}, [hashed(["c"])]) is None
-    assert find_duplicates({}, [hashed(["c"])]) is None
+    ledger.begin([entry(1).file, entry(2).file])
+    ledger.begin([entry(3).file])
+    ledger.forget_begun({entry(1).file, entry(3).file})
+    assert ledger.begun() == {entry(1).file, entry(2).file}
+    ledger.forget_begun({entry(1).file, entry(2).file})
+    assert ledger.begun() == set()

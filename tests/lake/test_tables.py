@@ -6,6 +6,7 @@ from pathlib import Path
 import fsspec
 import polars as pl
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
@@ -36,17 +37,19 @@ def write(root: Path, name: str, ids: list[str], **more: pa.Array) -> tuple[Data
     return DataFile(f"{name}.parquet", (root / f"{name}.parquet").stat().st_size, len(ids)), table.schema
 
 
-def ids(kind: str, root: Path) -> list[str]:
-    """As a stranger's engine reads them."""
+def scan(kind: str, root: Path) -> pl.LazyFrame:
+    """As a stranger's engine reads the table."""
     if kind == "delta":
-        frame = pl.scan_delta(str(root))
-    elif kind == "iceberg":
+        return pl.scan_delta(str(root))
+    if kind == "iceberg":
         hint = (root / "metadata/version-hint.text").read_text()
-        frame = pl.scan_iceberg(str(root / f"metadata/{hint}.metadata.json"))
-    else:
-        files = (root / "_symlink_format_manifest/manifest").read_text().split()
-        frame = pl.scan_parquet(files, extra_columns="ignore", missing_columns="insert")
-    found: list[str] = frame.select("id").collect()["id"].to_list()
+        return pl.scan_iceberg(str(root / f"metadata/{hint}.metadata.json"))
+    files = (root / "_symlink_format_manifest/manifest").read_text().split()
+    return pl.scan_parquet(files, extra_columns="ignore", missing_columns="insert")
+
+
+def ids(kind: str, root: Path) -> list[str]:
+    found: list[str] = scan(kind, root).select("id").collect()["id"].to_list()
     return sorted(found)
 
 
@@ -89,6 +92,34 @@ def test_rows_go_in_the_same_step_as_others_take_their_place(kind: str, tmp_path
     assert ids(kind, root) == ["run_1:b0", "run_4:b1", "run_4:c0"]
     KINDS[kind](root).commit([], schema, Commit(5, "run", "digest"), removal=Removal("source_row", files=(second,)))
     assert ids(kind, root) == ["run_4:c0"]
+
+
+@pytest.mark.parametrize("kind", ["iceberg", "delta"])
+def test_a_table_is_divided_by_values_however_they_are_written(kind: str, tmp_path: Path) -> None:
+    shelves = ["A B", "C/D=é%20", None, "A B"]
+    table = pa.table({"source_row": [f"{n:016d}-0" for n in range(4)], "shelf": shelves})
+    folder = "shelf" if kind == "delta" else "partition_shelf"
+    content = table if kind == "delta" else table.append_column(folder, table["shelf"])
+    root = tmp_path / "data"
+    pads.write_dataset(
+        *(content, root), format="parquet", partitioning=[folder], partitioning_flavor="hive", basename_template="x-{i}"
+    )
+    files = [
+        DataFile(str(path.relative_to(root)), path.stat().st_size, pq.read_metadata(path).num_rows)
+        for path in sorted(root.rglob("x-*"))
+    ]
+
+    def opened() -> Table:
+        if kind == "delta":
+            return DeltaLakeTable(STORE, str(root), {}, ["shelf"])
+        return IcebergTable(STORE, str(root), "archive.restored", {}, {}, ["shelf"])
+
+    opened().commit(files, table.schema, Commit(1, "run", "digest"))
+    removal = Removal("source_row", rows=(f"{0:016d}-0",))
+    opened().commit([], table.schema, Commit(2, "run", "digest"), removal=removal)
+    frame = scan(kind, root)
+    assert sorted(map(str, frame.collect()["shelf"].to_list())) == ["A B", "C/D=é%20", "None"]
+    assert frame.filter(pl.col("shelf") == "A B").collect()["source_row"].to_list() == [f"{3:016d}-0"]
 
 
 def test_a_file_that_is_not_committed_is_not_seen(kind: str, tmp_path: Path) -> None:

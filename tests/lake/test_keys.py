@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import RecipeError
+from pipeline.lake.keys import Keys, find_duplicates, hashed, name_duplicates, read_keys
+from pipeline.lake.source import Source, open_source
+from pipeline.recipe import Columns, load_recipe
+
+Write = Callable[..., Path]
+STORE = fsspec.filesystem("file")
+
+
+def keys_of(*ids: str) -> Keys:
+    return Keys(hashed(ids), None, len(ids))
+
+
+def test_ids_that_come_twice_are_found_here_and_in_what_was_read_before() -> None:
+    keys = {"one": keys_of("a", "b", "c"), "two": keys_of("d", "b")}
+    assert {key: len(ids) for key, ids in find_duplicates(keys, []).items()} == {"two": 1}  # the later one
+    found = find_duplicates(keys, [hashed(["x", "d"]), hashed([]), hashed(["a"])])
+    assert found["one"].tolist() == hashed(["a", "b"]).tolist() and found["two"].tolist() == hashed(["d", "b"]).tolist()
+    assert find_duplicates({"one": keys_of("a", "b"), "two": keys_of()}, [hashed(["c"])]) == {}
+    assert find_duplicates({}, [hashed(["c"])]) == {}
+
+
+def source_of(write_table: Write, tmp_path: Path) -> Source:
+    """Two files of 1911 and 1912, of 30 rows in row groups of 10."""
+    for year in (1911, 1912):
+        folder = tmp_path / f"source/year={year}"
+        folder.mkdir(parents=True)
+        table = pa.table({"id": [f"{year}-{n}" for n in range(30)], "n": range(30), "image": [b"x"] * 30})
+        pq.write_table(table.append_column("shelf", pa.array(["A", "B", None] * 10)), folder / "a.parquet", 10)
+    return open_source([str(tmp_path / "source")], Columns())
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ([("n", ">=", 25)], {1911: [25, 26, 27, 28, 29], 1912: [25, 26, 27, 28, 29]}),
+        ([("year", "=", "1912"), ("n", "<", 2)], {1911: [], 1912: [0, 1]}),
+        ([("n", "in", [3, 16, 17]), ("shelf", "!=", "A")], {1911: [16], 1912: [16]}),
+        ([("shelf", "in", ("B",)), ("n", "<", 5)], {1911: [1, 4], 1912: [1, 4]}),
+    ],
+)
+def test_filters_choose_rows(
+    write_table: Write, tmp_path: Path, filters: list[Any], expected: dict[int, list[int]]
+) -> None:
+    source = source_of(write_table, tmp_path)
+    keys = read_keys(STORE, source.files, "id", filters)
+    for file, (year, rows) in zip(source.files, expected.items(), strict=True):
+        found = keys[file.key]
+        assert found.wanted is not None and np.flatnonzero(found.wanted).tolist() == rows and found.rows == len(rows)
+        assert found.ids.tolist() == hashed([f"{year}-{row}" for row in rows]).tolist()
+
+
+def test_row_groups_that_hold_nothing_wanted_are_not_read(write_table: Write, tmp_path: Path) -> None:
+    source = source_of(write_table, tmp_path)
+    for file in source.files:  # all of the first row group's pages are ruined
+        content = bytearray(Path(file.path).read_bytes())
+        end = pq.read_metadata(file.path).row_group(1).column(0).dictionary_page_offset
+        content[4:end] = bytes(end - 4)
+        Path(file.path).write_bytes(content)
+    keys = read_keys(STORE, source.files, "id", [("n", ">", 12)])
+    assert [key.rows for key in keys.values()] == [17, 17]
+
+
+def test_a_filter_that_fits_no_column_is_named(write_table: Write, tmp_path: Path) -> None:
+    source = source_of(write_table, tmp_path)
+    with pytest.raises(RecipeError, match="no column 'yaer'"):
+        read_keys(STORE, source.files, "id", [("yaer", "=", 1911)])
+    with pytest.raises(RecipeError, match="do not fit"):
+        read_keys(STORE, source.files, "id", [("n", "=", "many")])
+    recipe = load_recipe(overrides=['source.filters=[[n, ">=", 3], [shelf, in, [A, B]]]'])
+    assert recipe.source.filters == (("n", ">=", 3), ("shelf", "in", ["A", "B"]))
+    assert recipe.digest() != load_recipe().digest()
+    with pytest.raises(RecipeError, match=r"source\.filters"):
+        load_recipe(overrides=["source.filters=[[n, about, 3]]"])
+
+
+def test_duplicates_are_named(write_table: Write, tmp_path: Path) -> None:
+    write_table([{"id": name, "image": b"x"} for name in ("a", "b")], "source/a.parquet")
+    write_table([{"id": name, "image": b"x"} for name in ("b", "c", None)], "source/b.parquet")
+    source = open_source([str(tmp_path / "source")], Columns())
+    found = find_duplicates(read_keys(STORE, source.files, "id"), [hashed(["c"])])
+    named = name_duplicates(STORE, source.files, "id", found)
+    assert named is not None and named.count == 2 and named.examples == ("b", "c")
+    assert name_duplicates(STORE, source.files, "id", {}) is None
