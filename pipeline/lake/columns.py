@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.errors import SourceError
 from pipeline.imaging.cells import IMAGE_TYPES, holds_images, is_list, is_text, redacted
-from pipeline.lake.inputs import SourceFile
+from pipeline.lake.inputs import VIEWS, SourceFile
 from pipeline.recipe import Columns
 
 
@@ -103,10 +103,6 @@ def passed_columns(files: Sequence[SourceFile], columns: Columns) -> pa.Schema:
     return pa.schema([(name, _common_type(name, found)) for name, found in kinds.items()])
 
 
-_VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
-"""What Delta's writer makes of some columns and not of others."""
-
-
 def _is_named(kind: pa.DataType) -> bool:
     """Whether cells are URIs, or lists of them."""
     return is_text(kind.value_type if is_list(kind) else kind)
@@ -118,7 +114,7 @@ def _common_type(name: str, kinds: Sequence[pa.DataType]) -> pa.DataType:
     Raises:
         SourceError: there is none, as for a number and a struct.
     """
-    plain = [_VIEWS.get(kind, kind) for kind in kinds]
+    plain = [VIEWS.get(kind, kind) for kind in kinds]
     distinct = [kind for kind in dict.fromkeys(plain) if not pa.types.is_null(kind)]
     if len(distinct) < 2:
         return distinct[0] if distinct else pa.null()

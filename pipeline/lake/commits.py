@@ -77,6 +77,7 @@ class Committer:
         self._states: dict[InputFile, State] = {}
         self._before: frozenset[str] = frozenset()
         self._recorded: set[str] = set()
+        self._is_recovering = True
         self._exchanged: set[InputFile] = set()
         self.rows = 0
         """How many were committed."""
@@ -108,6 +109,7 @@ class Committer:
             self._staging.discard(stale)
             self._staging.remove_half(stale)
             self._drop_doubled()
+            self._is_recovering = False
             return has_changed
 
     def look(self) -> frozenset[str]:
@@ -131,7 +133,8 @@ class Committer:
             before = self.rows
             self._drop_doubled()
             plain, exchanging, exchanges = self._ready(among)
-            if plain or replace:
+            is_first = among is None and self._table.last_commit() == 0  # readers want a table even of no rows
+            if plain or replace or is_first:
                 self._make(plain, replace)
             if exchanging or exchanges:
                 rows = [key for staged in exchanging for key in self._again(staged)]
@@ -216,7 +219,9 @@ class Committer:
         twice = [read.file.path for key, read in self._inputs.items() if counts[key] > read.rows]
         if twice:
             raise RunError(f"rows of {', '.join(twice[:5])} were written twice; the table is not right")
-        finished = {key for key, read in self._inputs.items() if counts[key] == read.rows} - self._recorded
+        empty = set() if self._is_recovering else {key for key, read in self._inputs.items() if not read.rows}
+        whole = {key for key, count in counts.items() if key in self._inputs and count == self._inputs[key].rows}
+        finished = (whole | empty) - self._recorded
         gone = {
             file: intent
             for intent in intents

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import fsspec
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,7 +16,8 @@ from pipeline.imaging.cells import redacted
 from pipeline.lake.ledger import InputFile
 from pipeline.lake.places import explained
 
-Numbers = npt.NDArray[np.int64]
+VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+"""Types that Delta's writer gives to some columns, and that Arrow can do little with."""
 
 
 class RowGroup(NamedTuple):
@@ -146,6 +145,11 @@ def read_footer(store: fsspec.AbstractFileSystem, path: str, found: Found) -> Pa
                 return ParquetFile(path, found, groups, *_named(parquet.schema_arrow, found.fields))
         except pa.ArrowInvalid as error:
             raise SourceError(f"{redacted(path)} is not a Parquet file, or a broken one: {error}") from error
+
+
+def without_views(table: pa.Table) -> pa.Table:
+    """The table with plain strings and bytes."""
+    return table.cast(pa.schema([field.with_type(VIEWS.get(field.type, field.type)) for field in table.schema]))
 
 
 def _compressed(group: Any) -> int:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import RecipeError, SourceError
 from pipeline.imaging.cells import redacted
-from pipeline.lake.inputs import ImageFile, ParquetFile, SourceFile
+from pipeline.lake.inputs import ImageFile, ParquetFile, SourceFile, without_views
 from pipeline.lake.places import explained
 
 READERS = 16
@@ -149,7 +149,7 @@ def _columns(
         empty = pa.schema([file.schema.field(name) for name in columns if name in file.schema.names])
         return numbers if groups else np.zeros(0, np.int64), empty.empty_table() if not groups else pa.table({})
     with store.open(file.path, "rb") as opened:
-        table = pq.ParquetFile(opened).read_row_groups(list(groups), columns=present)
+        table = without_views(pq.ParquetFile(opened).read_row_groups(list(groups), columns=present))
     return numbers, table.rename_columns(file.in_table(table.column_names))
 
 

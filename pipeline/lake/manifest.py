@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import posixpath
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
 from pipeline.lake.places import as_uri, join, make_folder, put, put_new
@@ -18,6 +20,8 @@ from pipeline.lake.table import Commit, DataFile, Removal
 FOLDER = "_manifest"
 HIVE = "_symlink_format_manifest/manifest"
 """The list as Hive, Trino, Athena and Redshift read it (SymlinkTextInputFormat)."""
+COLUMNS = "columns_"
+"""How the name of a file begins that holds a table's columns and no rows."""
 WHOLE_EVERY = 20
 """Every so many commits the whole list is written, in between only what changed."""
 
@@ -55,6 +59,8 @@ class ManifestTable:
                 removed.append(old)
                 added += [_entry(new)] if new else []
         after = added if replace else _changed(before, removed, added)
+        if not any(file["rows"] for file in after):
+            after = added = [self._columns(schema, commit.number)]
         number = (numbers[-1] if numbers else 0) + 1
         content: dict[str, Any] = {
             "version": number,
@@ -77,6 +83,15 @@ class ManifestTable:
         numbers = self._numbers()
         if numbers:
             self._write_hive(self._files(numbers))
+
+    def _columns(self, schema: pa.Schema, number: int) -> dict[str, Any]:
+        """A file without rows, for readers that take a table's columns from its files."""
+        path = f"{COLUMNS}{number:08d}.parquet"
+        data = io.BytesIO()
+        pq.write_table(schema.empty_table(), data)
+        make_folder(self._store, self._root)
+        put(self._store, join(self._root, path), data.getvalue())
+        return _entry(DataFile(path, len(data.getvalue()), 0))
 
     def _write_hive(self, files: Sequence[dict[str, Any]]) -> None:
         make_folder(self._store, join(self._root, posixpath.dirname(HIVE)))
@@ -120,4 +135,5 @@ def _changed(
     files: Sequence[dict[str, Any]], removed: Sequence[str], added: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     gone = set(removed)
-    return [*(file for file in files if file["path"] not in gone), *added]
+    after = [*(file for file in files if file["path"] not in gone), *added]
+    return [file for file in after if file["rows"] or not file["path"].startswith(COLUMNS)] or after

@@ -30,7 +30,7 @@ from pipeline.lake.images import ImageWriter
 from pipeline.lake.intents import Intents
 from pipeline.lake.lease import Lease
 from pipeline.lake.ledger import Ledger
-from pipeline.lake.manifest import ManifestTable
+from pipeline.lake.manifest import COLUMNS, ManifestTable
 from pipeline.lake.places import as_uri, explained, join, make_folder, open_store, put
 from pipeline.lake.rewriting import PREFIX as REWRITTEN
 from pipeline.lake.staging import Staging
@@ -39,6 +39,8 @@ from pipeline.recipe import Output as Settings
 
 _OURS = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}_")
 """How the names of data files begin: with the run's id."""
+_MADE = (REWRITTEN, COLUMNS)
+"""And those that commits make."""
 RUN = "state/run.json"
 RECIPE = "state/recipe.yaml"
 
@@ -214,7 +216,7 @@ class Output:
         if self.settings.table != "parquet":
             return
         listed = {join(self.data, path) for path in table.files()}
-        ours = (path for path in self._data_files() if _OURS.match(_name(path)) or _name(path).startswith(REWRITTEN))
+        ours = (path for path in self._data_files() if _OURS.match(_name(path)) or _name(path).startswith(_MADE))
         self.remove([path for path in ours if path not in listed])
         folder = join(self.root, "images")
         with explained(self.uri, OutputError):

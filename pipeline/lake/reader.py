@@ -20,7 +20,7 @@ from ray.data.block import BlockMetadata
 from ray.data.checkpoint import CheckpointManager
 from ray.data.datasource import ReadTask
 
-from pipeline.lake.inputs import ImageFile, ParquetFile, SourceFile
+from pipeline.lake.inputs import ImageFile, ParquetFile, SourceFile, without_views
 from pipeline.schema import ROW_KEY
 
 PIECE = 64_000_000
@@ -72,11 +72,11 @@ class Piece:
             for batch in parquet.iter_batches(batch_size=rows, row_groups=list(self.groups), columns=names):
                 numbers = np.flatnonzero(self.wanted[start : start + batch.num_rows])
                 if len(numbers):
-                    yield self._table(batch.take(pa.array(numbers)), numbers + self.first + start)
+                    table = without_views(pa.Table.from_batches([batch])).take(pa.array(numbers))
+                    yield self._table(table, numbers + self.first + start)
                 start += batch.num_rows
 
-    def _table(self, batch: pa.RecordBatch, numbers: npt.NDArray[np.int64]) -> pa.Table:
-        table = pa.Table.from_batches([batch])
+    def _table(self, table: pa.Table, numbers: npt.NDArray[np.int64]) -> pa.Table:
         table = table.rename_columns(self.file.in_table(table.column_names))
         for name, value in self.file.constants.items():
             table = table.append_column(name, pa.repeat(value, len(numbers)))

@@ -92,6 +92,17 @@ def test_rows_go_in_the_same_step_as_others_take_their_place(kind: str, tmp_path
     assert ids(kind, root) == ["run_1:b0", "run_4:b1", "run_4:c0"]
     KINDS[kind](root).commit([], schema, Commit(5, "run", "digest"), removal=Removal("source_row", files=(second,)))
     assert ids(kind, root) == ["run_4:c0"]
+    KINDS[kind](root).commit([], schema, Commit(6, "run", "digest"), removal=Removal("source_row", files=("c" * 16,)))
+    assert ids(kind, root) == []
+
+
+def test_a_table_without_rows_has_columns_until_rows_come(kind: str, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    file, schema = write(root, "run_2", ["1"])
+    KINDS[kind](root).commit([], schema, Commit(1, "run", "digest"))
+    assert scan(kind, root).collect_schema().names() == ["id", "image"] and ids(kind, root) == []
+    KINDS[kind](root).commit([file], schema, Commit(2, "run", "digest"))
+    assert ids(kind, root) == ["1"] and KINDS[kind](root).files() == ["run_2.parquet"]
 
 
 @pytest.mark.parametrize("kind", ["iceberg", "delta"])
