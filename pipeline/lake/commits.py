@@ -288,8 +288,6 @@ class Interval:
                 seen = self._committer.look()
                 if self._stop.wait(pause):
                     return
-                rows = self._committer.commit(among=seen)
+                self._committer.commit(among=seen)
             except Exception as error:  # the last commit tries again, and says what is wrong
                 log.warning("a commit failed: %s: %s", type(error).__name__, error)
-            else:
-                log.info("committed %d rows", rows)

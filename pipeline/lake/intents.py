@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import posixpath
 from typing import Any
 
 import fsspec
 
 from pipeline.errors import OutputError
 from pipeline.lake.ledger import InputFile
-from pipeline.lake.places import join, make_folder, put_new
+from pipeline.lake.places import join, make_folder, names_in, put_new
 from pipeline.lake.table import Commit, DataFile, Removal
 
 
@@ -62,11 +61,7 @@ class Intents:
 
     def all(self) -> list[Intent]:
         """All that are there, by number."""
-        self._store.invalidate_cache()
-        if not self._store.exists(self._folder):
-            return []
-        names = (posixpath.basename(path) for path in self._store.ls(self._folder, detail=False))
-        numbers = sorted(int(name[:-5]) for name in names if name.endswith(".json") and not name.startswith("."))
+        numbers = [int(name[:-5]) for name in names_in(self._store, self._folder) if name.endswith(".json")]
         return [Intent.from_json(self._store.cat_file(self._path(number))) for number in numbers]
 
     def add(self, intent: Intent) -> None:

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import logging
 import os
-import posixpath
 import socket
 import threading
 import time
@@ -22,7 +21,7 @@ from typing import Any
 import fsspec
 
 from pipeline.errors import OutputError, RunError
-from pipeline.lake.places import join, make_folder, put, put_new
+from pipeline.lake.places import join, make_folder, names_in, put, put_new
 
 log = logging.getLogger(__name__)
 
@@ -157,9 +156,7 @@ class Lease:
         return age
 
     def _numbers(self) -> list[int]:
-        self._store.invalidate_cache()
-        names = (posixpath.basename(path) for path in self._store.ls(self._folder, detail=False))
-        return sorted(int(name.removesuffix(".json")) for name in names if name.endswith(".json") and name[0] != ".")
+        return [int(name[:-5]) for name in names_in(self._store, self._folder) if name.endswith(".json")]
 
     def _path(self, number: int) -> str:
         return join(self._folder, f"{number:08d}.json")

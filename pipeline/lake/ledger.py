@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import posixpath
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
@@ -21,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.lake.places import join, make_folder, put
+from pipeline.lake.places import join, make_folder, names_in, put
 
 SEGMENT = pa.schema(
     [
@@ -145,11 +144,7 @@ class Ledger:
             self._store.rm(paths)
 
     def _segments(self, folder: str) -> list[str]:
-        self._store.invalidate_cache()
-        if not self._store.exists(folder):
-            return []
-        paths = self._store.ls(folder, detail=False)
-        return sorted(path for path in paths if path.endswith(".parquet") and not _is_hidden(path))
+        return [join(folder, name) for name in names_in(self._store, folder) if name.endswith(".parquet")]
 
     def _read(self, path: str, columns: list[str] | None = None) -> pa.Table:
         with self._store.open(path, "rb") as file:
@@ -160,7 +155,3 @@ class Ledger:
         data = io.BytesIO()
         pq.write_table(table, data, compression="zstd")
         put(self._store, join(folder, f"{uuid.uuid4().hex}.parquet"), data.getvalue())
-
-
-def _is_hidden(path: str) -> bool:
-    return posixpath.basename(path).startswith(".")

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
-from pipeline.lake.places import as_uri, join, make_folder, put, put_new
+from pipeline.lake.places import as_uri, join, make_folder, names_in, put, put_new
 from pipeline.lake.rewriting import rewrite
 from pipeline.lake.table import Commit, DataFile, Removal
 
@@ -112,12 +112,8 @@ class ManifestTable:
         return files
 
     def _numbers(self) -> list[int]:
-        self._store.invalidate_cache()
-        folder = join(self._root, FOLDER)
-        if not self._store.exists(folder):
-            return []
-        names = (posixpath.basename(path) for path in self._store.ls(folder, detail=False))
-        return sorted(int(name[:-5]) for name in names if name.endswith(".json") and not name.startswith("."))
+        names = names_in(self._store, join(self._root, FOLDER))
+        return [int(name[:-5]) for name in names if name.endswith(".json")]
 
     def _path(self, number: int) -> str:
         return join(self._root, FOLDER, f"{number:08d}.json")

@@ -66,6 +66,16 @@ def make_folder(store: fsspec.AbstractFileSystem, path: str) -> None:
         store.makedirs(path, exist_ok=True)
 
 
+def names_in(store: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    """Names of the files of a folder, sorted, as they are now; none if there is no such folder."""
+    store.invalidate_cache()
+    try:
+        paths = store.ls(folder, detail=False)
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in map(posixpath.basename, paths) if name and not name.startswith("."))
+
+
 def put(store: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
     """Write a small file whole or not at all, in place of what was there."""
     if not is_local(store):  # an object appears when all of it has arrived

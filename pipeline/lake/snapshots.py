@@ -19,7 +19,7 @@ from pipeline.errors import SourceError
 from pipeline.imaging.cells import redacted
 from pipeline.lake.find import Files
 from pipeline.lake.inputs import Found
-from pipeline.lake.places import as_uri, explained, is_local, join, open_store
+from pipeline.lake.places import as_uri, explained, is_local, join, names_in, open_store
 from pipeline.lake.storage import Options, for_delta, for_iceberg, open_catalog
 
 
@@ -35,10 +35,7 @@ def table_format(store: fsspec.AbstractFileSystem, path: str) -> str | None:
 def newest_metadata(store: fsspec.AbstractFileSystem, root: str) -> str | None:
     """Path of the newest metadata file of an Iceberg table in a folder; None if there is none."""
     folder = join(root, "metadata")
-    store.invalidate_cache()
-    if not store.exists(folder):
-        return None
-    paths = [path for path in store.ls(folder, detail=False) if path.endswith(".metadata.json")]
+    paths = [join(folder, name) for name in names_in(store, folder) if name.endswith(".metadata.json")]
     if not paths:
         return None
     highest = max(_version(path) for path in paths)

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import RunError
-from pipeline.lake.places import join, make_folder, put
+from pipeline.lake.places import join, make_folder, names_in, put
 from pipeline.lake.table import KEY_DIGITS, DataFile
 
 PENDING = ".pending.parquet"
@@ -143,10 +143,7 @@ class Staging:
         return {owner: pa.chunked_array([c for part in parts for c in part.chunks]) for owner, parts in done.items()}
 
     def _names(self) -> set[str]:
-        self._store.invalidate_cache()
-        if not self._store.exists(self.folder):
-            return set()
-        return {posixpath.basename(path) for path in self._store.ls(self.folder, detail=False)}
+        return set(names_in(self._store, self.folder))
 
     def _data_paths(self) -> dict[str, int]:
         """Sizes of all Parquet files below the table's folder, by path."""

@@ -19,7 +19,7 @@ from PIL import Image
 
 from jobs.cli import main
 from pipeline import flow
-from pipeline.errors import ConservatorError, OutputError, RecipeError, SourceError
+from pipeline.errors import ConservatorError, RecipeError, SourceError
 from pipeline.lake.reader import plan_parts
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.schema import OUTPUT

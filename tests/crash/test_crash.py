@@ -1,0 +1,204 @@
+"""The driver is killed, the store goes away, a machine is lost: after a rerun the table is right.
+
+Real Ray, a real S3 server, SIGKILL. The results are read as a stranger's engine would: by Polars, DuckDB, pyiceberg.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import ROOT, encoded, noise
+from tests.crash.killer import POINTS
+from tests.seaweed import KEYS, PORT, Seaweed
+
+pytestmark = pytest.mark.slow
+
+KINDS = ("parquet", "iceberg", "delta")
+FILES, ROWS = 3, 8
+RANDOM = 10
+"""Kills at random moments, for every kind of table."""
+BROKEN = "f1-3"
+STORAGE = {
+    "aws_access_key_id": KEYS["AWS_ACCESS_KEY_ID"],
+    "aws_secret_access_key": KEYS["AWS_SECRET_ACCESS_KEY"],
+    "aws_endpoint_url": f"http://127.0.0.1:{PORT}",
+    "aws_region": "us-east-1",
+    "aws_allow_http": "true",
+}
+
+
+def rows_of(file: int) -> list[dict[str, Any]]:
+    names = [f"f{file}-{row}" for row in range(ROWS)]
+    images = [encoded(noise(280, 300, 100 * file + row)) for row in range(ROWS)]
+    return [
+        {"id": name, "image": b"broken" if name == BROKEN else image} for name, image in zip(names, images, strict=True)
+    ]
+
+
+class Archive:
+    """A source on S3, and outputs beside it."""
+
+    def __init__(self, server: Seaweed) -> None:
+        self.server = server
+        self.store = server.store()
+        for file in range(FILES):
+            with self.store.open(f"archive/crash/source/{file}.parquet", "wb") as opened:
+                pq.write_table(pa.Table.from_pylist(rows_of(file)), opened, row_group_size=3)
+        self.expected: dict[str, str] = {}
+        self.seconds = 0.0
+
+    def options(self, kind: str, name: str) -> list[str]:
+        options = ["--source", "s3://archive/crash/source", "--output", f"s3://archive/crash/{name}"]
+        settings = {"table": kind, "file_mb": 1, "commit_minutes": 0.04, "lease_seconds": 5}
+        return [*options, *(f"--set=output.{key}={value}" for key, value in settings.items())]
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        environment = os.environ | self.server.environment
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment, **pipes)
+
+    def run(self, *command: str, code: int = 3) -> str:
+        process = self.start(*command)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == code, out + err
+        return out + err
+
+    def kill_and_run_again(self, point: str, kind: str, name: str) -> None:
+        killed = self.start("tests.crash.killer", point, *self.options(kind, name))
+        _, log = killed.communicate(timeout=300)
+        assert killed.returncode in (-9, 3), log  # at a random moment it may be over
+        self.check(kind, name, whole=False)
+        self.run("jobs.restore", *self.options(kind, name), code=3 if killed.returncode else 0)
+        self.check(kind, name)
+
+    def table(self, kind: str, name: str) -> pl.DataFrame | None:
+        """As Polars reads it; None if there is none yet."""
+        root = f"archive/crash/{name}/data"
+        if kind == "delta":
+            if not self.store.exists(f"{root}/_delta_log/00000000000000000000.json"):
+                return None
+            frame = pl.scan_delta(f"s3://{root}", storage_options=STORAGE)
+        elif kind == "iceberg":
+            if not self.store.exists(f"{root}/metadata/version-hint.text"):
+                return None
+            version = self.store.cat_file(f"{root}/metadata/version-hint.text").decode()
+            iceberg = {"s3.endpoint": STORAGE["aws_endpoint_url"], "s3.region": "us-east-1"}
+            iceberg |= {"s3.access-key-id": STORAGE["aws_access_key_id"]}
+            iceberg |= {"s3.secret-access-key": STORAGE["aws_secret_access_key"]}
+            frame = pl.scan_iceberg(f"s3://{root}/metadata/{version}.metadata.json", storage_options=iceberg)
+        else:
+            if not self.store.exists(f"{root}/_symlink_format_manifest/manifest"):
+                return None
+            files = self.store.cat_file(f"{root}/_symlink_format_manifest/manifest").decode().split()
+            frame = pl.scan_parquet(files, storage_options=STORAGE)
+        return frame.select("id", "image", "status", "source_row").collect()
+
+    def check(self, kind: str, name: str, whole: bool = True) -> None:
+        """Every id at most once, and exactly once in the end, with the bytes of an undisturbed run."""
+        table = self.table(kind, name)
+        rows = [] if table is None else table.to_dicts()
+        found = {row["id"]: _digest(row["image"]) for row in rows}
+        assert max(Counter(row["id"] for row in rows).values(), default=1) == 1
+        assert found.items() <= self.expected.items()
+        if whole:
+            assert found == self.expected
+            data = [path for path in self.store.find(f"archive/crash/{name}/data") if path.endswith(".parquet")]
+            assert sum(pq.read_metadata(path, filesystem=self.store).num_rows for path in data) == len(found)
+            assert not self.store.exists(f"archive/crash/{name}/state/checkpoint/0001") or not self.store.ls(
+                f"archive/crash/{name}/state/checkpoint/0001"
+            )
+
+
+def _digest(image: bytes | None) -> str:
+    return "" if image is None else hashlib.sha256(image).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def archive(s3: Seaweed) -> Iterator[Archive]:
+    """The archive, restored without any disturbance once for every kind of table."""
+    archive = Archive(s3)
+    for kind in KINDS:
+        started = time.monotonic()
+        archive.run("jobs.restore", *archive.options(kind, f"{kind}-undisturbed"))
+        archive.seconds = time.monotonic() - started
+        table = archive.table(kind, f"{kind}-undisturbed")
+        assert table is not None
+        found = {row["id"]: _digest(row["image"]) for row in table.to_dicts()}
+        assert len(found) == FILES * ROWS and found[BROKEN] == ""
+        archive.expected = archive.expected or found
+        archive.check(kind, f"{kind}-undisturbed")
+    yield archive
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_a_crash_point(archive: Archive, kind: str, point: str) -> None:
+    archive.kill_and_run_again(point, kind, f"{kind}-{list(POINTS).index(point)}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("number", range(RANDOM))
+def test_killed_at_a_random_moment(archive: Archive, kind: str, number: int) -> None:
+    moment = random.Random(f"{kind} {number}").uniform(0.2, 1.0) * archive.seconds
+    archive.kill_and_run_again(f"{moment:.2f}", kind, f"{kind}-random-{number}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rerun_after_success_changes_nothing(archive: Archive, kind: str) -> None:
+    name = f"{kind}-undisturbed"
+    before = sorted(archive.store.find(f"archive/crash/{name}"))
+    started = time.monotonic()
+    assert "nothing new" in archive.run("jobs.restore", *archive.options(kind, name), code=0)
+    assert time.monotonic() - started < 15
+    assert sorted(archive.store.find(f"archive/crash/{name}")) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_store_that_is_away_for_twenty_seconds_is_waited_for(archive: Archive, kind: str) -> None:
+    name = f"{kind}-away"
+    process = archive.start("jobs.restore", *archive.options(kind, name))
+    threading.Timer(archive.seconds / 2, archive.server.stop).start()
+    time.sleep(archive.seconds / 2 + 20)
+    archive.server.start()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 3, out + err
+    archive.check(kind, name)
+
+
+def test_two_runs_at_once_one_works_and_the_other_names_it(archive: Archive) -> None:
+    options = archive.options("delta", "two")
+    first, second = archive.start("jobs.restore", *options), archive.start("jobs.restore", *options)
+    logs = ["".join(process.communicate(timeout=300)) for process in (first, second)]
+    assert sorted((first.returncode, second.returncode)) == [2, 3], logs
+    loser = logs[0] if first.returncode == 2 else logs[1]
+    winner = first if second.returncode == 2 else second
+    assert "is writing to this output" in loser and f"process {winner.pid}" in loser
+    archive.check("delta", "two")
+
+
+def test_a_killed_run_on_another_machine_holds_its_lease_until_that_expires(archive: Archive, tmp_path: Path) -> None:
+    killed = archive.start("tests.crash.killer", "inside a stage", *archive.options("parquet", "elsewhere"))
+    killed.communicate(timeout=300)
+    lease = "archive/crash/elsewhere/state/lease/00000001.json"
+    content = archive.store.cat_file(lease).decode()
+    archive.store.pipe_file(lease, content.replace('"process": "', '"process": "another-boot').encode())
+    refused = archive.run("jobs.restore", *archive.options("parquet", "elsewhere"), code=2)
+    assert "its lease expires in" in refused
+    time.sleep(6)
+    archive.run("jobs.restore", *archive.options("parquet", "elsewhere"))
+    archive.check("parquet", "elsewhere")
