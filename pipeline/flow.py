@@ -277,6 +277,8 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         dataset = output.dataset(table, run.run_id)
         summary = summarise(dataset, run.run_id, recipe.output.prefix)
         summary.seconds = time.monotonic() - started
+        summary.files_read = len({path for part in parts for path in part.paths})
+        summary.bytes_read = sum(part.size for part in parts)
         summary.duplicate_ids = run.duplicates.count if run.duplicates else 0
         report(output, dataset, summary, recipe)
         output.finish(record | {"finished": _now(), "seconds": summary.seconds, "by_status": summary.by_status})

@@ -48,6 +48,11 @@ class Piece:
     """Of its rows, those that are to be read."""
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """Of the file."""
+        return (self.file.path,)
+
+    @property
     def root(self) -> str:
         """See `Found`."""
         return self.file.root
@@ -89,6 +94,11 @@ class Pictures:
     """Some image files. What is in them is fetched by who decodes them."""
 
     files: tuple[ImageFile, ...]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of the files."""
+        return tuple(file.path for file in self.files)
 
     @property
     def root(self) -> str:

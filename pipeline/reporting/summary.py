@@ -53,6 +53,10 @@ class Summary:
     """Mean over the rows that were not failed, dB."""
     duplicate_ids: int = 0
     """Ids that more than one row has, in this run's source or with what was read before."""
+    files_read: int = 0
+    """Input files of which this run has read rows."""
+    bytes_read: int = 0
+    """Of their row groups with these rows, or of the image files."""
     worse: int = 0
     """Rows with a truth and status `restored` that lost more than 0.1 dB."""
     megapixels: float = 0.0
@@ -126,6 +130,8 @@ def as_text(summary: Summary) -> str:
             ("  mean SSIM before / after", f"{_number(summary.ssim_before, 4)} / {_number(summary.ssim_after, 4)}"),
             ("  restored, but over 0.1 dB worse", f"{summary.worse}"),
         ]
+    if summary.files_read:
+        lines.append(("files read", f"{summary.files_read} ({summary.bytes_read / 1e6:.1f} MB)"))
     if summary.duplicate_ids:
         lines.append(("ids that come more than once", f"{summary.duplicate_ids}"))
     if summary.damage_found:

@@ -119,9 +119,8 @@ class Archive:
             assert found == self.expected
             data = [path for path in self.store.find(f"archive/crash/{name}/data") if path.endswith(".parquet")]
             assert sum(pq.read_metadata(path, filesystem=self.store).num_rows for path in data) == len(found)
-            assert not self.store.exists(f"archive/crash/{name}/state/checkpoint/0001") or not self.store.ls(
-                f"archive/crash/{name}/state/checkpoint/0001"
-            )
+            left = self.store.find(f"archive/crash/{name}/state/checkpoint")
+            assert [path for path in left if path.endswith(".parquet")] == []
 
 
 def _digest(image: bytes | None) -> str:
