@@ -12,7 +12,7 @@ from pipeline.imaging.cells import redacted
 from pipeline.recipe import load_recipe, ready_made
 
 if TYPE_CHECKING:
-    from pipeline.flow import Retry, Run
+    from pipeline.plan import Retry, Run
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_recipe:
         print(recipe.to_yaml(), end="")
         return OK
-    from pipeline import flow
+    from pipeline.plan import prepare
 
-    run = flow.prepare(recipe, arguments.fresh, arguments.retry_failed)
+    run = prepare(recipe, arguments.fresh, arguments.retry_failed)
     return _dry_run(run) if arguments.dry_run else _restore(run, arguments.retry_failed)
 
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import torch
 
 from pipeline.errors import RecipeError
-from pipeline.flow import Run, read_columns
 from pipeline.imaging.cells import redacted
 from pipeline.lake.reader import plan_parts
+from pipeline.plan import Run
 from pipeline.schema import INTERNAL
 from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage
@@ -76,7 +76,7 @@ def estimate(run: Run) -> Estimate:
     part = next(iter(plan_parts(run.source.files, run.wanted, {})), None)
     if part is None:
         return Estimate(run, device, 0, 0.0, 0.0, 0.0, 0.0)
-    rows = next(part.read(run.source.store, read_columns(run))).slice(0, SAMPLE)
+    rows = next(part.read(run.source.store, run.columns)).slice(0, SAMPLE)
     decode = run.decode_stage(part.root)
     restore = RestoreStage(run.recipe, device, run.recipe.resources.threads)
     encode = EncodeStage(run.recipe, run.run_id)

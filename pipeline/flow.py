@@ -6,18 +6,14 @@ source table ──► decode ──► restore ──► encode ──► Parqu
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
 import socket
 import time
-import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
@@ -28,30 +24,20 @@ from ray.data.checkpoint import CheckpointConfig
 from ray.data.datasource import FilenameProvider
 
 from pipeline.drain import Drain
-from pipeline.errors import Interrupted, OutputError, RecipeError, RunError, SourceError, transient_errors
+from pipeline.errors import ConservatorError, Interrupted, OutputError, RecipeError, RunError, SourceError
 from pipeline.imaging.cells import redacted
-from pipeline.lake.attempts import Attempts
-from pipeline.lake.commits import Committer, Exchange, Input, Interval
-from pipeline.lake.exchanges import find_exchanges
-from pipeline.lake.fetch import UriReader
-from pipeline.lake.inputs import SourceFile
-from pipeline.lake.keys import Duplicates, Keys, find_duplicates, name_duplicates, read_keys
+from pipeline.lake.attempts import Attempts, GaveUp
+from pipeline.lake.commits import Committer, Input, Interval
 from pipeline.lake.lease import Lease
-from pipeline.lake.ledger import InputFile
-from pipeline.lake.output import Output, Turn, open_output
-from pipeline.lake.places import as_uri, is_local, join
+from pipeline.lake.output import Output
+from pipeline.lake.places import is_local
 from pipeline.lake.reader import NothingToFilter, Part, Rows, plan_parts
-from pipeline.lake.source import Source, open_source
-from pipeline.lake.storage import check_options
-from pipeline.lake.table import PARTITION, Table, storable
+from pipeline.lake.table import Table
+from pipeline.plan import Retry, Run, partitions, plan
 from pipeline.progress import Tally
 from pipeline.recipe import Recipe
 from pipeline.reporting.page import render
 from pipeline.reporting.summary import Summary, summarise
-from pipeline.restoration.text import minilm_folder
-from pipeline.restoration.weights import load_model
-from pipeline.schema import OUTPUT
-from pipeline.stages.decode import DecodeStage
 from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage
 
@@ -59,174 +45,6 @@ log = logging.getLogger(__name__)
 
 COMMITS = 8
 """Attempts of the last commit: a store that is away has about a minute to come back."""
-
-
-Retry = Literal["transient", "all"]
-"""Which failed rows are tried again: those whose error may pass, or all."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A run that is about to start, or to be shown by `--dry-run`."""
-
-    recipe: Recipe
-    source: Source
-    output: Output
-    turn: Turn
-    before: dict[str, Any] | None
-    """What stood in the output when it was looked at."""
-    keys: dict[str, Keys]
-    """What is known of the files' rows, by the files' keys."""
-    wanted: dict[str, npt.NDArray[np.bool_]]
-    """Of files not all of whose rows are read, those that are."""
-    exchanges: tuple[Exchange, ...]
-    """Files that take the place of others."""
-    duplicates: Duplicates | None
-    """Ids that come twice."""
-
-    @property
-    def run_id(self) -> str:
-        """Of its rows and files."""
-        return self.turn.run_id
-
-    @property
-    def rows(self) -> int:
-        """How many it takes from the source."""
-        return sum(self.rows_of(file) for file in self.source.files)
-
-    def rows_of(self, file: SourceFile) -> int:
-        """How many it takes from a file."""
-        return int(self.wanted[file.key].sum()) if file.key in self.wanted else file.rows
-
-    @property
-    def is_needed(self) -> bool:
-        """Whether there is anything to do."""
-        return bool(self.source.files or self.exchanges or self.turn.resumed or self.turn.replaces or not self.before)
-
-    @property
-    def passed(self) -> pa.Schema:
-        """The source's columns that go through, with types that the table can hold."""
-        return self.source.passed if self.recipe.output.table == "parquet" else storable(self.source.passed)
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Of the table."""
-        prefix = self.recipe.output.prefix
-        return pa.schema([*self.passed, *(field.with_name(prefix + field.name) for field in OUTPUT)])
-
-    @property
-    def key_column(self) -> str:
-        """With the rows' keys, in the table."""
-        return self.recipe.output.prefix + "source_row"
-
-    def decode_stage(self, root: str) -> DecodeStage:
-        """Decodes rows of files below `root`."""
-        store, limits, source = self.source.store, self.recipe.limits, self.recipe.source
-        fetch = UriReader(
-            *(as_uri(store, root), source.allowed_uris, int(limits.max_image_mb * 1e6), limits.attempts),
-            source.storage,
-        )
-        return DecodeStage(self.recipe, self.source.columns, self.passed, fetch)
-
-
-def prepare(recipe: Recipe, fresh: bool = False, retry: Retry | None = None) -> Run:
-    """Look at source, output and model, and find what is wrong with them before anything starts.
-
-    Args:
-        recipe: what to do.
-        fresh: make all rows anew, to replace those that the output holds.
-        retry: do failed rows of the table again, and nothing else.
-
-    Raises:
-        ConservatorError: one of them cannot be used.
-    """
-    for options, key in (
-        *((recipe.source.storage, "source.storage"), (recipe.output.storage, "output.storage")),
-        *((recipe.source.catalog, "source.catalog"), (recipe.output.catalog, "output.catalog")),
-    ):
-        check_options(options, key)
-    output = open_output(recipe.output.uri, recipe.output)
-    turn = output.turn(_run_id(), recipe.digest(), fresh, retry is not None)
-    run = _plan(recipe, output, turn, retry)
-    if run.source.files:
-        load_model(recipe.restoration.model)
-        minilm_folder()
-    return run
-
-
-def _plan(recipe: Recipe, output: Output, turn: Turn, retry: Retry | None) -> Run:
-    """What is to be read of the source, and what takes the place of what."""
-    before = output.run()
-    ledger = output.ledger(turn.generation)
-    states = ledger.states()
-    finished = frozenset(file for file, state in states.items() if not state.gone)
-    again = _failed(output, retry, finished) if retry else {}
-    known = finished if not retry else frozenset(file for file in finished if file.key not in again)
-    source = open_source(recipe.source.uri, recipe.columns, known, recipe.source)
-    if retry:
-        source = dataclasses.replace(source, files=tuple(file for file in source.files if file.key in again))
-    own = {recipe.output.prefix + name for name in OUTPUT.names}
-    taken = [name for name in source.passed.names if name in own]
-    if taken:
-        raise SourceError(
-            f"the source's columns {', '.join(taken)} have names that the output needs; "
-            "give the added columns a prefix: --set output.prefix=restored_"
-        )
-    _check_partitions(recipe, source)
-    _keep_apart(source, output)
-    if retry:
-        wanted = {file.key: _chosen(file, again[file.key]) for file in source.files}
-        return Run(recipe, source, output, turn, before, {}, wanted, (), None)
-    keys = read_keys(source.store, source.files, source.columns.id, recipe.source.filters)
-    unfinished = ledger.begun() - {file for file, state in states.items() if state.gone}
-    exchanges = find_exchanges(source, finished | unfinished)
-    wanted = {key: known.wanted for key, known in keys.items() if known.wanted is not None}
-    if recipe.limits.rows is not None:
-        wanted |= _limited(source, keys, wanted, recipe.limits.rows, exchanges)
-    leaving = frozenset(file for exchange in exchanges for file in exchange.old)
-    twice = find_duplicates(keys, ledger.ids(finished - leaving))
-    duplicates = name_duplicates(source.store, source.files, source.columns.id, twice)
-    return Run(recipe, source, output, turn, before, keys, wanted, exchanges, duplicates)
-
-
-def _failed(output: Output, retry: Retry, finished: Collection[InputFile]) -> dict[str, list[int]]:
-    """Numbers of the rows to be tried again, by the keys of their files."""
-    kinds = transient_errors() if retry == "transient" else None
-    keys = {file.key for file in finished}
-    rows: dict[str, list[int]] = {}
-    for row in output.failed_rows(output.table(), kinds):
-        key, _, number = row.rpartition("-")
-        if key in keys:
-            rows.setdefault(key, []).append(int(number))
-    return rows
-
-
-def _chosen(file: SourceFile, rows: Sequence[int]) -> npt.NDArray[np.bool_]:
-    chosen = np.zeros(file.rows, np.bool_)
-    chosen[list(rows)] = True
-    return chosen
-
-
-def _limited(
-    source: Source,
-    keys: dict[str, Keys],
-    wanted: dict[str, npt.NDArray[np.bool_]],
-    limit: int,
-    exchanges: Sequence[Exchange],
-) -> dict[str, npt.NDArray[np.bool_]]:
-    """The first rows only. A file that takes another's place is read whole or not at all."""
-    whole = {key for exchange in exchanges for key in exchange.new}
-    if any(len(exchange.new) > 1 for exchange in exchanges):
-        raise SourceError("the source table has lost files since the last run, and takes no --limit; run without it")
-    limited = {}
-    for file in source.files:
-        rows = keys[file.key].rows
-        if rows > limit:
-            chosen = wanted.get(file.key, np.ones(file.rows, np.bool_)).copy()
-            chosen[np.flatnonzero(chosen)[0 if file.key in whole else limit :]] = False
-            limited[file.key] = chosen
-        limit -= min(rows, limit)
-    return limited
 
 
 def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) -> Summary:
@@ -249,18 +67,17 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         if output.run() != run.before:
             raise OutputError(f"another run has written to {redacted(output.uri)} since this one looked; run again")
         table, staging, ledger = output.table(), output.staging(turn.generation), output.ledger(turn.generation)
-        committer = _committer(run, table, lease)
-        if committer.recover():  # what a killed run has done changes what is left to be done
-            run = _plan(recipe, output, turn, retry)
-            committer = _committer(run, table, lease)
-            committer.recover()
+        if turn.replaces and not turn.resumed:
+            output.abandon(turn.generation - 1)
+        run, committer = _recovered(run, table, lease, retry)
         done = staging.done({file.key for file in run.source.files})
         parts = plan_parts(run.source.files, run.wanted, done)
         expected = committer.uncommitted + sum(part.rows for part in parts)
         record = {"run_id": run.run_id, "recipe_digest": recipe.digest(), "started": _now(), "rows": run.rows}
         record |= {"generation": turn.generation, "replaces": turn.replaces, "retries": turn.retries}
         output.begin(record, recipe.to_yaml(redacted))
-        ledger.begin(file.input for file in run.source.files)
+        if run.source.files:
+            ledger.begin(file.input for file in run.source.files)
         ended = False
         if parts:
             _device(recipe)
@@ -268,20 +85,35 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
                 ended = _write(run, parts, staging.folder, drain)
         if ended and turn.replaces:
             raise Interrupted(f"stopped; run {run.run_id} replaces the table when all of its rows are done: run again")
-        Attempts(COMMITS)(lambda: committer.commit(turn.replaces))
+        _commit(committer, turn.replaces)
         if ended:
             raise Interrupted(f"stopped after {committer.rows} of {expected} rows; run again to go on from here")
         _check_whole(run, committer, expected)
         ledger.forget_begun(ledger.states())
         output.tidy(table, turn.generation)
         dataset = output.dataset(table, run.run_id)
-        summary = summarise(dataset, run.run_id, recipe.output.prefix)
-        summary.seconds = time.monotonic() - started
-        summary.files_read = len({path for part in parts for path in part.paths})
-        summary.bytes_read = sum(part.size for part in parts)
-        summary.duplicate_ids = run.duplicates.count if run.duplicates else 0
+        summary = _summary(run, parts, dataset, time.monotonic() - started)
         report(output, dataset, summary, recipe)
         output.finish(record | {"finished": _now(), "seconds": summary.seconds, "by_status": summary.by_status})
+    return summary
+
+
+def _recovered(run: Run, table: Table, lease: Lease, retry: Retry | None) -> tuple[Run, Committer]:
+    """Finish what a killed run had begun; that changes what is left to be done."""
+    committer = _committer(run, table, lease)
+    if committer.recover():
+        run = plan(run.recipe, run.output, run.turn, retry)
+        committer = _committer(run, table, lease)
+        committer.recover()
+    return run, committer
+
+
+def _summary(run: Run, parts: Sequence[Part], dataset: pads.Dataset, seconds: float) -> Summary:
+    summary = summarise(dataset, run.run_id, run.recipe.output.prefix)
+    summary.seconds = seconds
+    summary.files_read = len({path for part in parts for path in part.paths})
+    summary.bytes_read = sum(part.size for part in parts)
+    summary.duplicate_ids = run.duplicates.count if run.duplicates else 0
     return summary
 
 
@@ -303,6 +135,25 @@ def _committer(run: Run, table: Table, lease: Lease) -> Committer:
     )
 
 
+def _commit(committer: Committer, replace: bool) -> None:
+    """The last commit of a run.
+
+    Raises:
+        RunError: the store did not come back in time.
+        OutputError: the table cannot take the files.
+    """
+    try:
+        Attempts(COMMITS)(lambda: committer.commit(replace))
+    except GaveUp as end:
+        cause = end.__cause__
+        if isinstance(cause, ConservatorError):
+            raise cause from None
+        raise RunError(
+            f"the last commit failed in {end.attempts} attempts ({type(cause).__name__}: {cause}); "
+            "what was written is kept: run again"
+        ) from cause
+
+
 def _check_whole(run: Run, committer: Committer, expected: int) -> None:
     """The promise: what went in has come out.
 
@@ -311,7 +162,8 @@ def _check_whole(run: Run, committer: Committer, expected: int) -> None:
     """
     if committer.rows != expected:
         raise RunError(f"{expected} rows went in and {committer.rows} came out of run {run.run_id}; run again")
-    whole = {file.key: file.path for file in run.source.files if run.rows_of(file) == run.keys[file.key].rows}
+    read = [file for file in run.source.files if file.key in run.keys]  # else its failed rows only
+    whole = {file.key: file.path for file in read if run.rows_of(file) == run.keys[file.key].rows}
     missing = [path for key, path in whole.items() if key not in committer.finished]
     if missing:
         raise RunError(f"{len(missing)} files are not finished, such as {', '.join(missing[:5])}; run again")
@@ -342,7 +194,7 @@ def _write(run: Run, parts: Sequence[Part], checkpoint: str, drain: Drain) -> bo
                 filename_provider=FilenameProvider(dataset_uuid=run.run_id, file_format="parquet"),
                 min_bytes_per_file=settings.file_mb * 1_000_000,
                 row_group_size=settings.row_group,
-                partition_cols=[partition for _, partition in _partitions(run.recipe)] or None,
+                partition_cols=[partition for _, partition in partitions(run.recipe)] or None,
             )
     except ray.exceptions.RayError as error:
         cause = _cause(error)
@@ -359,35 +211,6 @@ def _write(run: Run, parts: Sequence[Part], checkpoint: str, drain: Drain) -> bo
     finally:
         context.checkpoint_config = None
     return drain.requested
-
-
-def _partitions(recipe: Recipe) -> list[tuple[str, str]]:
-    """The columns by which the table is divided, each with the one that names its folders.
-
-    The column of the folders is not in the data files. That is what readers of Hive and Delta tables expect; Iceberg
-    wants it there, so the folders go by a copy.
-    """
-    names = recipe.output.partition_by
-    return [(name, PARTITION + name if recipe.output.table == "iceberg" else name) for name in names]
-
-
-def _check_partitions(recipe: Recipe, source: Source) -> None:
-    """The table can only be divided by columns that it has, of which rows share values.
-
-    Raises:
-        RecipeError: one is none of them.
-    """
-    for name, folder in _partitions(recipe) if source.files else ():
-        if name not in source.passed.names:
-            raise RecipeError(
-                f"output.partition_by names {name!r}, which does not pass through; "
-                f"these do: {', '.join(source.passed.names)}"
-            )
-        kind = source.passed.field(name).type
-        if pa.types.is_nested(kind) or pa.types.is_floating(kind) or name == source.columns.id:
-            raise RecipeError(f"output.partition_by names {name!r}, whose values ({kind}) make no partitions")
-        if folder != name and folder in source.passed.names:
-            raise RecipeError(f"output.partition_by names {name!r}, but the source has a column {folder!r}")
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -409,7 +232,7 @@ def compose(
     context.target_max_block_size = resources.block_mb * 1_000_000  # else small blocks are put together again
     publish = run.output.image_writer(run.turn.generation) if recipe.output.images == "files" else None
     encode = EncodeStage(recipe, run.run_id, publish)
-    rows = Rows(run.source.store, parts, read_columns(run), _Decode(run), stopped)
+    rows = Rows(run.source.store, parts, run.columns, _Decode(run), stopped)
     return (
         ray.data.read_datasource(rows, num_cpus=resources.task_cpus)
         .map_batches(
@@ -423,7 +246,7 @@ def compose(
         )
         .map_batches(
             _encode,
-            fn_args=(encode, dict(_partitions(recipe)), tally.counter if tally else None),
+            fn_args=(encode, dict(partitions(recipe)), tally.counter if tally else None),
             batch_format="pyarrow",
             num_cpus=resources.task_cpus,
             udf_modifying_row_count=False,
@@ -490,18 +313,6 @@ def report(output: Output, dataset: pads.Dataset, summary: Summary, recipe: Reci
     output.write("report.html", render(dataset, summary, columns.id, columns.caption, recipe.output.prefix))
 
 
-def _keep_apart(source: Source, output: Output) -> None:
-    """A run must not read what it or another run writes."""
-    if type(source.store) is not type(output.store):
-        return
-    inside = any(file.path.startswith(output.data + "/") for file in source.files)
-    if inside or source.would_read(join(output.data, "part.parquet")):
-        raise SourceError(
-            f"the output {redacted(output.uri)} lies in the source, or the source in the output's data; the next run "
-            "would read what this one writes: give another --output"
-        )
-
-
 def _device(recipe: Recipe) -> tuple[str, int]:
     """Where the model runs, and how many actors do."""
     wanted, actors = recipe.restoration.device, recipe.resources.actors
@@ -520,13 +331,6 @@ def _device(recipe: Recipe) -> tuple[str, int]:
     return "cpu", max(actors, 1)
 
 
-def read_columns(run: Run) -> list[str]:
-    """The columns of the source that are read: those that go through, and those with images."""
-    columns = run.source.columns
-    roles = (columns.id, columns.image, columns.caption, columns.mask, columns.references, columns.truth)
-    return list(dict.fromkeys([*run.passed.names, *(name for name in roles if name)]))
-
-
 def _encode(table: pa.Table, stage: EncodeStage, partitions: dict[str, str], counter: Any) -> pa.Table:
     out = stage(table)
     for name, folder in partitions.items():
@@ -535,10 +339,6 @@ def _encode(table: pa.Table, stage: EncodeStage, partitions: dict[str, str], cou
     if counter is not None:
         counter.add.remote(out.num_rows)
     return out
-
-
-def _run_id() -> str:
-    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + uuid.uuid4().hex[:6]
 
 
 def _now() -> str:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import RunError
-from pipeline.lake.intents import Intent, Intents
+from pipeline.lake.intents import Intent, Intents, written
 from pipeline.lake.lease import Lease
 from pipeline.lake.ledger import Entry, InputFile, Ledger, State
 from pipeline.lake.staging import Staged, Staging
@@ -189,7 +189,7 @@ class Committer:
         names = sorted(staged.name for staged in writes)
         number = max([self._table.last_commit(), *(intent.number for intent in self._intents.all())]) + 1
         intent = Intent(
-            *(number, self._run_id, self._recipe_digest, replace, tuple(names)),
+            *(number, self._run_id, self._recipe_digest, written(self._schema), replace, tuple(names)),
             *(tuple(self._staging.data_files(names)), tuple(rows), tuple(files)),
         )
         self._lease.check()
@@ -203,7 +203,7 @@ class Committer:
         for intent in self._intents.all():
             if intent.number > self._table.last_commit():
                 removal = intent.removal(self._key_column)
-                self._table.commit(intent.files, self._schema, intent.commit, intent.replace, removal)
+                self._table.commit(intent.files, intent.schema, intent.commit, intent.replace, removal)
                 log.info("commit %d of run %s: %d files", intent.number, intent.run_id, len(intent.files))
         return self._record()
 

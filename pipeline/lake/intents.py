@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 
 from pipeline.errors import OutputError
 from pipeline.lake.ledger import InputFile
@@ -21,6 +23,8 @@ class Intent:
     number: int
     run_id: str
     recipe_digest: str
+    columns: str
+    """Of the table: an Arrow schema in base64."""
     replace: bool
     """Whether it takes the place of all that the table holds."""
     writes: tuple[str, ...]
@@ -35,6 +39,11 @@ class Intent:
     def commit(self) -> Commit:
         """For the table."""
         return Commit(self.number, self.run_id, self.recipe_digest)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the table."""
+        return pa.ipc.read_schema(pa.BufferReader(base64.b64decode(self.columns)))
 
     def removal(self, column: str) -> Removal:
         """For the table; `column` holds the rows' keys."""
@@ -51,6 +60,11 @@ class Intent:
         content["files"] = tuple(DataFile(**file) for file in content["files"])
         content["gone_files"] = tuple(InputFile(*file) for file in content["gone_files"])
         return cls(**content | {name: tuple(content[name]) for name in ("writes", "gone_rows")})
+
+
+def written(schema: pa.Schema) -> str:
+    """A schema as an intent holds it."""
+    return base64.b64encode(schema.serialize()).decode()
 
 
 class Intents:

@@ -159,6 +159,15 @@ class Output:
         """Of a generation of the table."""
         return Staging(self.store, self.data, join(self.root, f"state/checkpoint/{generation:04d}"))
 
+    def abandon(self, generation: int) -> None:
+        """Throw away what a killed run has written for a generation, and not committed."""
+        staging = self.staging(generation)
+        staging.recover()
+        taken = {name for intent in self.intents().all() for name in intent.writes}
+        left = [staged.name for staged in staging.whole() if staged.name not in taken]
+        staging.discard(left)
+        staging.remove_half(left)
+
     def table(self) -> Table:
         """The table, of the kind that the recipe names.
 

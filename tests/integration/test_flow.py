@@ -21,6 +21,7 @@ from jobs.cli import main
 from pipeline import flow
 from pipeline.errors import ConservatorError, RecipeError, SourceError
 from pipeline.lake.reader import plan_parts
+from pipeline.plan import prepare
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.schema import OUTPUT
 from tests.conftest import ROOT, encoded, noise
@@ -43,7 +44,7 @@ def test_the_sample_archive_comes_back_better(tmp_path: Path) -> None:
     recipe = load_recipe(
         str(ROOT / "samples/recipe.yaml"), source__uri=[str(ROOT / "samples/archive")], output__uri=str(tmp_path)
     )
-    summary = flow.restore(flow.prepare(recipe))
+    summary = flow.restore(prepare(recipe))
     source = pq.read_table(ROOT / "samples/archive")
     rows = table_of(tmp_path)
     assert summary.rows == len(rows) == source.num_rows
@@ -83,7 +84,7 @@ def test_every_row_comes_out_once_and_broken_ones_say_why(write_table: Write, tm
     write_table(rows[20:], "source/b.parquet", kind)
     write_table([{"id": f"typed-{n}", "image": n} for n in range(3)], "source/c.parquet")
     write_table([{"id": "no-image", "shelf": 7}], "source/d.parquet")
-    summary = flow.restore(flow.prepare(recipe_of(tmp_path / "source", tmp_path / "out")))
+    summary = flow.restore(prepare(recipe_of(tmp_path / "source", tmp_path / "out")))
     out = {row["id"]: row for row in table_of(tmp_path / "out")}
     assert summary.rows == len(out) == 28
     failed = {name: row for name, row in out.items() if row["status"] == "failed"}
@@ -97,7 +98,7 @@ def test_every_row_comes_out_once_and_broken_ones_say_why(write_table: Write, tm
 
 def test_decoding_does_not_run_inside_the_restoring_actor(write_table: Write, tmp_path: Path) -> None:
     write_table([{"id": "a", "image": encoded(noise(40, 40))}])
-    run = flow.prepare(recipe_of(tmp_path / "source", tmp_path / "out"))
+    run = prepare(recipe_of(tmp_path / "source", tmp_path / "out"))
     operators = [
         line.split(":")[0]
         for line in flow.compose(run, plan_parts(run.source.files, {}, {})).materialize().stats().splitlines()
@@ -112,7 +113,7 @@ def test_a_limit_takes_the_first_rows(write_table: Write, tmp_path: Path) -> Non
     write_table([{"id": f"a{n}", "image": encoded(noise(20, 20, n))} for n in range(5)], "source/a.parquet")
     write_table([{"id": f"b{n}", "image": encoded(noise(20, 20, n)), "shelf": n} for n in range(5)], "source/b.parquet")
     recipe = recipe_of(tmp_path / "source", tmp_path / "out", "limits.rows=7")
-    assert flow.restore(flow.prepare(recipe)).rows == 7
+    assert flow.restore(prepare(recipe)).rows == 7
     assert sorted(row["id"] for row in table_of(tmp_path / "out")) == ["a0", "a1", "a2", "a3", "a4", "b0", "b1"]
 
 
@@ -121,21 +122,21 @@ def test_a_limit_takes_the_first_row_groups_of_a_file(tmp_path: Path) -> None:
     ballast = pa.array([bytes(9_000_000 if n < 20 else 10) for n in range(40)])
     pq.write_table(table.append_column("ballast", ballast), tmp_path / "a.parquet", 5, compression="none")
     recipe = load_recipe(source__uri=[str(tmp_path / "a.parquet")], output__uri=str(tmp_path / "out"), limits__rows=23)
-    flow.restore(flow.prepare(recipe))
+    flow.restore(prepare(recipe))
     assert sorted(int(row["id"]) for row in table_of(tmp_path / "out")) == list(range(23))
 
 
 @pytest.mark.parametrize("name", ["scans.parquet", "scans.parq", "scans.PQ", "scans 1.table"])
 def test_a_single_file_may_lie_beside_the_output(write_table: Write, tmp_path: Path, name: str) -> None:
     path = write_table([{"id": "a", "image": encoded(noise(20, 20))}], name)
-    assert flow.restore(flow.prepare(recipe_of(path, tmp_path / "out"))).rows == 1
+    assert flow.restore(prepare(recipe_of(path, tmp_path / "out"))).rows == 1
 
 
 def test_files_that_disagree_on_a_caption_and_a_number_go_together(write_table: Write, tmp_path: Path) -> None:
     image = encoded(noise(20, 20))
     write_table([{"id": "a", "image": image, "caption": "a cat", "shelf": 2**60}], "source/a.parquet")
     write_table([{"id": "b", "image": image, "caption": ["a", "dog"], "shelf": 0.5}], "source/b.parquet")
-    flow.restore(flow.prepare(recipe_of(tmp_path / "source", tmp_path / "out")))
+    flow.restore(prepare(recipe_of(tmp_path / "source", tmp_path / "out")))
     out = {row["id"]: (row["caption"], row["shelf"]) for row in table_of(tmp_path / "out")}
     assert out == {"a": (["a cat"], str(2**60)), "b": (["a", "dog"], "0.5")}
 
@@ -145,7 +146,7 @@ def test_images_are_taken_from_beside_their_own_table(write_table: Write, tmp_pa
         write_table([{"id": name, "image": "scan.png"}], f"{name}/a.parquet")
         (tmp_path / name / "scan.png").write_bytes(encoded(noise(side, side)))
     recipe = load_recipe(source__uri=[str(tmp_path / "one"), str(tmp_path / "two")], output__uri=str(tmp_path / "out"))
-    flow.restore(flow.prepare(recipe))
+    flow.restore(prepare(recipe))
     assert {row["id"]: row["image_width"] for row in table_of(tmp_path / "out")} == {"one": 20, "two": 30}
 
 
@@ -154,7 +155,7 @@ def test_images_beside_the_table_are_fetched_by_uri(write_table: Write, tmp_path
     (tmp_path / "source/scans/a.png").write_bytes(encoded(noise(30, 30)))
     uris = ["scans/a.png", "scans/gone.png", "/etc/passwd"]
     write_table([{"id": uri, "image": uri} for uri in uris])
-    flow.restore(flow.prepare(recipe_of(tmp_path / "source", tmp_path / "out")))
+    flow.restore(prepare(recipe_of(tmp_path / "source", tmp_path / "out")))
     out = {row["id"]: row for row in table_of(tmp_path / "out")}
     assert [out[uri]["error_type"] for uri in uris] == [None, "UnreadableImage", "ForbiddenURI"]
     assert out["scans/a.png"]["source_uri"] == "scans/a.png"
@@ -162,7 +163,7 @@ def test_images_beside_the_table_are_fetched_by_uri(write_table: Write, tmp_path
 
 def test_an_empty_source_gives_an_empty_run(write_table: Write, tmp_path: Path) -> None:
     write_table([], schema=pa.schema([("id", pa.string()), ("image", pa.binary())]))
-    assert flow.restore(flow.prepare(recipe_of(tmp_path / "source", tmp_path / "out"))).rows == 0
+    assert flow.restore(prepare(recipe_of(tmp_path / "source", tmp_path / "out"))).rows == 0
     assert (tmp_path / "out/report.html").exists()
     assert main(["report", str(tmp_path / "out")]) == 0
     assert pq.read_table(tmp_path / "out/data").schema.names == ["id", *OUTPUT.names]
@@ -174,21 +175,21 @@ def test_a_broken_page_in_a_file_is_blamed_on_the_source(write_table: Write, tmp
     content[4:-1000] = bytes(len(content) - 1004)
     path.write_bytes(content)
     with pytest.raises(ConservatorError, match=r"broken|could not be read"):
-        flow.restore(flow.prepare(recipe_of(tmp_path / "source", tmp_path / "out")))
+        flow.restore(prepare(recipe_of(tmp_path / "source", tmp_path / "out")))
 
 
 def test_hive_partitions_become_columns(write_table: Write, tmp_path: Path) -> None:
     write_table([{"id": "a", "image": encoded(noise(20, 20))}], "source/year=1911/a.parquet")
-    flow.restore(flow.prepare(recipe_of(tmp_path / "source", tmp_path / "out")))
+    flow.restore(prepare(recipe_of(tmp_path / "source", tmp_path / "out")))
     assert str(table_of(tmp_path / "out")[0]["year"]) == "1911"
 
 
 def test_columns_that_would_collide_need_a_prefix(write_table: Write, tmp_path: Path) -> None:
     write_table([{"id": "a", "image": encoded(noise(20, 20)), "status": "mine"}])
     with pytest.raises(SourceError, match=r"status.*output\.prefix"):
-        flow.prepare(recipe_of(tmp_path / "source", tmp_path / "out"))
+        prepare(recipe_of(tmp_path / "source", tmp_path / "out"))
     recipe = recipe_of(tmp_path / "source", tmp_path / "out", "output.prefix=new_")
-    summary = flow.restore(flow.prepare(recipe))
+    summary = flow.restore(prepare(recipe))
     row = table_of(tmp_path / "out")[0]
     assert row["status"] == "mine" and row["new_status"] in summary.by_status
     assert list(row) == ["id", "status", *(f"new_{name}" for name in OUTPUT.names)]
@@ -198,15 +199,15 @@ def test_columns_that_would_collide_need_a_prefix(write_table: Write, tmp_path: 
 def test_an_output_inside_the_source_is_refused(write_table: Write, tmp_path: Path, output: str) -> None:
     write_table([{"id": "a", "image": encoded(noise(20, 20))}])
     with pytest.raises(SourceError, match="another --output"):
-        flow.prepare(recipe_of(tmp_path / "source" if output != "." else tmp_path, tmp_path / output))
+        prepare(recipe_of(tmp_path / "source" if output != "." else tmp_path, tmp_path / output))
 
 
 def test_a_finished_run_is_only_replaced_on_request(write_table: Write, tmp_path: Path) -> None:
     write_table([{"id": "a", "image": encoded(noise(20, 20))}])
     recipe = recipe_of(tmp_path / "source", tmp_path / "out")
-    flow.restore(flow.prepare(recipe))
-    assert not flow.prepare(recipe).is_needed
-    again = flow.restore(flow.prepare(recipe, fresh=True))
+    flow.restore(prepare(recipe))
+    assert not prepare(recipe).is_needed
+    again = flow.restore(prepare(recipe, fresh=True))
     assert {row["run_id"] for row in table_of(tmp_path / "out")} == {again.run_id}
 
 
@@ -215,7 +216,7 @@ def test_a_gpu_that_is_not_there_is_not_waited_for(write_table: Write, tmp_path:
         pytest.skip("this machine has a GPU")
     write_table([{"id": "a", "image": encoded(noise(20, 20))}])
     with pytest.raises(RecipeError, match="no GPU"):
-        flow.restore(flow.prepare(recipe_of(tmp_path / "source", tmp_path / "out", "restoration.device=cuda")))
+        flow.restore(prepare(recipe_of(tmp_path / "source", tmp_path / "out", "restoration.device=cuda")))
 
 
 @pytest.mark.parametrize(

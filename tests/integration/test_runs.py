@@ -23,6 +23,7 @@ from pyiceberg.table import StaticTable
 from jobs.cli import main
 from pipeline import flow
 from pipeline.errors import OutputError, RecipeError, SourceError
+from pipeline.plan import prepare
 from pipeline.recipe import Recipe, load_recipe
 from tests.conftest import ROOT, encoded, noise
 
@@ -76,13 +77,13 @@ def test_a_schedule_reads_only_what_is_new(write_table: Write, tmp_path: Path, k
     for number in range(3):
         path = write_table(rows(f"{number}a", f"{number}b", seed=number), f"source/{number}.parquet")
         size = path.stat().st_size
-        summary = flow.restore(flow.prepare(recipe))
+        summary = flow.restore(prepare(recipe))
         expected += [f"{number}a", f"{number}b"]
         assert ids(tmp_path, kind) == expected and (summary.rows, summary.files_read) == (2, 1)
         assert 0 < summary.bytes_read < size
         read.append(summary.run_id)
         ruin(path)  # it must not be looked into again
-    assert not flow.prepare(recipe).is_needed
+    assert not prepare(recipe).is_needed
     assert len(set(read)) == 3
     if kind == "delta":
         table = DeltaTable(str(tmp_path / "out/data"))
@@ -100,10 +101,10 @@ def test_a_file_that_was_written_anew_replaces_its_rows(write_table: Write, tmp_
     recipe = recipe_of(tmp_path, f"output.table={kind}")
     write_table(rows("a", "b"), "source/one.parquet")
     write_table(rows("c"), "source/two.parquet")
-    flow.restore(flow.prepare(recipe))
+    flow.restore(prepare(recipe))
     before = {row["id"]: row["image_sha256"] for row in table_of(tmp_path, kind).to_dicts()}
     write_table(rows("b", "d", seed=7), "source/one.parquet")
-    run = flow.prepare(recipe)
+    run = prepare(recipe)
     assert run.duplicates is None and run.rows == 2
     flow.restore(run)
     after = {row["id"]: row["image_sha256"] for row in table_of(tmp_path, kind).to_dicts()}
@@ -116,12 +117,12 @@ def test_a_file_that_was_written_anew_replaces_its_rows(write_table: Write, tmp_
 
 def test_all_rows_are_done_anew_into_a_table_that_is_exchanged_at_once(write_table: Write, tmp_path: Path) -> None:
     write_table(rows("a", "b"), "source/one.parquet")
-    flow.restore(flow.prepare(recipe_of(tmp_path, "output.images=files")))
+    flow.restore(prepare(recipe_of(tmp_path, "output.images=files")))
     old = set((tmp_path / "out/images/0001").rglob("*.png"))
     other = recipe_of(tmp_path, "output.images=files", "output.format=webp", "scoring.clean_above=1")
     with pytest.raises(OutputError, match="another recipe"):
-        flow.prepare(other)
-    summary = flow.restore(flow.prepare(other, fresh=True))
+        prepare(other)
+    summary = flow.restore(prepare(other, fresh=True))
     table = table_of(tmp_path)
     assert set(table["run_id"]) == {summary.run_id} and sorted(table["id"]) == ["a", "b"]
     assert len(old) == 2 and not (tmp_path / "out/images/0001").exists()
@@ -129,7 +130,7 @@ def test_all_rows_are_done_anew_into_a_table_that_is_exchanged_at_once(write_tab
 
 def test_images_lie_beside_the_table_with_their_checksums(write_table: Write, tmp_path: Path) -> None:
     write_table([*rows("a", "b"), {"id": "bad", "image": b"broken"}])
-    flow.restore(flow.prepare(recipe_of(tmp_path, "output.images=files")))
+    flow.restore(prepare(recipe_of(tmp_path, "output.images=files")))
     for row in table_of(tmp_path).to_dicts():
         assert row["image"] is None
         if row["id"] == "bad":
@@ -177,21 +178,21 @@ def test_rows_that_failed_in_passing_are_tried_again(
     images = {"far": f"{server}/scan.png", "here": "here.png", "gone": "gone.png"}
     write_table([{"id": name, "image": image} for name, image in images.items()])
     recipe = recipe_of(tmp_path, f"output.table={kind}", f"source.allowed_uris={server}", "limits.attempts=1")
-    flow.restore(flow.prepare(recipe))
+    flow.restore(prepare(recipe))
     assert {row["id"]: row["error_type"] for row in table_of(tmp_path, kind).to_dicts()} == {
         "far": "StoreUnavailable",
         "here": None,
         "gone": "UnreadableImage",
     }
     monkeypatch.setattr(Flaky, "is_up", True)
-    assert not flow.prepare(recipe).is_needed  # the file is finished
-    run = flow.prepare(recipe, retry="transient")
+    assert not prepare(recipe).is_needed  # the file is finished
+    run = prepare(recipe, retry="transient")
     assert run.rows == 1
     assert flow.restore(run, retry="transient").by_status.get("failed") is None
     found = {row["id"]: row["error_type"] for row in table_of(tmp_path, kind).to_dicts()}
     assert found == {"far": None, "here": None, "gone": "UnreadableImage"} and len(ids(tmp_path, kind)) == 3
-    assert not flow.prepare(recipe, retry="transient").is_needed
-    assert flow.prepare(recipe, retry="all").rows == 1
+    assert not prepare(recipe, retry="transient").is_needed
+    assert prepare(recipe, retry="all").rows == 1
 
 
 def test_ids_that_come_twice_are_reported_and_kept(
@@ -213,21 +214,21 @@ def test_filters_and_projections_reach_the_files(write_table: Write, tmp_path: P
             f"source/year={year}/a.parquet",
         )
     chosen = ['source.filters=[[year, "=", "1912"], [n, in, [1, 3]]]', "columns.keep=[n]"]
-    summary = flow.restore(flow.prepare(recipe_of(tmp_path, *chosen)))
+    summary = flow.restore(prepare(recipe_of(tmp_path, *chosen)))
     table = table_of(tmp_path)
     assert sorted(table["id"]) == ["1912-1", "1912-3"] and summary.rows == 2
     assert "n" in table.columns and "secret" not in table.columns and "year" not in table.columns
-    assert not flow.prepare(recipe_of(tmp_path, *chosen)).is_needed
+    assert not prepare(recipe_of(tmp_path, *chosen)).is_needed
     with pytest.raises(OutputError, match="another recipe"):
-        flow.prepare(recipe_of(tmp_path, chosen[1]))
+        prepare(recipe_of(tmp_path, chosen[1]))
 
 
 def test_a_limit_leaves_the_rest_for_the_next_run(write_table: Write, tmp_path: Path) -> None:
     write_table(rows("a", "b", "c"), "source/one.parquet")
     write_table(rows("d"), "source/two.parquet")
-    assert flow.restore(flow.prepare(recipe_of(tmp_path, "limits.rows=2"))).rows == 2
+    assert flow.restore(prepare(recipe_of(tmp_path, "limits.rows=2"))).rows == 2
     assert ids(tmp_path) == ["a", "b"]
-    assert flow.restore(flow.prepare(recipe_of(tmp_path))).rows == 2
+    assert flow.restore(prepare(recipe_of(tmp_path))).rows == 2
     assert ids(tmp_path) == ["a", "b", "c", "d"]
 
 
@@ -237,13 +238,13 @@ def test_a_folder_of_images_is_restored(tmp_path: Path) -> None:
         (tmp_path / "source" / name).write_bytes(picture(number))
     (tmp_path / "source/broken.jpg").write_bytes(b"no image")
     (tmp_path / "source/captions.csv").write_text("file_name,caption,shelf\na.png,a ship,007\n")
-    flow.restore(flow.prepare(recipe_of(tmp_path)))
+    flow.restore(prepare(recipe_of(tmp_path)))
     found = {row["id"]: row for row in table_of(tmp_path).to_dicts()}
     assert set(found) == {"a.png", "deep/b.png", "broken.jpg"} and found["broken.jpg"]["status"] == "failed"
     assert found["a.png"]["caption"] == "a ship" and found["a.png"]["shelf"] == "007"
     assert found["deep/b.png"]["source_uri"] == "deep/b.png"
     (tmp_path / "source/c.png").write_bytes(picture(5))
-    assert flow.restore(flow.prepare(recipe_of(tmp_path))).rows == 1
+    assert flow.restore(prepare(recipe_of(tmp_path))).rows == 1
 
 
 def test_the_rows_of_a_table_follow_it_from_version_to_version(tmp_path: Path) -> None:
@@ -253,21 +254,21 @@ def test_the_rows_of_a_table_follow_it_from_version_to_version(tmp_path: Path) -
     root = str(tmp_path / "source")
     for name in ("a", "b"):
         write_deltalake(root, pa.Table.from_pylist(rows(name)), mode="append")
-    flow.restore(flow.prepare(recipe_of(tmp_path, "output.table=delta")))
+    flow.restore(prepare(recipe_of(tmp_path, "output.table=delta")))
     DeltaTable(root).optimize.compact()
     DeltaTable(root).delete("id = 'a'")
     write_deltalake(root, pa.Table.from_pylist(rows("c")), mode="append")
-    flow.restore(flow.prepare(recipe_of(tmp_path, "output.table=delta")))
+    flow.restore(prepare(recipe_of(tmp_path, "output.table=delta")))
     assert ids(tmp_path, "delta") == ["b", "c"]
     with pytest.raises(SourceError, match="no --limit"):
         DeltaTable(root).optimize.compact()
-        flow.prepare(recipe_of(tmp_path, "output.table=delta", "limits.rows=1"))
+        prepare(recipe_of(tmp_path, "output.table=delta", "limits.rows=1"))
 
 
 @pytest.mark.parametrize("kind", ["parquet", "iceberg", "delta"])
 def test_a_table_is_divided_by_a_column(write_table: Write, tmp_path: Path, kind: str) -> None:
     write_table([{"id": f"{n}", "image": picture(n), "shelf": f"A/{n % 2}"} for n in range(4)])
-    flow.restore(flow.prepare(recipe_of(tmp_path, f"output.table={kind}", "output.partition_by=[shelf]")))
+    flow.restore(prepare(recipe_of(tmp_path, f"output.table={kind}", "output.partition_by=[shelf]")))
     assert len(list((tmp_path / "out/data").rglob("*.parquet"))) == 2
     if kind != "parquet":
         assert {row["id"]: row["shelf"] for row in table_of(tmp_path, kind).to_dicts()}["3"] == "A/1"
@@ -275,7 +276,7 @@ def test_a_table_is_divided_by_a_column(write_table: Write, tmp_path: Path, kind
         query = f"select id, shelf from read_parquet('{tmp_path}/out/data/*/*.parquet', hive_partitioning=true)"
         assert dict(duckdb.sql(query).fetchall())["3"] == "A/1"
     with pytest.raises(RecipeError, match="'shelves', which does not pass through"):
-        flow.prepare(recipe_of(tmp_path, "output.partition_by=[shelves]", "output.uri=" + str(tmp_path / "new")))
+        prepare(recipe_of(tmp_path, "output.partition_by=[shelves]", "output.uri=" + str(tmp_path / "new")))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -298,5 +299,5 @@ def test_a_run_that_is_told_to_end_finishes_what_it_has_and_the_next_goes_on(
     assert process.returncode == 130, log
     assert "run again to go on" in log
     assert "Traceback" not in log
-    summary = flow.restore(flow.prepare(recipe_of(tmp_path, "output.file_mb=1")))
+    summary = flow.restore(prepare(recipe_of(tmp_path, "output.file_mb=1")))
     assert ids(tmp_path) == sorted(str(part) for part in range(12)) and summary.rows == 12

@@ -1,0 +1,251 @@
+"""What a run is to do: looked at, and checked, before anything starts. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import uuid
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.errors import RecipeError, SourceError, transient_errors
+from pipeline.imaging.cells import redacted
+from pipeline.lake.commits import Exchange
+from pipeline.lake.exchanges import find_exchanges
+from pipeline.lake.fetch import UriReader
+from pipeline.lake.inputs import SourceFile
+from pipeline.lake.keys import Duplicates, Keys, find_duplicates, name_duplicates, read_keys
+from pipeline.lake.ledger import InputFile
+from pipeline.lake.output import Output, Turn, open_output
+from pipeline.lake.places import as_uri, join
+from pipeline.lake.source import Source, open_source
+from pipeline.lake.storage import check_options
+from pipeline.lake.table import PARTITION, storable
+from pipeline.recipe import Recipe
+from pipeline.restoration.text import minilm_folder
+from pipeline.restoration.weights import load_model
+from pipeline.schema import OUTPUT
+from pipeline.stages.decode import DecodeStage
+
+Retry = Literal["transient", "all"]
+"""Which failed rows are tried again: those whose error may pass, or all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that is about to start, or to be shown by `--dry-run`."""
+
+    recipe: Recipe
+    source: Source
+    output: Output
+    turn: Turn
+    before: dict[str, Any] | None
+    """What stood in the output when it was looked at."""
+    keys: dict[str, Keys]
+    """What is known of the files' rows, by the files' keys."""
+    wanted: dict[str, npt.NDArray[np.bool_]]
+    """Of files not all of whose rows are read, those that are."""
+    exchanges: tuple[Exchange, ...]
+    """Files that take the place of others."""
+    duplicates: Duplicates | None
+    """Ids that come twice."""
+
+    @property
+    def run_id(self) -> str:
+        """Of its rows and files."""
+        return self.turn.run_id
+
+    @property
+    def rows(self) -> int:
+        """How many it takes from the source."""
+        return sum(self.rows_of(file) for file in self.source.files)
+
+    def rows_of(self, file: SourceFile) -> int:
+        """How many it takes from a file."""
+        return int(self.wanted[file.key].sum()) if file.key in self.wanted else file.rows
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.source.files or self.exchanges or self.turn.resumed or self.turn.replaces or not self.before)
+
+    @property
+    def passed(self) -> pa.Schema:
+        """The source's columns that go through, with types that the table can hold."""
+        return self.source.passed if self.recipe.output.table == "parquet" else storable(self.source.passed)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the table."""
+        prefix = self.recipe.output.prefix
+        return pa.schema([*self.passed, *(field.with_name(prefix + field.name) for field in OUTPUT)])
+
+    @property
+    def key_column(self) -> str:
+        """With the rows' keys, in the table."""
+        return self.recipe.output.prefix + "source_row"
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the source that are read: those that go through, and those with images."""
+        columns = self.source.columns
+        roles = (columns.id, columns.image, columns.caption, columns.mask, columns.references, columns.truth)
+        return list(dict.fromkeys([*self.passed.names, *(name for name in roles if name)]))
+
+    def decode_stage(self, root: str) -> DecodeStage:
+        """Decodes rows of files below `root`."""
+        store, limits, source = self.source.store, self.recipe.limits, self.recipe.source
+        fetch = UriReader(
+            *(as_uri(store, root), source.allowed_uris, int(limits.max_image_mb * 1e6), limits.attempts),
+            source.storage,
+        )
+        return DecodeStage(self.recipe, self.source.columns, self.passed, fetch)
+
+
+def prepare(recipe: Recipe, fresh: bool = False, retry: Retry | None = None) -> Run:
+    """Look at source, output and model, and find what is wrong with them before anything starts.
+
+    Args:
+        recipe: what to do.
+        fresh: make all rows anew, to replace those that the output holds.
+        retry: do failed rows of the table again, and nothing else.
+
+    Raises:
+        ConservatorError: one of them cannot be used.
+    """
+    for options, key in (
+        *((recipe.source.storage, "source.storage"), (recipe.output.storage, "output.storage")),
+        *((recipe.source.catalog, "source.catalog"), (recipe.output.catalog, "output.catalog")),
+    ):
+        check_options(options, key)
+    output = open_output(recipe.output.uri, recipe.output)
+    turn = output.turn(_run_id(), recipe.digest(), fresh, retry is not None)
+    run = plan(recipe, output, turn, retry)
+    if run.source.files:
+        load_model(recipe.restoration.model)
+        minilm_folder()
+    return run
+
+
+def plan(recipe: Recipe, output: Output, turn: Turn, retry: Retry | None) -> Run:
+    """What is to be read of the source, and what takes the place of what."""
+    before = output.run()
+    ledger = output.ledger(turn.generation)
+    states = ledger.states()
+    finished = frozenset(file for file, state in states.items() if not state.gone)
+    again = _failed(output, retry, finished) if retry else {}
+    known = finished if not retry else frozenset(file for file in finished if file.key not in again)
+    source = open_source(recipe.source.uri, recipe.columns, known, recipe.source)
+    if retry:
+        source = dataclasses.replace(source, files=tuple(file for file in source.files if file.key in again))
+    own = {recipe.output.prefix + name for name in OUTPUT.names}
+    taken = [name for name in source.passed.names if name in own]
+    if taken:
+        raise SourceError(
+            f"the source's columns {', '.join(taken)} have names that the output needs; "
+            "give the added columns a prefix: --set output.prefix=restored_"
+        )
+    _check_partitions(recipe, source)
+    _keep_apart(source, output)
+    if retry:
+        wanted = {file.key: _chosen(file, again[file.key]) for file in source.files}
+        return Run(recipe, source, output, turn, before, {}, wanted, (), None)
+    keys = read_keys(source.store, source.files, source.columns.id, recipe.source.filters)
+    unfinished = ledger.begun() - {file for file, state in states.items() if state.gone}
+    exchanges = find_exchanges(source, finished | unfinished)
+    wanted = {key: known.wanted for key, known in keys.items() if known.wanted is not None}
+    if recipe.limits.rows is not None:
+        wanted |= _limited(source, keys, wanted, recipe.limits.rows, exchanges)
+    leaving = frozenset(file for exchange in exchanges for file in exchange.old)
+    twice = find_duplicates(keys, ledger.ids(finished - leaving))
+    duplicates = name_duplicates(source.store, source.files, source.columns.id, twice)
+    return Run(recipe, source, output, turn, before, keys, wanted, exchanges, duplicates)
+
+
+def _failed(output: Output, retry: Retry, finished: Collection[InputFile]) -> dict[str, list[int]]:
+    """Numbers of the rows to be tried again, by the keys of their files."""
+    kinds = transient_errors() if retry == "transient" else None
+    keys = {file.key for file in finished}
+    rows: dict[str, list[int]] = {}
+    for row in output.failed_rows(output.table(), kinds):
+        key, _, number = row.rpartition("-")
+        if key in keys:
+            rows.setdefault(key, []).append(int(number))
+    return rows
+
+
+def _chosen(file: SourceFile, rows: Sequence[int]) -> npt.NDArray[np.bool_]:
+    chosen = np.zeros(file.rows, np.bool_)
+    chosen[list(rows)] = True
+    return chosen
+
+
+def _limited(
+    source: Source,
+    keys: dict[str, Keys],
+    wanted: dict[str, npt.NDArray[np.bool_]],
+    limit: int,
+    exchanges: Sequence[Exchange],
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """The first rows only. A file that takes another's place is read whole or not at all."""
+    whole = {key for exchange in exchanges for key in exchange.new}
+    if any(len(exchange.new) > 1 for exchange in exchanges):
+        raise SourceError("the source table has lost files since the last run, and takes no --limit; run without it")
+    limited = {}
+    for file in source.files:
+        rows = keys[file.key].rows
+        if rows > limit:
+            chosen = wanted.get(file.key, np.ones(file.rows, np.bool_)).copy()
+            chosen[np.flatnonzero(chosen)[0 if file.key in whole else limit :]] = False
+            limited[file.key] = chosen
+        limit -= min(rows, limit)
+    return limited
+
+
+def partitions(recipe: Recipe) -> list[tuple[str, str]]:
+    """The columns by which the table is divided, each with the one that names its folders.
+
+    The column of the folders is not in the data files. That is what readers of Hive and Delta tables expect; Iceberg
+    wants it there, so the folders go by a copy.
+    """
+    names = recipe.output.partition_by
+    return [(name, PARTITION + name if recipe.output.table == "iceberg" else name) for name in names]
+
+
+def _check_partitions(recipe: Recipe, source: Source) -> None:
+    """The table can only be divided by columns that it has, of which rows share values.
+
+    Raises:
+        RecipeError: one is none of them.
+    """
+    for name, folder in partitions(recipe) if source.files else ():
+        if name not in source.passed.names:
+            raise RecipeError(
+                f"output.partition_by names {name!r}, which does not pass through; "
+                f"these do: {', '.join(source.passed.names)}"
+            )
+        kind = source.passed.field(name).type
+        if pa.types.is_nested(kind) or pa.types.is_floating(kind) or name == source.columns.id:
+            raise RecipeError(f"output.partition_by names {name!r}, whose values ({kind}) make no partitions")
+        if folder != name and folder in source.passed.names:
+            raise RecipeError(f"output.partition_by names {name!r}, but the source has a column {folder!r}")
+
+
+def _keep_apart(source: Source, output: Output) -> None:
+    """A run must not read what it or another run writes."""
+    if type(source.store) is not type(output.store):
+        return
+    inside = any(file.path.startswith(output.data + "/") for file in source.files)
+    if inside or source.would_read(join(output.data, "part.parquet")):
+        raise SourceError(
+            f"the output {redacted(output.uri)} lies in the source, or the source in the output's data; the next run "
+            "would read what this one writes: give another --output"
+        )
+
+
+def _run_id() -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + "-" + uuid.uuid4().hex[:6]
