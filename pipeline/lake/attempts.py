@@ -56,6 +56,10 @@ class Attempts:
 
 def is_permanent(error: Exception) -> bool:
     """Whether the next attempt would meet the same error."""
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and type(cause).__module__.startswith("aiohttp"):
+        status = getattr(cause, "status", 500)  # fsspec says "not found" whatever an HTTP server has answered, or not
+        return status < 500 and status not in (408, 429)
     if isinstance(error, (*PERMANENT, ConservatorError)):
         return True
     return isinstance(error, OSError) and error.errno in PERMANENT_CODES
