@@ -119,6 +119,7 @@ class Output:
             return Turn(run_id, 1, False, False)
         if "generation" not in last:
             raise OutputError(f"{redacted(self.uri)} was written by an older version; give another output")
+        self._check_kind(last)
         if fresh:
             return Turn(run_id, last["generation"] + 1, True, False)
         if last["recipe_digest"] != recipe_digest and not self.settings.mixed:
@@ -136,16 +137,30 @@ class Output:
             )
         return Turn(last["run_id"], last["generation"], last["replaces"], True, retries)
 
+    def _check_kind(self, last: dict[str, Any]) -> None:
+        settings, place = self.settings, redacted(self.uri)
+        if last["table"] != settings.table:
+            raise OutputError(
+                f"{place} holds a {last['table']} table, not a {settings.table} one; give another --output"
+            )
+        if last["partition_by"] != list(settings.partition_by):
+            before, now = (", ".join(names) or "nothing" for names in (last["partition_by"], settings.partition_by))
+            raise OutputError(f"the table in {place} is divided by {before}, not by {now}; give another --output")
+
     def begin(self, run: dict[str, Any], recipe: str) -> None:
         """Write down that a run works here."""
-        self.write(RUN, json.dumps(run | {"state": "running"}, indent=2))
+        self.write(RUN, json.dumps(run | self._kind | {"state": "running"}, indent=2))
         self.write(RECIPE, recipe)
         with explained(self.uri, OutputError):
             make_folder(self.store, self.data)
 
     def finish(self, run: dict[str, Any]) -> None:
         """The run is over, and its rows are in the table."""
-        self.write(RUN, json.dumps(run | {"state": "finished"}, indent=2))
+        self.write(RUN, json.dumps(run | self._kind | {"state": "finished"}, indent=2))
+
+    @property
+    def _kind(self) -> dict[str, Any]:
+        return {"table": self.settings.table, "partition_by": list(self.settings.partition_by)}
 
     def lease(self, run_id: str) -> Lease:
         """The right to write here."""
