@@ -62,9 +62,9 @@ class Archive:
         self.expected: dict[str, str] = {}
         self.seconds = 0.0
 
-    def options(self, kind: str, name: str) -> list[str]:
+    def options(self, kind: str, name: str, **more: object) -> list[str]:
         options = ["--source", "s3://archive/crash/source", "--output", f"s3://archive/crash/{name}"]
-        settings = {"table": kind, "file_mb": 1, "commit_minutes": 0.04, "lease_seconds": 5}
+        settings = {"table": kind, "file_mb": 1, "commit_minutes": 0.04, **more}
         return [*options, *(f"--set=output.{key}={value}" for key, value in settings.items())]
 
     def start(self, *command: str) -> subprocess.Popen[str]:
@@ -190,14 +190,14 @@ def test_two_runs_at_once_one_works_and_the_other_names_it(archive: Archive) -> 
     archive.check("delta", "two")
 
 
-def test_a_killed_run_on_another_machine_holds_its_lease_until_that_expires(archive: Archive, tmp_path: Path) -> None:
-    killed = archive.start("tests.crash.killer", "inside a stage", *archive.options("parquet", "elsewhere"))
+def test_a_killed_run_on_another_machine_holds_its_lease_until_that_expires(archive: Archive) -> None:
+    options = archive.options("parquet", "elsewhere", lease_seconds=20)
+    killed = archive.start("tests.crash.killer", "inside a stage", *options)
     killed.communicate(timeout=300)
     lease = "archive/crash/elsewhere/state/lease/00000001.json"
     content = archive.store.cat_file(lease).decode()
     archive.store.pipe_file(lease, content.replace('"process": "', '"process": "another-boot').encode())
-    refused = archive.run("jobs.restore", *archive.options("parquet", "elsewhere"), code=2)
-    assert "its lease expires in" in refused
-    time.sleep(6)
-    archive.run("jobs.restore", *archive.options("parquet", "elsewhere"))
+    assert "its lease expires in" in archive.run("jobs.restore", *options, code=2)
+    time.sleep(20)
+    archive.run("jobs.restore", *options)
     archive.check("parquet", "elsewhere")
