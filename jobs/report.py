@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 
 from jobs.console import OK, main
@@ -30,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     output = open_output(arguments.output, recipe.output)
     dataset = output.dataset(output.table(), last["run_id"])
     summary = summarise(dataset, last["run_id"], recipe.output.prefix)
-    summary.seconds = last["seconds"]
+    summary = dataclasses.replace(summary, **last["measured"])
     report(output, dataset, summary, recipe)
     print(as_text(summary))
     return OK

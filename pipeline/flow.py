@@ -94,7 +94,7 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         dataset = output.dataset(table, run.run_id)
         summary = _summary(run, parts, dataset, time.monotonic() - started)
         report(output, dataset, summary, recipe)
-        output.finish(record | {"finished": _now(), "seconds": summary.seconds, "by_status": summary.by_status})
+        output.finish(record | {"finished": _now(), "by_status": summary.by_status, "measured": summary.measured})
     return summary
 
 

@@ -67,6 +67,11 @@ class Summary:
     """Seconds from the start of the run to its end."""
 
     @property
+    def measured(self) -> dict[str, Any]:
+        """What the run has measured, and the table does not tell."""
+        return {name: getattr(self, name) for name in ("seconds", "files_read", "bytes_read", "duplicate_ids")}
+
+    @property
     def seconds_a_megapixel(self) -> float | None:
         """Restoring time a megapixel."""
         return self.restore_seconds / self.megapixels if self.megapixels else None
