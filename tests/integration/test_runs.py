@@ -33,6 +33,12 @@ Write = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
+def kinds(fast: str) -> list[Any]:
+    """The kinds of table; but for one they are left to the slow tests."""
+    others = (kind for kind in ("parquet", "iceberg", "delta") if kind != fast)
+    return [fast, *(pytest.param(kind, marks=pytest.mark.slow) for kind in others)]
+
+
 def picture(seed: int, side: int = 24) -> bytes:
     return encoded(noise(side, side, seed))
 
@@ -71,7 +77,7 @@ def ruin(path: Path) -> None:
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
 
 
-@pytest.mark.parametrize("kind", ["parquet", "iceberg", "delta"])
+@pytest.mark.parametrize("kind", kinds("iceberg"))
 def test_a_schedule_reads_only_what_is_new(write_table: Write, tmp_path: Path, kind: str) -> None:
     recipe = recipe_of(tmp_path, f"output.table={kind}")
     expected, read = [], []
@@ -97,7 +103,7 @@ def test_a_schedule_reads_only_what_is_new(write_table: Write, tmp_path: Path, k
         assert table.scan(snapshot_id=snapshots[1].snapshot_id).to_arrow().num_rows == 4
 
 
-@pytest.mark.parametrize("kind", ["parquet", "iceberg", "delta"])
+@pytest.mark.parametrize("kind", kinds("delta"))
 def test_a_file_that_was_written_anew_replaces_its_rows(write_table: Write, tmp_path: Path, kind: str) -> None:
     recipe = recipe_of(tmp_path, f"output.table={kind}")
     write_table(rows("a", "b"), "source/one.parquet")
@@ -169,7 +175,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         running.shutdown()
 
 
-@pytest.mark.parametrize("kind", ["parquet", "iceberg", "delta"])
+@pytest.mark.parametrize("kind", kinds("parquet"))
 def test_rows_that_failed_in_passing_are_tried_again(
     write_table: Write, tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -267,7 +273,7 @@ def test_the_rows_of_a_table_follow_it_from_version_to_version(tmp_path: Path) -
         prepare(recipe_of(tmp_path, "output.table=delta", "limits.rows=1"))
 
 
-@pytest.mark.parametrize("kind", ["parquet", "iceberg", "delta"])
+@pytest.mark.parametrize("kind", kinds("iceberg"))
 def test_a_table_is_divided_by_a_column(write_table: Write, tmp_path: Path, kind: str) -> None:
     write_table([{"id": f"{n}", "image": picture(n), "shelf": f"A/{n % 2}"} for n in range(4)])
     flow.restore(prepare(recipe_of(tmp_path, f"output.table={kind}", "output.partition_by=[shelf]")))
@@ -300,7 +306,7 @@ def test_a_table_does_not_change_its_kind(write_table: Write, tmp_path: Path) ->
             prepare(recipe_of(tmp_path, "output.table=delta"), fresh=fresh)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_run_that_is_told_to_end_finishes_what_it_has_and_the_next_goes_on(
     write_table: Write, tmp_path: Path, number: signal.Signals
 ) -> None:
