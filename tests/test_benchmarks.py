@@ -4,9 +4,11 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks import ledger
 from benchmarks.denoisers import dncnn, ffdnet, measure
 from pipeline.evaluation.tables import Sample
 
@@ -18,6 +20,12 @@ def _weights(path: Path, widths: list[int]) -> None:
         tensors[f"model.{2 * number}.weight"] = torch.zeros(after, before, 3, 3)
         tensors[f"model.{2 * number}.bias"] = torch.zeros(after)
     save_file(tensors, path)
+
+
+def test_planning_over_finished_files_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger.build(tmp_path, 30)
+    ledger.measure(tmp_path)
+    assert capsys.readouterr().out.startswith("| 30 | 1 | ")
 
 
 def test_other_denoisers_are_measured_by_the_same_protocol(tmp_path: Path) -> None:

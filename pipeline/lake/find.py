@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ IMAGES = (
     *(".bmp", ".gif", ".pnm", ".ppm", ".pgm", ".pbm"),
 )
 """What image files of a folder end with, in any case."""
+
+_KINDS = {PARQUET: "Parquet", IMAGES: "image"}
 
 
 class Files(NamedTuple):
@@ -66,12 +69,14 @@ def find_files(
         patterns.append(pattern)
         if not files:
             raise SourceError(
-                f"no {'Parquet' if endings == PARQUET else 'image'} files ({', '.join(endings)}) at {redacted(uri)}; "
-                "give a file, a folder with some, or a glob"
+                f"nothing at {redacted(uri)} ends as {_KINDS.get(endings, 'Parquet or image')} files do "
+                f"({', '.join(endings)}); give a file, a folder with some, or a glob"
             )
         for name, info in files.items():
             if name not in found:
-                found[name] = Found(root, int(info["size"]), version_of(info), _partitions(root, name))
+                known = Found(root, int(info["size"]), version_of(info))
+                values = _partitions(root, name)
+                found[name] = dataclasses.replace(known, constants=values) if values else known
     return Files(store, found, tuple(patterns))
 
 

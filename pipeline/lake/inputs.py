@@ -28,7 +28,10 @@ class RowGroup(NamedTuple):
     """Bytes."""
 
 
-@dataclasses.dataclass(frozen=True)
+_NOTHING: Mapping[str, pa.Scalar] = {}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Found:
     """A file of the source, before it was looked into."""
 
@@ -38,7 +41,7 @@ class Found:
     """Bytes."""
     version: str
     """What the store calls this state of the file: ETag or time."""
-    constants: Mapping[str, pa.Scalar] = dataclasses.field(default_factory=dict)
+    constants: Mapping[str, pa.Scalar] = dataclasses.field(default_factory=lambda: _NOTHING)
     """Values that all of its rows share and that are not in it: of partitions."""
     deleted: tuple[int, ...] = ()
     """Numbers of rows that the table does not count any more."""
@@ -114,7 +117,7 @@ class ImageFile:
     """Of all rows of the folder."""
 
     rows = 1
-    constants: Mapping[str, pa.Scalar] = dataclasses.field(default_factory=dict, repr=False)
+    constants: Mapping[str, pa.Scalar] = dataclasses.field(default_factory=lambda: _NOTHING, repr=False)
 
     @property
     def input(self) -> InputFile:

@@ -179,8 +179,10 @@ def find_duplicates(keys: Mapping[str, Keys], before: Iterable[Hashes]) -> dict[
     ordered = hashes[order]
     twice = np.zeros(len(hashes), np.bool_)
     twice[order[1:]] = ordered[1:] == ordered[:-1]
-    for piece in before:
-        twice[order[np.isin(ordered, piece)]] = True
+    for piece in before if len(ordered) else ():
+        places = np.minimum(np.searchsorted(ordered, piece), len(ordered) - 1)
+        seen = np.unique(piece[ordered[places] == piece])
+        twice[order[np.isin(ordered, seen)]] = True
     names = list(keys)
     return {names[owner]: hashes[twice & (owners == owner)] for owner in np.unique(owners[twice])}
 

@@ -38,6 +38,8 @@ SEGMENT = pa.schema(
 BEGUN = pa.schema([SEGMENT.field(name) for name in ("path", "size", "version")])
 SEGMENTS = 24
 """More small ones are put together to one."""
+FILES = 10_000
+"""Whose ids are read at a time."""
 SMALL = 16_000_000
 """Bytes; larger segments stay as they are."""
 
@@ -99,12 +101,13 @@ class Ledger:
         return states
 
     def ids(self, files: Collection[InputFile]) -> Iterator[npt.NDArray[np.uint64]]:
-        """The ids of the rows of some files, segment by segment."""
+        """The ids of the rows of some files, piece by piece."""
         for path in self._segments(self._folder):
-            table = self._read(path, [*InputFile._fields, "ids"])
-            *fields, ids = (table[name].to_pylist() for name in table.column_names)
-            parts = [part or b"" for file, part in zip(map(InputFile, *fields), ids, strict=True) if file in files]
-            yield np.frombuffer(b"".join(parts), np.uint64)
+            with self._store.open(path, "rb") as file:
+                for batch in pq.ParquetFile(file).iter_batches(FILES, columns=[*InputFile._fields, "ids"]):
+                    *fields, ids = (column.to_pylist() for column in batch.columns)
+                    known = zip(map(InputFile, *fields), ids, strict=True)
+                    yield np.frombuffer(b"".join(part or b"" for file, part in known if file in files), np.uint64)
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Write down what has become of files. May be repeated."""

@@ -72,8 +72,7 @@ def open_source(
             the recipe names is in none of the files.
     """
     settings = settings or Settings()
-    kind = _format(uris, settings)
-    files = _find(uris, kind, settings)
+    kind, files = _find(uris, settings)
     new: tuple[SourceFile, ...]
     if kind == "images":
         images = image_files(files, columns, settings.captions, settings.storage)
@@ -91,32 +90,32 @@ def open_source(
     return Source(files.store, new, old, columns, passed_columns(new, columns), files.patterns, files.table)
 
 
-def _format(uris: Sequence[str], settings: Settings) -> str:
-    """What lies at the URIs."""
-    if settings.catalog:
-        return "iceberg"
-    if settings.format != "auto" or len(uris) != 1 or not uris[0].strip():
-        return "parquet" if settings.format == "auto" else settings.format
-    with explained(uris[0], SourceError):
-        store, path = open_store(uris[0], settings.storage)
-        found = table_format(store, path)
-        if found is None and store.isdir(path):
-            names = [name.lower() for name in store.find(path)]
-            if any(name.endswith(IMAGES) for name in names) and not any(name.endswith(PARQUET) for name in names):
-                found = "images"
-    return found or "parquet"
-
-
-def _find(uris: Sequence[str], kind: str, settings: Settings) -> Files:
+def _find(uris: Sequence[str], settings: Settings) -> tuple[str, Files]:
+    """What lies at the URIs, and its files."""
+    kind = _format(uris, settings)
     if kind in ("delta", "iceberg"):
         if len(uris) != 1:
             raise SourceError(f"one {kind.capitalize()} table makes a source, not {len(uris)}")
         if kind == "delta":
-            return delta_files(uris[0], settings.version, settings.storage)
-        return iceberg_files(uris[0], settings.version, settings.catalog, settings.storage)
+            return kind, delta_files(uris[0], settings.version, settings.storage)
+        return kind, iceberg_files(uris[0], settings.version, settings.catalog, settings.storage)
     if settings.version is not None:
         raise SourceError(
             f"source.version is {settings.version}, but {redacted(uris[0]) if uris else 'nothing'} is no Delta or "
             "Iceberg table"
         )
-    return find_files(uris, IMAGES if kind == "images" else PARQUET, settings.storage)
+    if kind != "auto":
+        return kind, find_files(uris, IMAGES if kind == "images" else PARQUET, settings.storage)
+    files = find_files(uris, (*PARQUET, *IMAGES), settings.storage)
+    tables = {path: found for path, found in files.found.items() if not path.lower().endswith(IMAGES)}
+    return ("parquet", files._replace(found=tables)) if tables else ("images", files)
+
+
+def _format(uris: Sequence[str], settings: Settings) -> str:
+    """What the recipe says, or the folder of a table shows; `auto`: files, of one kind or the other."""
+    if settings.catalog:
+        return "iceberg"
+    if settings.format != "auto" or len(uris) != 1 or not uris[0].strip():
+        return settings.format
+    with explained(uris[0], SourceError):
+        return table_format(*open_store(uris[0], settings.storage)) or "auto"
