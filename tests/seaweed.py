@@ -45,6 +45,14 @@ class Seaweed:
             self._server.wait(30)
             self._server = None
 
+    def table_bucket(self, name: str) -> dict[str, str]:
+        """Make a bucket for tables, and return the properties of its REST catalog; REST_CREDENTIAL must be set."""
+        command = f"s3tables.bucket -create -name {name} -account 000000000000"
+        weed = Path(sys.executable).parent / "weed"
+        subprocess.run([weed, "shell", "-master=127.0.0.1:9333"], input=command, text=True, check=True)
+        place = {"uri": "http://127.0.0.1:8181", "warehouse": f"s3://{name}/"}
+        return {"type": "rest", "credential": "${REST_CREDENTIAL}", **place}
+
     def store(self) -> s3fs.S3FileSystem:
         """A view of what is there, without a memory."""
         return s3fs.S3FileSystem(

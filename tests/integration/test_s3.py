@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from pipeline.lake.iceberg import IcebergTable
+from pipeline.lake.places import open_store
+from pipeline.lake.storage import open_catalog
+from pipeline.lake.table import Commit, DataFile, Removal
 from tests.conftest import ROOT, encoded, noise
 from tests.seaweed import KEYS, Seaweed
 
@@ -40,3 +45,28 @@ def test_wrong_keys_are_refused_with_exit_code_two_and_not_shown(s3: Seaweed) ->
     assert done.returncode == 2, done.stderr
     assert "no access to s3://archive/out2" in done.stderr
     assert "wrong-secret" not in done.stderr + done.stdout
+
+
+def test_tables_are_committed_through_a_rest_catalog(s3: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**KEYS, "REST_CREDENTIAL": ":".join(KEYS.values())}.items():
+        monkeypatch.setenv(name, value)
+    catalog = s3.table_bucket("tables")  # such a bucket takes nothing but tables, so no whole output
+    storage = {"endpoint_url": s3.environment["AWS_ENDPOINT_URL"], "region": "us-east-1"}
+    storage |= {"key": "${AWS_ACCESS_KEY_ID}", "secret": "${AWS_SECRET_ACCESS_KEY}"}
+    store, root = open_store("s3://tables/archive/restored", storage)
+    schema = pa.schema([("id", pa.string()), ("source_row", pa.string())])
+
+    def table() -> IcebergTable:
+        return IcebergTable(store, root, "archive.restored", catalog, storage)
+
+    table().commit([], schema, Commit(1, "run", "digest"))
+    for number in (2, 3):
+        rows = pa.table({"id": [f"{number}"], "source_row": [f"{0:016d}-{number}"]}, schema=schema)
+        with store.open(f"{root}/data/{number}.parquet", "wb") as file:
+            pq.write_table(rows, file)
+        data = DataFile(f"data/{number}.parquet", store.size(f"{root}/data/{number}.parquet"), 1)
+        table().commit([data], schema, Commit(number, "run", "digest"))
+    table().commit([], schema, Commit(4, "run", "digest"), removal=Removal("source_row", (f"{0:016d}-2",)))
+    assert table().last_commit() == 4
+    mine = open_catalog(catalog, storage, "mine").load_table("archive.restored")
+    assert mine.scan().to_arrow()["id"].to_pylist() == ["3"]
