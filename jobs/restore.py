@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _restore(run: Run, retry: Retry | None) -> int:
-    from pipeline import flow
+    from pipeline import cluster, flow
     from pipeline.drain import Drain
     from pipeline.reporting.summary import as_text
 
@@ -73,7 +73,7 @@ def _restore(run: Run, retry: Retry | None) -> int:
             else f"nothing new: all {len(run.source.finished)} files of the source are finished"
         )
         return OK
-    flow.start_ray(run.recipe)
+    cluster.start_ray(run.recipe)
     drain = Drain(run.recipe.output.grace_seconds)
     with drain.on_signals():
         summary = flow.restore(run, drain, retry)

@@ -107,7 +107,7 @@ def _absolute(uri: str) -> str:
 
 def _together(options: dict[str, Any]) -> None:
     """Start workers on Ray, after what can be wrong was looked at here: there it would be tried again and again."""
-    from pipeline.flow import start_ray
+    from pipeline.cluster import start_ray
     from pipeline.lake.tables import open_tables
     from pipeline.recipe import Recipe
     from pipeline.restoration.weights import load_model

@@ -16,6 +16,8 @@ from typing import Any
 
 import ray
 
+from pipeline.cluster import start_beside_driver
+
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -77,7 +79,7 @@ class Drain:
     @contextlib.contextmanager
     def told(self) -> Iterator[Callable[[], bool]]:
         """Gives what workers ask; Ray is running. After the grace time the main thread is interrupted."""
-        flag = ray.remote(num_cpus=0, max_concurrency=8)(_Flag).remote()
+        flag = start_beside_driver(_Flag, threads=8)
         thread = threading.Thread(target=self._watch, args=(flag,), name="drain", daemon=True)
         thread.start()
         self._begun.set()

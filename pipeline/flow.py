@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -23,8 +21,9 @@ import ray.exceptions
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.datasource import FilenameProvider
 
+from pipeline.cluster import device_of
 from pipeline.drain import Drain
-from pipeline.errors import ConservatorError, Interrupted, OutputError, RecipeError, RunError, SourceError
+from pipeline.errors import ConservatorError, Interrupted, OutputError, RunError, SourceError
 from pipeline.imaging.cells import redacted
 from pipeline.lake.attempts import Attempts, GaveUp
 from pipeline.lake.commits import Committer, Input, Interval
@@ -80,7 +79,7 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
             ledger.begin(file.input for file in run.source.files)
         ended = False
         if parts:
-            _device(recipe)
+            device_of(recipe)
             with Interval(committer, None if turn.replaces else 60 * recipe.output.commit_minutes):
                 ended = _write(run, parts, staging.folder, drain)
         if ended and turn.replaces:
@@ -227,7 +226,7 @@ def compose(
     When `stopped` says so, nothing more is read.
     """
     recipe, resources = run.recipe, run.recipe.resources
-    device, actors = _device(recipe)
+    device, actors = device_of(recipe)
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = resources.block_mb * 1_000_000  # else small blocks are put together again
     publish = run.output.image_writer(run.turn.generation) if recipe.output.images == "files" else None
@@ -265,70 +264,11 @@ class _Decode:
         return self._stages[root](table)
 
 
-def start_ray(recipe: Recipe) -> None:
-    """Join the cluster that the environment names, else start Ray on this machine."""
-    if ray.is_initialized():
-        return
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        _check_address(address)
-        ray.init(logging_level=logging.WARNING)
-    else:
-        os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")  # else 32 for every group of files
-        ray.init(
-            address="local",  # not one that somebody else has left running here
-            num_cpus=max(2, len(os.sched_getaffinity(0))),
-            include_dashboard=False,
-            object_store_memory=recipe.resources.object_store_mb * 1_000_000,
-            logging_level=logging.WARNING,
-            log_to_driver=False,
-        )
-
-
-def _check_address(address: str) -> None:
-    """Refuse what Ray would try for minutes.
-
-    Raises:
-        RecipeError: nothing answers there, or it is not the address of a cluster's control store.
-    """
-    if "://" in address:
-        raise RecipeError(
-            f"RAY_ADDRESS={address} is for clients; send the job to the cluster with ray job submit, "
-            "or give the address that ray start printed, such as 10.0.0.1:6379"
-        )
-    host, separator, port = address.rpartition(":")
-    if separator and port.isdecimal():
-        try:
-            socket.create_connection((host, int(port)), timeout=10).close()
-        except OSError as error:
-            raise RecipeError(
-                f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); start it, or unset the variable"
-            ) from error
-
-
 def report(output: Output, dataset: pads.Dataset, summary: Summary, recipe: Recipe) -> None:
     """Write `summary.json` and `report.html`."""
     columns = recipe.columns
     output.write("summary.json", json.dumps(summary.as_dict(), indent=2) + "\n")
     output.write("report.html", render(dataset, summary, columns.id, columns.caption, recipe.output.prefix))
-
-
-def _device(recipe: Recipe) -> tuple[str, int]:
-    """Where the model runs, and how many actors do."""
-    wanted, actors = recipe.restoration.device, recipe.resources.actors
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    cpus = ray.cluster_resources().get("CPU", 0)
-    if wanted == "cuda" and not gpus and not os.environ.get("RAY_ADDRESS"):
-        raise RecipeError("restoration.device is cuda, but this machine has no GPU; use auto or cpu")
-    if wanted == "cuda" or (wanted == "auto" and gpus):  # a cluster may start its GPU machines when they are asked for
-        return "cuda", actors or max(gpus, 1)
-    actors = actors or len([node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")])
-    if actors + 2 * recipe.resources.task_cpus > cpus and not os.environ.get("RAY_ADDRESS"):
-        raise RecipeError(
-            f"resources.actors ({actors}) and twice resources.task_cpus ({recipe.resources.task_cpus:g}) are more than "
-            f"the {cpus:g} CPUs; set one of them lower"
-        )
-    return "cpu", max(actors, 1)
 
 
 def _encode(table: pa.Table, stage: EncodeStage, partitions: dict[str, str], counter: Any) -> pa.Table:

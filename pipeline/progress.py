@@ -12,6 +12,8 @@ from typing import Any
 import ray
 import ray.data
 
+from pipeline.cluster import start_beside_driver
+
 log = logging.getLogger(__name__)
 
 INTERVAL = 10.0
@@ -48,7 +50,7 @@ class Tally:
         context.enable_progress_bars = terminal
         if not terminal:
             logging.getLogger("ray.data").setLevel(logging.WARNING)
-            self.counter = ray.remote(num_cpus=0)(_Counter).remote()
+            self.counter = start_beside_driver(_Counter)
             self._thread = threading.Thread(target=self._show, daemon=True)
             self._thread.start()
         return self

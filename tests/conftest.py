@@ -73,7 +73,7 @@ def ray_session() -> Iterator[None]:
     """One Ray for all tests that need it, started as the job does."""
     import ray
 
-    from pipeline.flow import start_ray
+    from pipeline.cluster import start_ray
     from pipeline.recipe import Recipe
 
     start_ray(Recipe())

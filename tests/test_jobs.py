@@ -11,7 +11,7 @@ import pytest
 from jobs.cli import COMMANDS, main
 from pipeline import Restorer
 from pipeline.errors import RecipeError
-from pipeline.flow import start_ray
+from pipeline.cluster import start_ray
 from pipeline.recipe import Recipe
 from tests.conftest import encoded, noise
 

@@ -13,13 +13,16 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray._private.node import Node
+from ray.cluster_utils import Cluster
 
 from tests.conftest import ROOT, encoded, noise
 from tests.crash.killer import POINTS
@@ -66,8 +69,8 @@ class Archive:
         settings = {"table": kind, "file_mb": 1, "commit_minutes": 0.04, **more}
         return [*options, *(f"--set=output.{key}={value}" for key, value in settings.items())]
 
-    def start(self, *command: str) -> subprocess.Popen[str]:
-        environment = os.environ | self.server.environment
+    def start(self, *command: str, **more: str) -> subprocess.Popen[str]:
+        environment = os.environ | self.server.environment | more
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment, **pipes)
 
@@ -176,6 +179,41 @@ def test_a_store_that_is_away_for_twenty_seconds_is_waited_for(archive: Archive,
     out, err = process.communicate(timeout=300)
     assert process.returncode == 3, out + err
     archive.check(kind, name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_machine_of_the_cluster_that_is_lost(archive: Archive, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in (archive.server.environment | {"RAY_AUTH_MODE": "disabled"}).items():
+        monkeypatch.setenv(variable, value)  # for the machines of the cluster too
+    name = f"{kind}-machine"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    try:
+        machine = cluster.add_node(num_cpus=4)
+        process = archive.start("jobs.restore", *archive.options(kind, name), RAY_ADDRESS=cluster.address)
+        data = f"archive/crash/{name}/data"
+        _wait_until(lambda: any(path.endswith(".parquet") for path in archive.store.find(data)))
+        _wait_until(lambda: any("MapWorker" in worker for worker in _workers(machine)))
+        cluster.remove_node(machine, allow_graceful=False)
+        out, err = process.communicate(timeout=300)
+    finally:
+        cluster.shutdown()
+    assert process.returncode == 3, out + err
+    archive.check(kind, name)
+
+
+def _workers(machine: Node) -> list[str]:
+    """What the processes of Ray's workers there are called."""
+    daemon = machine.all_processes["raylet"][0].process.pid
+    children = Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split()
+    return [Path(f"/proc/{child}/cmdline").read_text() for child in children]
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise TimeoutError("the run did not get there")
 
 
 def test_two_runs_at_once_one_works_and_the_other_names_it(archive: Archive) -> None:

@@ -1,0 +1,79 @@
+"""The cluster: joined or started, what of it the model uses, and small actors on the driver's machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.errors import RecipeError
+from pipeline.recipe import Recipe
+
+
+def start_ray(recipe: Recipe) -> None:
+    """Join the cluster that the environment names, else start Ray on this machine."""
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_address(address)
+        ray.init(logging_level=logging.WARNING)
+    else:
+        os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")  # else 32 for every group of files
+        ray.init(
+            address="local",  # not one that somebody else has left running here
+            num_cpus=max(2, len(os.sched_getaffinity(0))),
+            include_dashboard=False,
+            object_store_memory=recipe.resources.object_store_mb * 1_000_000,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+        )
+
+
+def _check_address(address: str) -> None:
+    """Refuse what Ray would try for minutes.
+
+    Raises:
+        RecipeError: nothing answers there, or it is not the address of a cluster's control store.
+    """
+    if "://" in address:
+        raise RecipeError(
+            f"RAY_ADDRESS={address} is for clients; send the job to the cluster with ray job submit, "
+            "or give the address that ray start printed, such as 10.0.0.1:6379"
+        )
+    host, separator, port = address.rpartition(":")
+    if separator and port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise RecipeError(
+                f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); start it, or unset the variable"
+            ) from error
+
+
+def device_of(recipe: Recipe) -> tuple[str, int]:
+    """Where the model runs, and how many actors do."""
+    wanted, actors = recipe.restoration.device, recipe.resources.actors
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    cpus = ray.cluster_resources().get("CPU", 0)
+    if wanted == "cuda" and not gpus and not os.environ.get("RAY_ADDRESS"):
+        raise RecipeError("restoration.device is cuda, but this machine has no GPU; use auto or cpu")
+    if wanted == "cuda" or (wanted == "auto" and gpus):  # a cluster may start its GPU machines when they are asked for
+        return "cuda", actors or max(gpus, 1)
+    actors = actors or len([node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")])
+    if actors + 2 * recipe.resources.task_cpus > cpus and not os.environ.get("RAY_ADDRESS"):
+        raise RecipeError(
+            f"resources.actors ({actors}) and twice resources.task_cpus ({recipe.resources.task_cpus:g}) are more than "
+            f"the {cpus:g} CPUs; set one of them lower"
+        )
+    return "cpu", max(actors, 1)
+
+
+def start_beside_driver(kind: type, threads: int = 1) -> Any:
+    """An actor of this class, without a CPU, that is lost with no other machine than the driver's."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, max_concurrency=threads, scheduling_strategy=here)(kind).remote()
