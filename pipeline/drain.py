@@ -59,6 +59,12 @@ class Drain:
             raise KeyboardInterrupt
         self._requested.set()
 
+    def give_up(self) -> None:
+        """End the run without a grace time, from any thread."""
+        if self._begun.is_set() and not self._over.is_set():
+            self._requested.set()
+            _thread.interrupt_main()
+
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
         """SIGTERM and Ctrl-C request the end while the block runs."""

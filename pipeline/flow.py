@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -65,30 +66,34 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
     with output.lease(run.run_id) as lease:
         if output.run() != run.before:
             raise OutputError(f"another run has written to {redacted(output.uri)} since this one looked; run again")
+        lease.when_lost(drain.give_up)
         table, staging, ledger = output.table(), output.staging(turn.generation), output.ledger(turn.generation)
-        if turn.replaces and not turn.resumed:
-            output.abandon(turn.generation - 1)
-        run, committer = _recovered(run, table, lease, retry)
-        done = staging.done({file.key for file in run.source.files})
-        parts = plan_parts(run.source.files, run.wanted, done)
-        expected = committer.uncommitted + sum(part.rows for part in parts)
-        record = {"run_id": run.run_id, "recipe_digest": recipe.digest(), "started": _now(), "rows": run.rows}
+        record: dict[str, object] = {"run_id": run.run_id, "recipe_digest": recipe.digest(), "started": _now()}
         record |= {"generation": turn.generation, "replaces": turn.replaces, "retries": turn.retries}
-        output.begin(record, recipe.to_yaml(redacted))
+        output.begin(record, recipe.to_yaml(redacted))  # from here on, what was begun before the replacing is over
+        if turn.replaces:
+            output.abandon(turn.generation - 1, table)
+        run, committer = _recovered(run, table, lease, retry)
+        parts = plan_parts(run.source.files, run.wanted, committer.done())
+        expected = committer.uncommitted + sum(part.rows for part in parts)
+        record["rows"] = run.rows
         if run.source.files:
-            ledger.begin(file.input for file in run.source.files)
+            ledger.begin((file.input for file in run.source.files), table.last_commit())
         ended = False
         if parts:
             device_of(recipe)
             with Interval(committer, None if turn.replaces else 60 * recipe.output.commit_minutes):
                 ended = _write(run, parts, staging.folder, drain)
+            lease.check()
         if ended and turn.replaces:
             raise Interrupted(f"stopped; run {run.run_id} replaces the table when all of its rows are done: run again")
-        _commit(committer, turn.replaces)
+        _commit(committer, expected if turn.replaces else None)
         if ended:
             raise Interrupted(f"stopped after {committer.rows} of {expected} rows; run again to go on from here")
         _check_whole(run, committer, expected)
         ledger.forget_begun(ledger.states())
+        lease.confirm()
+        staging.recover()  # what repeated tasks have left
         output.tidy(table, turn.generation)
         dataset = output.dataset(table, run.run_id)
         summary = _summary(run, parts, dataset, time.monotonic() - started)
@@ -131,18 +136,19 @@ def _committer(run: Run, table: Table, lease: Lease) -> Committer:
         recipe_digest=run.recipe.digest(),
         inputs=inputs,
         exchanges=run.exchanges,
+        generation=generation,
     )
 
 
-def _commit(committer: Committer, replace: bool) -> None:
-    """The last commit of a run.
+def _commit(committer: Committer, replacing: int | None) -> None:
+    """The last commit of a run; `replacing`: with so many rows, what the table held.
 
     Raises:
         RunError: the store did not come back in time.
         OutputError: the table cannot take the files.
     """
     try:
-        Attempts(COMMITS)(lambda: committer.commit(replace))
+        Attempts(COMMITS)(lambda: committer.commit(True) if replacing is None else committer.replace(replacing))
     except GaveUp as end:
         cause = end.__cause__
         if isinstance(cause, ConservatorError):
@@ -190,7 +196,7 @@ def _write(run: Run, parts: Sequence[Part], checkpoint: str, drain: Drain) -> bo
             compose(run, parts, tally, stopped).write_parquet(
                 output.data,
                 filesystem=store,
-                filename_provider=FilenameProvider(dataset_uuid=run.run_id, file_format="parquet"),
+                filename_provider=_Names(run.run_id),
                 min_bytes_per_file=settings.file_mb * 1_000_000,
                 row_group_size=settings.row_group,
                 partition_cols=[partition for _, partition in partitions(run.recipe)] or None,
@@ -251,6 +257,22 @@ def compose(
             udf_modifying_row_count=False,
         )
     )
+
+
+class _Names(FilenameProvider):  # type: ignore[misc]  # Ray is untyped here
+    """Names of data files: no two attempts of a task share one, so what is repeated overwrites nothing."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._attempt = ""
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"_run_id": self._run_id, "_attempt": ""}
+
+    def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
+        """The same for all that one attempt writes: it has a copy of this object to itself."""
+        self._attempt = self._attempt or uuid.uuid4().hex[:8]
+        return f"{self._run_id}_{write_uuid}_{task_index:06d}_{self._attempt}.parquet"
 
 
 class _Decode:

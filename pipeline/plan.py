@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import uuid
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from pipeline.lake.output import Output, Turn, open_output
 from pipeline.lake.places import as_uri, join
 from pipeline.lake.source import Source, open_source
 from pipeline.lake.storage import check_options
-from pipeline.lake.table import PARTITION, storable
+from pipeline.lake.table import PARTITION, Table, fitted, storable
 from pipeline.recipe import Recipe
 from pipeline.restoration.text import minilm_folder
 from pipeline.restoration.weights import load_model
@@ -53,6 +54,8 @@ class Run:
     """Files that take the place of others."""
     duplicates: Duplicates | None
     """Ids that come twice."""
+    passed: pa.Schema
+    """The source's columns that go through, with the types that the table has for them."""
 
     @property
     def run_id(self) -> str:
@@ -74,15 +77,9 @@ class Run:
         return bool(self.source.files or self.exchanges or self.turn.resumed or self.turn.replaces or not self.before)
 
     @property
-    def passed(self) -> pa.Schema:
-        """The source's columns that go through, with types that the table can hold."""
-        return self.source.passed if self.recipe.output.table == "parquet" else storable(self.source.passed)
-
-    @property
     def schema(self) -> pa.Schema:
         """Of the table."""
-        prefix = self.recipe.output.prefix
-        return pa.schema([*self.passed, *(field.with_name(prefix + field.name) for field in OUTPUT)])
+        return _schema(self.passed, self.recipe)
 
     @property
     def key_column(self) -> str:
@@ -137,41 +134,79 @@ def plan(recipe: Recipe, output: Output, turn: Turn, retry: Retry | None) -> Run
     ledger = output.ledger(turn.generation)
     states = ledger.states()
     finished = frozenset(file for file, state in states.items() if not state.gone)
-    again = _failed(output, retry, finished) if retry else {}
+    table = output.table()
+    again = _failed(output, table, retry, finished) if retry else {}
     known = finished if not retry else frozenset(file for file in finished if file.key not in again)
     source = open_source(recipe.source.uri, recipe.columns, known, recipe.source)
     if retry:
         source = dataclasses.replace(source, files=tuple(file for file in source.files if file.key in again))
-    own = {recipe.output.prefix + name for name in OUTPUT.names}
-    taken = [name for name in source.passed.names if name in own]
-    if taken:
-        raise SourceError(
-            f"the source's columns {', '.join(taken)} have names that the output needs; "
-            "give the added columns a prefix: --set output.prefix=restored_"
-        )
+    _check_names(recipe, source)
     _check_partitions(recipe, source)
     _keep_apart(source, output)
+    passed = _passed(recipe, source, table, turn.replaces)
     if retry:
         wanted = {file.key: _chosen(file, again[file.key]) for file in source.files}
-        return Run(recipe, source, output, turn, before, {}, wanted, (), None)
+        return Run(recipe, source, output, turn, before, {}, wanted, (), None, passed)
     keys = read_keys(source.store, source.files, source.columns.id, recipe.source.filters)
-    unfinished = ledger.begun() - {file for file, state in states.items() if state.gone}
-    exchanges = find_exchanges(source, finished | unfinished)
+    exchanges = find_exchanges(source, finished | ledger.begun(states))
     wanted = {key: known.wanted for key, known in keys.items() if known.wanted is not None}
     if recipe.limits.rows is not None:
         wanted |= _limited(source, keys, wanted, recipe.limits.rows, exchanges)
     leaving = frozenset(file for exchange in exchanges for file in exchange.old)
     twice = find_duplicates(keys, ledger.ids(finished - leaving))
     duplicates = name_duplicates(source.store, source.files, source.columns.id, twice)
-    return Run(recipe, source, output, turn, before, keys, wanted, exchanges, duplicates)
+    return Run(recipe, source, output, turn, before, keys, wanted, exchanges, duplicates, passed)
 
 
-def _failed(output: Output, retry: Retry, finished: Collection[InputFile]) -> dict[str, list[int]]:
+def _passed(recipe: Recipe, source: Source, table: Table, replaces: bool) -> pa.Schema:
+    """The columns that go through, as the table can hold them.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    passed = source.passed if recipe.output.table == "parquet" else storable(source.passed)
+    known = None if replaces else table.schema()
+    if known is not None:
+        passed = fitted(passed, known)
+    if source.files:
+        table.check(_schema(passed, recipe), replaces)
+    return passed
+
+
+def _schema(passed: pa.Schema, recipe: Recipe) -> pa.Schema:
+    prefix = recipe.output.prefix
+    return pa.schema([*passed, *(field.with_name(prefix + field.name) for field in OUTPUT)])
+
+
+def _check_names(recipe: Recipe, source: Source) -> None:
+    """Many readers do not tell upper case from lower, and Delta tables do not take both.
+
+    Raises:
+        SourceError: two columns would have one name.
+    """
+    own = {(recipe.output.prefix + name).casefold() for name in OUTPUT.names}
+    names = source.passed.names
+    taken = [name for name in names if name.casefold() in own]
+    if taken:
+        raise SourceError(
+            f"the source's columns {', '.join(taken)} have names that the output needs; "
+            "give the added columns a prefix: --set output.prefix=restored_"
+        )
+    folded = Counter(name.casefold() for name in names)
+    alike = [name for name in names if folded[name.casefold()] > 1]
+    if alike:
+        raise SourceError(
+            f"the source's columns {', '.join(alike)} differ in their case alone, which many readers ignore; "
+            "choose among them with columns.keep"
+        )
+
+
+def _failed(output: Output, table: Table, retry: Retry, finished: Collection[InputFile]) -> dict[str, list[int]]:
     """Numbers of the rows to be tried again, by the keys of their files."""
     kinds = transient_errors() if retry == "transient" else None
     keys = {file.key for file in finished}
     rows: dict[str, list[int]] = {}
-    for row in output.failed_rows(output.table(), kinds):
+    for row in output.failed_rows(table, kinds):
         key, _, number = row.rpartition("-")
         if key in keys:
             rows.setdefault(key, []).append(int(number))

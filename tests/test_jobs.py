@@ -10,8 +10,8 @@ import pytest
 
 from jobs.cli import COMMANDS, main
 from pipeline import Restorer
-from pipeline.errors import RecipeError
 from pipeline.cluster import start_ray
+from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe
 from tests.conftest import encoded, noise
 

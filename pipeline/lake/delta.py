@@ -48,6 +48,21 @@ class DeltaLakeTable:
         actions = pa.table(table.get_add_actions())
         return [unquote(path) for path in actions.column("path").to_pylist()]
 
+    def schema(self) -> pa.Schema | None:
+        """Of the table; None before the first commit."""
+        table = self._table()
+        return None if table is None else pa.schema(table.schema().to_arrow())
+
+    def check(self, schema: pa.Schema, replace: bool = False) -> None:
+        """See `Table`."""
+        try:
+            wanted = Schema.from_arrow(schema)
+        except Exception as error:  # its own library raises plain ones
+            raise OutputError(f"a Delta table cannot have the columns of this run: {error}") from error
+        table = self._table()
+        if table is not None and not replace:
+            self._new_fields(table, wanted)
+
     def commit(
         self,
         files: Sequence[DataFile],
@@ -73,28 +88,33 @@ class DeltaLakeTable:
                 commit_properties=properties,
             )
             return
-        self._widen(table, schema)
+        wanted = Schema.from_arrow(schema)
+        new = [] if replace else self._new_fields(table, wanted)
+        if new:
+            table.alter.add_columns(new)
         if removal and not replace:
-            for old, new in rewrite(self._store, self._root, self.files(), removal, commit.number):
+            for old, rest in rewrite(self._store, self._root, self.files(), removal, commit.number):
                 actions.append(RemoveAction(old, True, _now(), partition_values=partitions_of(old)))
-                actions += [_action(new)] if new else []
+                actions += [_action(rest)] if rest else []
         mode = "overwrite" if replace else "append"
         table.create_write_transaction(
-            actions, mode=mode, schema=table.schema(), partition_by=self._partition_by, commit_properties=properties
+            *(actions, mode, wanted if replace else table.schema()),
+            partition_by=self._partition_by,
+            commit_properties=properties,
         )
 
     def refresh(self) -> None:
         """Nothing: all readers read the log."""
 
-    def _widen(self, table: DeltaTable, schema: pa.Schema) -> None:
-        """Add the columns that the table lacks.
+    def _new_fields(self, table: DeltaTable, schema: Schema) -> list[Field]:
+        """The columns that the table lacks.
 
         Raises:
             OutputError: a column has another type.
         """
         have = {field.name: field for field in table.schema().fields}
         new: list[Field] = []
-        for field in Schema.from_arrow(schema).fields:
+        for field in schema.fields:
             known = have.get(field.name)
             if known is None:
                 new.append(field)
@@ -103,8 +123,7 @@ class DeltaLakeTable:
                     f"column {field.name!r} is {known.type} in the table {self._uri} and {field.type} in this run; "
                     "give another output, or --fresh to make the table anew"
                 )
-        if new:
-            table.alter.add_columns(new)
+        return new
 
     def _table(self) -> DeltaTable | None:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 from typing import Any
@@ -13,7 +12,7 @@ import pyarrow as pa
 from pipeline.errors import OutputError
 from pipeline.lake.ledger import InputFile
 from pipeline.lake.places import join, make_folder, names_in, put_new
-from pipeline.lake.table import Commit, DataFile, Removal
+from pipeline.lake.table import Commit, DataFile, Removal, read_schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +20,10 @@ class Intent:
     """One commit."""
 
     number: int
+    generation: int
+    """Of the table."""
+    after: int
+    """The number of the last commit that the table knew."""
     run_id: str
     recipe_digest: str
     columns: str
@@ -43,7 +46,7 @@ class Intent:
     @property
     def schema(self) -> pa.Schema:
         """Of the table."""
-        return pa.ipc.read_schema(pa.BufferReader(base64.b64decode(self.columns)))
+        return read_schema(self.columns)
 
     def removal(self, column: str) -> Removal:
         """For the table; `column` holds the rows' keys."""
@@ -62,21 +65,20 @@ class Intent:
         return cls(**content | {name: tuple(content[name]) for name in ("writes", "gone_rows")})
 
 
-def written(schema: pa.Schema) -> str:
-    """A schema as an intent holds it."""
-    return base64.b64encode(schema.serialize()).decode()
-
-
 class Intents:
     """The intents of an output, in a folder of their own. The newest stays, as the number that was given last."""
 
     def __init__(self, store: fsspec.AbstractFileSystem, folder: str) -> None:
         self._store, self._folder = store, folder
+        self._known: dict[int, Intent] = {}
 
     def all(self) -> list[Intent]:
         """All that are there, by number."""
         numbers = [int(name[:-5]) for name in names_in(self._store, self._folder) if name.endswith(".json")]
-        return [Intent.from_json(self._store.cat_file(self._path(number))) for number in numbers]
+        for number in numbers:
+            if number not in self._known:
+                self._known[number] = Intent.from_json(self._store.cat_file(self._path(number)))
+        return [self._known[number] for number in numbers]
 
     def add(self, intent: Intent) -> None:
         """Write one down.

@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Holder:
     token: str
     host: str
     process: str
-    """Boot of the machine, number and start of the process: tells whether it still lives, on its own machine."""
+    """Boot of the machine, space of process numbers, number and start: tells there whether the process still lives."""
     since: str
     seconds: float
     released: bool = False
@@ -53,12 +54,19 @@ class Holder:
     @property
     def is_dead(self) -> bool:
         """It ran on this machine, and does not any more."""
-        boot, number, _ = self.process.split("/")
-        here = self.host == socket.gethostname() and boot and boot == _boot()
-        return bool(here) and _process(int(number)) != self.process
+        boot, space, number, started = self.process.split("/")
+        if self.host != socket.gethostname() or not boot or (boot, space) != (_boot(), _space()):
+            return False
+        try:
+            os.kill(int(number), 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # another user's
+            pass
+        return _started(int(number)) not in ("", started)
 
     def __str__(self) -> str:
-        return f"run {self.run_id} (process {self.process.split('/')[1]} on {self.host}, since {self.since})"
+        return f"run {self.run_id} (process {self.process.split('/')[2]} on {self.host}, since {self.since})"
 
 
 class Lease:
@@ -70,6 +78,7 @@ class Lease:
         self._holder = Holder.me(run_id, seconds)
         self._number = 0
         self._renewed = 0.0
+        self._when_lost: Callable[[], object] = bool
         self._lost = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew_until_stopped, name="lease", daemon=True)
@@ -85,9 +94,9 @@ class Lease:
         if numbers:
             self._check_free(numbers[-1])
         self._number = (numbers[-1] if numbers else 0) + 1
+        self._renewed = _seconds()
         if not put_new(self._store, self._path(self._number), self._content(self._holder)):
             raise OutputError(self._held_by(self._read(self._number)))
-        self._renewed = time.monotonic()
         if len(numbers) >= KEPT:
             self._store.rm([self._path(number) for number in numbers[: 1 - KEPT]])
         self._thread.start()
@@ -109,26 +118,48 @@ class Lease:
         Raises:
             RunError: it expired, and another run may write now.
         """
-        if self._lost.is_set() or time.monotonic() - self._renewed > self._holder.seconds:
+        if self._lost.is_set() or _seconds() - self._renewed > self._holder.seconds:
             raise RunError(
                 f"the lease on {self._folder} was lost: it could not be renewed for {self._holder.seconds:g} s; "
                 "what was committed stands, and the next run goes on from there"
             )
 
+    def confirm(self) -> None:
+        """Ask the store whether it still is ours.
+
+        Raises:
+            RunError: as `check`.
+        """
+        self.check()
+        self.renew()
+        self.check()
+
     def renew(self) -> None:
         """Show that we are alive, unless somebody followed."""
+        started = _seconds()
         if self._numbers()[-1:] != [self._number]:
             self._lost.set()
             return
         put(self._store, self._path(self._number), self._content(self._holder))
-        self._renewed = time.monotonic()
+        self._renewed = started
+
+    def when_lost(self, action: Callable[[], None]) -> None:
+        """Call this, from a thread of the lease, when it is lost."""
+        self._when_lost = action
 
     def _renew_until_stopped(self) -> None:
-        while not self._stop.wait(self._holder.seconds / 6) and not self._lost.is_set():
+        while not self._stop.wait(self._holder.seconds / 6):
             try:
                 self.renew()
             except Exception as error:  # the store is away: it may come back before the lease expires
                 log.warning("the lease could not be renewed: %s: %s", type(error).__name__, error)
+            try:
+                self.check()
+            except RunError as error:
+                self._lost.set()
+                log.error("%s", error)
+                self._when_lost()
+                return
 
     def _check_free(self, number: int) -> None:
         holder = self._read(number)
@@ -178,10 +209,27 @@ def _boot() -> str:
         return ""
 
 
-def _process(number: int) -> str:
-    """Boot, number and start of a process of this machine; the start is empty if there is none."""
+def _space() -> str:
+    """What tells the process numbers of one container from those of another."""
     try:
-        started = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def _process(number: int) -> str:
+    """See `Holder.process`."""
+    return f"{_boot()}/{_space()}/{number}/{_started(number)}"
+
+
+def _started(number: int) -> str:
+    """When a process was started; empty if that cannot be told."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
-        started = ""
-    return f"{_boot()}/{number}/{started}"
+        return ""
+
+
+def _seconds() -> float:
+    """A clock that goes on while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

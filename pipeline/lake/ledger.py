@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import io
 import uuid
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import fsspec
@@ -35,7 +35,7 @@ SEGMENT = pa.schema(
         pa.field("ids", pa.large_binary()),  # of the rows: 8 bytes each, by ids.hashed
     ]
 )
-BEGUN = pa.schema([SEGMENT.field(name) for name in ("path", "size", "version")])
+BEGUN = pa.schema([SEGMENT.field(name) for name in ("path", "size", "version", "commit")])
 SEGMENTS = 24
 """More small ones are put together to one."""
 FILES = 10_000
@@ -82,6 +82,11 @@ class Entry:
     """See `State`."""
 
 
+def _is_over(state: State | None, begun: int) -> bool:
+    """Whether a file with which a run began after the commit `begun` is finished, or has left the table since."""
+    return state is not None and (not state.gone or state.commit > begun)
+
+
 class Ledger:
     """The ledger of one generation of an output's table."""
 
@@ -121,24 +126,30 @@ class Ledger:
             self._write(self._folder, pa.Table.from_pylist(rows, SEGMENT))
             self._put_together()
 
-    def begin(self, files: Iterable[InputFile]) -> None:
-        """Write down what a run is about to read: if it is killed, and a file changes, its rows must be found."""
-        self._write(self._begun, pa.Table.from_pylist([file._asdict() for file in files], BEGUN))
+    def begin(self, files: Iterable[InputFile], commit: int) -> None:
+        """Write down what a run is about to read: if it is killed, and a file changes, its rows must be found.
 
-    def begun(self) -> set[InputFile]:
-        """The files that runs have begun with and not finished."""
-        files: set[InputFile] = set()
-        for path in self._segments(self._begun):
-            table = self._read(path)
-            files.update(map(InputFile, *(table[name].to_pylist() for name in InputFile._fields)))
-        return files
+        Args:
+            files: what it reads.
+            commit: the number of the last one; a file whose rows left the table with it, or before, is begun again.
+        """
+        self._write(self._begun, pa.Table.from_pylist([file._asdict() | {"commit": commit} for file in files], BEGUN))
 
-    def forget_begun(self, over: Collection[InputFile]) -> None:
+    def begun(self, states: Mapping[InputFile, State]) -> set[InputFile]:
+        """The files that runs have begun with, and that are neither finished nor gone since; `states` as of now."""
+        begun = (file for path in self._segments(self._begun) for file in self._begun_in(path).items())
+        return {file for file, commit in begun if not _is_over(states.get(file), commit)}
+
+    def forget_begun(self, states: Mapping[InputFile, State]) -> None:
         """Remove the lists of files with which runs have begun, if all of them are over."""
         for path in self._segments(self._begun):
-            table = self._read(path)
-            if all(map(over.__contains__, map(InputFile, *(table[name].to_pylist() for name in InputFile._fields)))):
+            if all(_is_over(states.get(file), commit) for file, commit in self._begun_in(path).items()):
                 self._store.rm_file(path)
+
+    def _begun_in(self, path: str) -> dict[InputFile, int]:
+        table = self._read(path)
+        *fields, commits = (table[name].to_pylist() for name in BEGUN.names)
+        return dict(zip(map(InputFile, *fields), commits, strict=True))
 
     def _put_together(self) -> None:
         paths = [path for path in self._segments(self._folder) if self._store.size(path) < SMALL]

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
+from pipeline.imaging.cells import redacted
 from pipeline.lake.places import as_uri, join, make_folder, names_in, put, put_new
 from pipeline.lake.rewriting import rewrite
-from pipeline.lake.table import Commit, DataFile, Removal
+from pipeline.lake.table import Commit, DataFile, Removal, read_schema, schema_text
 
 FOLDER = "_manifest"
 HIVE = "_symlink_format_manifest/manifest"
@@ -41,6 +42,15 @@ class ManifestTable:
         """Paths of the data files that a reader sees now, relative to the table's folder."""
         return [file["path"] for file in self._files(self._numbers())]
 
+    def schema(self) -> pa.Schema | None:
+        """Of the table; None before the first commit."""
+        numbers = self._numbers()
+        return read_schema(self._read(numbers[-1])["columns"]) if numbers else None
+
+    def check(self, schema: pa.Schema, replace: bool = False) -> None:
+        """See `Table`."""
+        self._united(schema, replace)
+
     def commit(
         self,
         files: Sequence[DataFile],
@@ -49,7 +59,8 @@ class ManifestTable:
         replace: bool = False,
         removal: Removal | None = None,
     ) -> None:
-        """See `Table`; any schema will do, for readers of Parquet datasets unite them by name."""
+        """See `Table`."""
+        columns = self._united(schema, replace)
         numbers = self._numbers()
         before = self._files(numbers)
         added = [_entry(file) for file in files]
@@ -60,7 +71,7 @@ class ManifestTable:
                 added += [_entry(new)] if new else []
         after = added if replace else _changed(before, removed, added)
         if not any(file["rows"] for file in after):
-            after = added = [self._columns(schema, commit.number)]
+            after = added = [self._columns(columns, commit.number)]
         number = (numbers[-1] if numbers else 0) + 1
         content: dict[str, Any] = {
             "version": number,
@@ -70,6 +81,7 @@ class ManifestTable:
             "added": added,
             "removed": removed,
             "rows": sum(file["rows"] for file in after),
+            "columns": schema_text(columns),
         }
         if replace or number % WHOLE_EVERY == 1:
             content["files"] = after
@@ -77,6 +89,19 @@ class ManifestTable:
         if not put_new(self._store, self._path(number), json.dumps(content, indent=1).encode()):
             raise OutputError(f"{self._path(number)} was written by somebody else: two runs write to one output")
         self._write_hive(after)
+
+    def _united(self, schema: pa.Schema, replace: bool) -> pa.Schema:
+        """The table's columns, and those that are new to it."""
+        have = None if replace else self.schema()
+        if have is None:
+            return schema
+        try:
+            return pa.unify_schemas([have, schema])
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise OutputError(
+                f"the table in {redacted(as_uri(self._store, self._root))} has other types ({error}); give another "
+                "output, or --fresh to make the table anew"
+            ) from error
 
     def refresh(self) -> None:
         """Write the list for Hive again."""

@@ -20,9 +20,7 @@ from collections.abc import Collection
 from typing import Any
 
 import fsspec
-import pyarrow as pa
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError, SourceError
 from pipeline.imaging.cells import redacted
@@ -121,7 +119,15 @@ class Output:
             raise OutputError(f"{redacted(self.uri)} was written by an older version; give another output")
         self._check_kind(last)
         if fresh:
+            if last["state"] == "running" and last["replaces"] and last["recipe_digest"] == recipe_digest:
+                return Turn(last["run_id"], last["generation"], True, True)  # it was begun, and goes on
             return Turn(run_id, last["generation"] + 1, True, False)
+        if last["recipe_digest"] != recipe_digest and last["state"] == "running":
+            raise OutputError(
+                f"run {last['run_id']} in {redacted(self.uri)} is not finished, and has another recipe "
+                f"({last['recipe_digest'][:12]}, this one is {recipe_digest[:12]}); run again with that one, which "
+                f"{RECIPE} holds, or make all rows anew with --fresh"
+            )
         if last["recipe_digest"] != recipe_digest and not self.settings.mixed:
             raise OutputError(
                 f"{redacted(self.uri)} holds rows of another recipe ({last['recipe_digest'][:12]}, this one is "
@@ -143,6 +149,10 @@ class Output:
             raise OutputError(
                 f"{place} holds a {last['table']} table, not a {settings.table} one; give another --output"
             )
+        if settings.table == "iceberg" and last["table_name"] != settings.table_name:
+            raise OutputError(
+                f"the table in {place} is called {last['table_name']}, not {settings.table_name}; give another --output"
+            )
         if last["partition_by"] != list(settings.partition_by):
             before, now = (", ".join(names) or "nothing" for names in (last["partition_by"], settings.partition_by))
             raise OutputError(f"the table in {place} is divided by {before}, not by {now}; give another --output")
@@ -160,7 +170,12 @@ class Output:
 
     @property
     def _kind(self) -> dict[str, Any]:
-        return {"table": self.settings.table, "partition_by": list(self.settings.partition_by)}
+        settings = self.settings
+        return {
+            "table": settings.table,
+            "table_name": settings.table_name if settings.table == "iceberg" else None,
+            "partition_by": list(settings.partition_by),
+        }
 
     def lease(self, run_id: str) -> Lease:
         """The right to write here."""
@@ -174,11 +189,12 @@ class Output:
         """Of a generation of the table."""
         return Staging(self.store, self.data, join(self.root, f"state/checkpoint/{generation:04d}"))
 
-    def abandon(self, generation: int) -> None:
+    def abandon(self, generation: int, table: Table) -> None:
         """Throw away what a killed run has written for a generation, and not committed."""
         staging = self.staging(generation)
         staging.recover()
-        taken = {name for intent in self.intents().all() for name in intent.writes}
+        last = table.last_commit()
+        taken = {name for intent in self.intents().all() if intent.number <= last for name in intent.writes}
         left = [staged.name for staged in staging.whole() if staged.name not in taken]
         staging.discard(left)
         staging.remove_half(left)
@@ -187,23 +203,24 @@ class Output:
         """The table, of the kind that the recipe names.
 
         Raises:
-            OutputError: its library is not installed.
+            OutputError: its library is not installed, or its catalog cannot be reached.
         """
+        settings = self.settings
         try:
-            if self.settings.table == "iceberg":
-                from pipeline.lake.iceberg import IcebergTable
-
-                settings = self.settings
-                return IcebergTable(
-                    *(self.store, self.data, settings.table_name, settings.catalog, settings.storage),
-                    settings.partition_by,
-                )
-            if self.settings.table == "delta":
+            if settings.table == "delta":
                 from pipeline.lake.delta import DeltaLakeTable
 
-                return DeltaLakeTable(self.store, self.data, self.settings.storage, self.settings.partition_by)
+                return DeltaLakeTable(self.store, self.data, settings.storage, settings.partition_by)
+            if settings.table == "iceberg":
+                from pipeline.lake.iceberg import IcebergTable
+
+                with explained(f"the catalog of {settings.table_name}", OutputError):
+                    return IcebergTable(
+                        *(self.store, self.data, settings.table_name, settings.catalog, settings.storage),
+                        settings.partition_by,
+                    )
         except ImportError as error:
-            kind = self.settings.table
+            kind = settings.table
             raise OutputError(f"output.table is {kind}, but {error}; pip install 'conservator[{kind}]'") from error
         return ManifestTable(self.store, self.data)
 
@@ -212,10 +229,8 @@ class Output:
         paths = sorted(join(self.data, path) for path in table.files())
         if run_id is not None:  # files of other names hold rows of several runs
             paths = [path for path in paths if _name(path).startswith(f"{run_id}_") or not _OURS.match(_name(path))]
-        schemas = [self._schema(path) for path in paths[:1] + paths[-1:]]
-        schema = pa.unify_schemas(schemas, promote_options="permissive") if schemas else None
         options = {"filesystem": self.store, "format": "parquet", "partitioning": "hive"}
-        dataset = pads.dataset(paths, schema=schema, partition_base_dir=self.data, **options)
+        dataset = pads.dataset(paths, schema=table.schema(), partition_base_dir=self.data, **options)
         mine = pads.field(self.settings.prefix + "run_id") == run_id
         return dataset if run_id is None else dataset.filter(mine)
 
@@ -261,10 +276,6 @@ class Output:
         with explained(self.uri, OutputError):
             if paths:
                 self.store.rm(paths)
-
-    def _schema(self, path: str) -> pa.Schema:
-        with explained(self.uri, OutputError), self.store.open(path, "rb") as file:
-            return pq.ParquetFile(file).schema_arrow
 
     def _data_files(self) -> list[str]:
         with explained(self.uri, OutputError):

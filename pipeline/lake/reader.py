@@ -130,21 +130,21 @@ Part = Piece | Pictures
 def plan_parts(
     files: Sequence[SourceFile],
     wanted: Mapping[str, npt.NDArray[np.bool_]],
-    done: Mapping[str, pa.ChunkedArray],
+    done: Mapping[str, Sequence[int]],
 ) -> list[Part]:
     """What is to be read of these files.
 
     Args:
         files: in the order in which they are read.
         wanted: which of their rows are, by the files' keys; those of other files are all.
-        done: keys of rows that are not wanted any more, by their file's key.
+        done: numbers of rows that are not wanted any more, by their file's key.
     """
     parts: list[Part] = []
     images: list[ImageFile] = []
     for file in files:
         rows = wanted[file.key].copy() if file.key in wanted else np.ones(file.rows, np.bool_)
         if file.key in done:
-            rows[[int(key.rpartition("-")[2]) for key in done[file.key].to_pylist()]] = False
+            rows[list(done[file.key])] = False
         if isinstance(file, ParquetFile):
             parts += _pieces(file, rows)
         elif rows[0]:

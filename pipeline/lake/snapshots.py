@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import posixpath
@@ -22,6 +23,9 @@ from pipeline.lake.inputs import Found
 from pipeline.lake.places import as_uri, explained, is_local, join, names_in, open_store
 from pipeline.lake.storage import Options, for_delta, for_iceberg, open_catalog
 
+GZIP = b"\x1f\x8b"
+"""How compressed files begin."""
+
 
 def table_format(store: fsspec.AbstractFileSystem, path: str) -> str | None:
     """Whether a folder holds a Delta or an Iceberg table."""
@@ -38,15 +42,28 @@ def newest_metadata(store: fsspec.AbstractFileSystem, root: str) -> str | None:
     paths = [join(folder, name) for name in names_in(store, folder) if name.endswith(".metadata.json")]
     if not paths:
         return None
-    highest = max(_version(path) for path in paths)
-    same = [path for path in paths if _version(path) == highest]
-    return str(max(same, key=lambda path: json.loads(store.cat_file(path))["last-updated-ms"]))
+    for version in sorted({_version(path) for path in paths}, reverse=True):
+        times = {path: _updated(store, path) for path in paths if _version(path) == version}
+        whole = {path: updated for path, updated in times.items() if updated is not None}
+        if whole:
+            return max(whole, key=lambda path: (whole[path], path))
+    return None
 
 
 def _version(path: str) -> int:
-    """`00012-….metadata.json`, or `v12.metadata.json` of tables without a catalog."""
-    number = posixpath.basename(path).partition("-")[0].removesuffix(".metadata.json").lstrip("v")
+    """`00012-….metadata.json`, or `v12.metadata.json` of tables without a catalog; with `.gz` if it is compressed."""
+    number = posixpath.basename(path).partition("-")[0].partition(".")[0].lstrip("v")
     return int(number) if number.isdecimal() else -1
+
+
+def _updated(store: fsspec.AbstractFileSystem, path: str) -> int | None:
+    """When the table was changed, by a metadata file; None of one that was written by half."""
+    data = store.cat_file(path)
+    try:
+        content = json.loads(gzip.decompress(data) if data[:2] == GZIP else data)
+        return int(content["last-updated-ms"])
+    except (ValueError, KeyError, TypeError, EOFError, OSError):
+        return None
 
 
 def delta_files(uri: str, version: int | str | None, storage: Options) -> Files:

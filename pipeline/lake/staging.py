@@ -65,7 +65,7 @@ class Staging:
     def remove_half(self, names: Collection[str]) -> None:
         """Remove what is pending, with its data files."""
         if names:
-            self._remove(path for path in self._data_paths() if _base(path) in names)
+            self._remove(path for path in self._data_paths() if write_of(path) in names)
             self._remove(join(self.folder, name + PENDING) for name in names)
 
     def whole(self) -> list[Staged]:
@@ -76,21 +76,15 @@ class Staging:
                 self._known[staged.name] = staged
         return [self._known[name] for name in names]
 
-    def doubled(self, first: Collection[str]) -> list[str]:
-        """Names of writes that hold rows which others hold too; those named in `first` count before the others."""
-        writes = sorted(self.whole(), key=lambda staged: (staged.name not in first, staged.name))
-        keys = pa.chunked_array([chunk for staged in writes for chunk in staged.keys.chunks], pa.string())
-        if len(pc.unique(keys)) == len(keys):
-            return []
-        seen: set[str] = set()
-        doubled = []
-        for staged in writes:
-            rows = set(staged.keys.to_pylist())
-            if rows & seen and staged.name not in first:
-                doubled.append(staged.name)
-            else:
-                seen |= rows
-        return doubled
+    def short(self, names: Iterable[str]) -> set[str]:
+        """Of these writes, those whose data files are missing or hold less than they should: somebody removed them."""
+        wanted = set(names)
+        held: Counter[str] = Counter()
+        paths = [path for path in self._data_paths() if write_of(path) in wanted] if wanted else []
+        with ThreadPoolExecutor(READERS) as pool:
+            for path, rows in zip(paths, pool.map(self._rows, paths), strict=True):
+                held[write_of(path)] += rows
+        return {name for name in wanted if held[name] < len(self._known[name].keys)}
 
     def data_files(self, names: Iterable[str]) -> list[DataFile]:
         """The data files of some writes.
@@ -102,8 +96,8 @@ class Staging:
         found: dict[str, list[str]] = {name: [] for name in wanted}
         sizes = {}
         for path, size in self._data_paths().items():
-            if _base(path) in wanted:
-                found[_base(path)].append(path)
+            if write_of(path) in wanted:
+                found[write_of(path)].append(path)
                 sizes[path] = size
         with ThreadPoolExecutor(READERS) as pool:
             rows = dict(zip(sizes, pool.map(self._rows, sizes), strict=True))
@@ -132,16 +126,6 @@ class Staging:
         for name in gone:
             self._known.pop(name, None)
 
-    def done(self, files: Collection[str]) -> dict[str, pa.ChunkedArray]:
-        """The keys of the rows that are done, of each of these input files that has any."""
-        done: dict[str, list[pa.ChunkedArray]] = {}
-        for staged in self.whole():
-            owners = pc.utf8_slice_codeunits(staged.keys, 0, KEY_DIGITS)
-            for owner in staged.rows_by_file:
-                if owner in files:
-                    done.setdefault(owner, []).append(staged.keys.filter(pc.equal(owners, owner)))
-        return {owner: pa.chunked_array([c for part in parts for c in part.chunks]) for owner, parts in done.items()}
-
     def _names(self) -> set[str]:
         return set(names_in(self._store, self.folder))
 
@@ -167,6 +151,6 @@ class Staging:
             self._store.rm(gone)
 
 
-def _base(path: str) -> str:
+def write_of(path: str) -> str:
     """The name of the write that a data file belongs to: Ray adds `-0`, `-1`, …"""
     return posixpath.basename(path).removesuffix(".parquet").rpartition("-")[0]

@@ -6,6 +6,7 @@ recipe's digest, and what was committed under a number is not committed again.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
@@ -13,6 +14,8 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from pipeline.errors import OutputError
 
 KEY_DIGITS = 16
 """Of a row's key, those that stand for its input file; a dash and the row's number follow."""
@@ -69,6 +72,16 @@ class Removal:
         return pc.or_(files, pc.is_in(keys, pa.array(self.rows, keys.type)))
 
 
+def schema_text(schema: pa.Schema) -> str:
+    """A schema, to be kept in JSON."""
+    return base64.b64encode(schema.serialize()).decode()
+
+
+def read_schema(text: str) -> pa.Schema:
+    """The inverse."""
+    return pa.ipc.read_schema(pa.BufferReader(base64.b64decode(text)))
+
+
 PARTITION = "partition_"
 """How the names of folders begin that go by a copy of a column."""
 
@@ -88,6 +101,16 @@ class Table(Protocol):
     def files(self) -> list[str]:
         """Paths of the data files that a reader sees now, relative to the table's folder."""
 
+    def schema(self) -> pa.Schema | None:
+        """Of the table; None before the first commit."""
+
+    def check(self, schema: pa.Schema, replace: bool = False) -> None:
+        """Whether files with these columns can be added, or take the place of all (`replace`); changes nothing.
+
+        Raises:
+            OutputError: they cannot.
+        """
+
     def commit(
         self,
         files: Sequence[DataFile],
@@ -98,7 +121,7 @@ class Table(Protocol):
     ) -> None:
         """Add files in one step, instead of all that the table held (`replace`), or of some rows (`removal`).
 
-        Columns that the table does not have yet are added to it.
+        Columns that the table does not have yet are added to it; with `replace` it gets these columns and no others.
 
         Raises:
             OutputError: the files do not fit the table.
@@ -108,11 +131,88 @@ class Table(Protocol):
         """Write anew what other readers start from, and what a crash right after a commit may have left as it was."""
 
 
+def fitted(new: pa.Schema, table: pa.Schema) -> pa.Schema:
+    """The columns of new rows with the types that the table has for them.
+
+    Raises:
+        OutputError: a column has values that the table's type does not hold, or differs from one in its case alone.
+    """
+    names = {name.casefold(): name for name in table.names}
+    fields = []
+    for field in new:
+        known = names.get(field.name.casefold())
+        if known is None:
+            fields.append(field)
+            continue
+        if known != field.name:
+            raise OutputError(
+                f"the source's column {field.name!r} and the table's {known!r} differ in their case alone, which many "
+                "readers ignore; rename it in the source, leave it out with columns.keep, or give another --output"
+            )
+        kind = table.field(known).type
+        if not _holds(plain(kind), plain(field.type)):
+            raise OutputError(
+                f"column {field.name!r} is {field.type} in the source and {kind} in the table, which holds no such "
+                "values; leave it out with columns.keep, make the table anew with --fresh, or give another --output"
+            )
+        is_view = pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)
+        fields.append(field.with_type(plain(kind) if is_view else kind))
+    return pa.schema(fields)
+
+
+def plain(kind: pa.DataType) -> pa.DataType:
+    """A type without its variants of layout (large, view), which say nothing about values."""
+    if kind in _PLAIN:
+        return _PLAIN[kind]
+    if pa.types.is_dictionary(kind):
+        return plain(kind.value_type)
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(kind[i].name, plain(kind[i].type)) for i in range(kind.num_fields)])
+    if pa.types.is_map(kind):
+        return pa.map_(plain(kind.key_type), plain(kind.item_type))
+    if _is_list(kind):
+        return pa.list_(plain(kind.value_type))
+    return kind
+
+
+_PLAIN = {
+    pa.large_string(): pa.string(),
+    pa.string_view(): pa.string(),
+    pa.large_binary(): pa.binary(),
+    pa.binary_view(): pa.binary(),
+}
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    variants = (pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view, pa.types.is_large_list_view)
+    return pa.types.is_list(kind) or any(is_variant(kind) for is_variant in variants)
+
+
+def _holds(wide: pa.DataType, narrow: pa.DataType) -> bool:
+    """Whether each value of one type can be one of the other, and be told from others."""
+    if wide == narrow or pa.types.is_null(narrow):
+        return True
+    if pa.types.is_string(wide):
+        return not (pa.types.is_nested(narrow) or pa.types.is_binary(narrow) or pa.types.is_fixed_size_binary(narrow))
+    if pa.types.is_integer(narrow):
+        bits = narrow.bit_width + pa.types.is_unsigned_integer(narrow)
+        if pa.types.is_signed_integer(wide):
+            return bool(wide.bit_width >= bits)
+        return bool((pa.types.is_float64(wide) and bits <= 53) or wide == _WIDER.get(narrow))
+    if pa.types.is_floating(narrow):
+        return bool(pa.types.is_floating(wide) and wide.bit_width >= narrow.bit_width)
+    if _is_list(wide) and not _is_list(narrow):
+        return _holds(wide.value_type, narrow)
+    if pa.types.is_timestamp(wide) and pa.types.is_timestamp(narrow):
+        return bool(wide.tz) == bool(narrow.tz)
+    return False
+
+
 def storable(schema: pa.Schema) -> pa.Schema:
     """The schema with types that every kind of table knows, each holding all values of the one it stands for.
 
-    Iceberg and Delta know no unsigned, half-precision or dictionary types, no null type, no times of a day below a
-    microsecond.
+    Iceberg and Delta know no unsigned, half-precision or dictionary types, no null type, and no times below a
+    microsecond: those are cut off.
     """
     return pa.schema([pa.field(field.name, _storable(field.type)) for field in schema], schema.metadata)
 
@@ -140,7 +240,7 @@ def _storable(kind: pa.DataType) -> pa.DataType:
         return pa.struct([pa.field(kind[i].name, _storable(kind[i].type)) for i in range(kind.num_fields)])
     if pa.types.is_map(kind):
         return pa.map_(_storable(kind.key_type), _storable(kind.item_type))
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if _is_list(kind):
         return pa.list_(_storable(kind.value_type))
     return kind
 

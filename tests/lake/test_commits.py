@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import RunError
+from pipeline.errors import OutputError, RunError
 from pipeline.lake.commits import Committer, Exchange, Input
 from pipeline.lake.intents import Intents
 from pipeline.lake.lease import Lease
@@ -24,7 +25,8 @@ from pipeline.lake.table import Table
 
 INPUTS = [InputFile(f"in/{name}.parquet", 1, "v1") for name in "abc"]
 CHANGED = InputFile("in/a.parquet", 1, "v2")
-ROWS = {INPUTS[0].key: 5, INPUTS[1].key: 0, INPUTS[2].key: 4, CHANGED.key: 3}
+EMPTIED = InputFile("in/a.parquet", 1, "v3")
+ROWS = {INPUTS[0].key: 5, INPUTS[1].key: 0, INPUTS[2].key: 4, CHANGED.key: 3, EMPTIED.key: 0}
 SCHEMA = pa.schema([("source_row", pa.string()), ("writer", pa.string())])
 
 
@@ -90,13 +92,14 @@ def keys(files: Sequence[InputFile] = INPUTS) -> list[str]:
 class Job:
     """One process of a run: reads what is not done, writes as Ray's sink does, commits in between."""
 
-    def __init__(self, root: Path, at: int = -1) -> None:
+    def __init__(self, root: Path, at: int = -1, generation: int = 1) -> None:
         self.store = Mortal(at)
-        self.root = root
+        self.root, self.generation = root, generation
+        self.checkpoint = root / f"state/checkpoint/{generation}"
         (root / "data").mkdir(parents=True, exist_ok=True)
-        self.staging = Staging(self.store, str(root / "data"), str(root / "state/checkpoint"))
+        self.staging = Staging(self.store, str(root / "data"), str(self.checkpoint))
         self.table: Table = ManifestTable(self.store, str(root / "data"))
-        self.ledger = Ledger(self.store, str(root / "state/ledger"))
+        self.ledger = Ledger(self.store, str(root / f"state/ledger/{generation}"))
 
     def run(self, name: str, files: Sequence[InputFile] = INPUTS, again: Sequence[str] = ()) -> None:
         """`again`: rows of finished files that are done once more."""
@@ -106,16 +109,19 @@ class Job:
             if committer.recover():
                 committer, inputs = self.plan(files, lease)
                 assert not committer.recover()
-            self.ledger.begin(read.file for read in inputs.values())
-            done = {key for staged in self.staging.whole() for key in staged.keys.to_pylist()}
+            self.ledger.begin((read.file for read in inputs.values()), self.table.last_commit())
+            done = {f"{key}-{row}" for key, rows in committer.done().items() for row in rows}
             left = [key for key in keys([read.file for read in inputs.values()]) if key not in done]
             left += [key for key in again if key not in done]
             expected = committer.uncommitted + len(left)
             for number, start in enumerate(range(0, len(left), 2)):
                 self.write(f"run_{name}_{number:06d}", left[start : start + 2])
-                if number % 2:
+                if number % 2 and self.generation == 1:
                     committer.commit()
-            committer.commit()
+            if self.generation == 1:
+                committer.commit(is_last=True)
+            else:
+                committer.replace(expected)
             assert committer.rows == expected
             assert committer.finished == set(inputs)
             self.ledger.forget_begun(self.ledger.states())
@@ -124,8 +130,7 @@ class Job:
         states = self.ledger.states()
         finished = {file for file, state in states.items() if not state.gone}
         inputs = {file.key: Input(file, ROWS[file.key]) for file in files if file not in finished}
-        left = {file for file, state in states.items() if state.gone}
-        known = finished | (self.ledger.begun() - left)
+        known = finished | self.ledger.begun(states)
         exchanges = []
         for read in inputs.values():
             old = {file for file in known if file.path == read.file.path and file != read.file}
@@ -138,12 +143,13 @@ class Job:
             recipe_digest="digest",
             inputs=inputs,
             exchanges=exchanges,
+            generation=self.generation,
         )
         return committer, inputs
 
     def write(self, name: str, rows: list[str]) -> None:
         """As ray.data writes with a checkpoint: pending, data, move."""
-        folder = self.root / "state/checkpoint"
+        folder = self.checkpoint
         content = pa.table({"source_row": rows, "writer": [name.split("_")[1]] * len(rows)})
         self.store.live()
         pq.write_table(content.select(["source_row"]), folder / f"{name}{PENDING}")
@@ -169,14 +175,14 @@ def crashes() -> Iterator[int]:
     return itertools.count(1)
 
 
-def check(root: Path, files: Sequence[InputFile] = INPUTS) -> None:
+def check(root: Path, files: Sequence[InputFile] = INPUTS, generation: int = 1) -> None:
+    job = Job(root, generation=generation)
     assert rows_of(root) == sorted(keys(files))
-    if files is INPUTS:  # else those from before the change are left, until the output is tidied
+    if files is INPUTS and generation == 1:  # else those from before are left, until the output is tidied
         assert {path.name for path in (root / "data").glob("*.parquet")} == {Path(file).name for file in listed(root)}
-    assert list((root / "state/checkpoint").iterdir()) == []
-    assert list((root / "state/ledger/begun").iterdir()) == []
-    states = Ledger(Mortal(), str(root / "state/ledger")).states()
-    assert {file for file, state in states.items() if not state.gone} == set(files)
+    assert list(job.checkpoint.iterdir()) == []
+    assert list((root / f"state/ledger/{generation}/begun").iterdir()) == []
+    assert {file for file, state in job.ledger.states().items() if not state.gone} == set(files)
 
 
 def test_an_undisturbed_run(tmp_path: Path) -> None:
@@ -271,17 +277,203 @@ def test_a_run_with_nothing_new_commits_nothing(tmp_path: Path) -> None:
 
 def test_a_row_that_was_written_twice_is_taken_once(tmp_path: Path) -> None:
     job = Job(tmp_path)
-    (tmp_path / "state/checkpoint").mkdir(parents=True)
+    job.checkpoint.mkdir(parents=True)
     job.write("run_x_000000", [f"{INPUTS[2].key}-{row}" for row in (0, 1)])
     job.write("run_y_000001", [f"{INPUTS[2].key}-{row}" for row in (1, 2)])  # by a task that outlived its run
     job.run("first")
     check(tmp_path)
 
 
-def test_data_files_that_somebody_changed_are_not_committed(tmp_path: Path) -> None:
+def test_data_files_with_foreign_rows_are_not_committed(tmp_path: Path) -> None:
     job = Job(tmp_path)
-    (tmp_path / "state/checkpoint").mkdir(parents=True)
+    job.checkpoint.mkdir(parents=True)
     job.write("run_x_000000", [f"{INPUTS[2].key}-0", f"{INPUTS[2].key}-1"])
-    pq.write_table(pa.table({"source_row": ["?"]}), tmp_path / "data/run_x_000000-0.parquet")
-    with pytest.raises(RunError, match="hold 1 rows, but 2 were written"):
+    pq.write_table(pa.table({"source_row": ["?"] * 3}), tmp_path / "data/run_x_000000-0.parquet")
+    with pytest.raises(RunError, match="hold 3 rows, but 2 were written"):
         job.run("first")
+
+
+def test_data_files_that_somebody_removed_are_made_again(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.checkpoint.mkdir(parents=True)
+    job.write("run_x_000000", [f"{INPUTS[2].key}-0", f"{INPUTS[2].key}-1"])
+    (tmp_path / "data/run_x_000000-0.parquet").unlink()
+    job.run("first")
+    check(tmp_path)
+
+
+def test_a_replacement_is_made_once_and_whole(tmp_path: Path) -> None:
+    for at in crashes():
+        root = tmp_path / str(at)
+        Job(root).run("first")
+        try:
+            Job(root, at, generation=2).run("second")
+        except Killed:
+            assert rows_of(root) == sorted(keys())
+            Job(root, generation=2).run("third")
+        else:
+            break
+        check(root, generation=2)
+        assert not {"first"}.intersection(rows_of(root, "writer"))
+    assert at > 20
+
+
+def test_a_replacement_in_which_a_file_changes_is_one_step(tmp_path: Path) -> None:
+    files = [CHANGED, *INPUTS[1:]]
+    for at in crashes():
+        root = tmp_path / str(at)
+        Job(root).run("first")
+        try:
+            Job(root, at, generation=2).run("second")
+        except Killed:
+            Job(root, generation=2).run("third", files)
+        else:
+            break
+        check(root, files, generation=2)
+        manifests = [json.loads(path.read_text()) for path in sorted((root / "data/_manifest").glob("*.json"))]
+        assert [one["operation"] for one in manifests if one["commit"] > 3][:1] in (["replace"], [])
+
+
+def test_a_replacement_does_not_finish_what_was_begun_before(tmp_path: Path) -> None:
+    for at in crashes():
+        root = tmp_path / str(at)
+        try:
+            Job(root, at).run("first")
+        except Killed:
+            Job(root, generation=2).run("second")
+            check(root, generation=2)
+            assert {"second"} == set(rows_of(root, "writer"))
+        else:
+            break
+
+
+@pytest.mark.parametrize("now", [INPUTS, INPUTS[1:]], ids=["it is as it was", "it is not there"])
+def test_half_of_a_change_that_did_not_last_is_not_committed(tmp_path: Path, now: list[InputFile]) -> None:
+    changed = [CHANGED, *INPUTS[1:]]
+    for at in crashes():
+        root = tmp_path / str(at)
+        Job(root).run("first")
+        try:
+            Job(root, at).run("second", changed)
+        except Killed:
+            Job(root).run("third", now)
+        else:
+            break
+        assert rows_of(root) in (sorted(keys(INPUTS)), *([sorted(keys(changed))] if now is not INPUTS else []))
+
+
+def test_a_file_that_changes_back_while_it_is_done_again(tmp_path: Path) -> None:
+    changed = [CHANGED, *INPUTS[1:]]
+    for at in crashes():
+        root = tmp_path / str(at)
+        Job(root).run("first")
+        Job(root).run("second", changed)
+        try:
+            Job(root, at).run("third")
+        except Killed:
+            Job(root).run("fourth", [EMPTIED, *INPUTS[1:]])
+        else:
+            break
+        check(root, [EMPTIED, *INPUTS[1:]])
+
+
+def test_a_file_of_which_nothing_is_wanted_any_more_takes_its_rows_along(tmp_path: Path) -> None:
+    files = [EMPTIED, *INPUTS[1:]]
+    for at in crashes():
+        root = tmp_path / str(at)
+        Job(root).run("first")
+        try:
+            Job(root, at).run("second", files)
+        except Killed:
+            Job(root).run("third", files)
+        else:
+            break
+        check(root, files)
+    assert at > 5
+
+
+@pytest.mark.parametrize("broken", ["_write_hive", "commit"])
+def test_a_commit_that_fails_in_passing_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    original, calls = getattr(ManifestTable, broken), itertools.count()
+
+    def fails_now_and_then(*arguments: Any, **more: Any) -> Any:
+        if broken == "commit":
+            original(*arguments, **more)
+        if next(calls) % 2 == 0:
+            raise OSError("busy")
+        return original(*arguments, **more) if broken != "commit" else None
+
+    monkeypatch.setattr(ManifestTable, broken, fails_now_and_then)
+    commit = Committer.commit
+
+    def tried_again(committer: Committer, is_last: bool = False) -> int:
+        try:
+            return commit(committer, is_last)
+        except OSError:
+            return commit(committer, is_last)
+
+    monkeypatch.setattr(Committer, "commit", tried_again)
+    Job(tmp_path).run("first")
+    check(tmp_path)
+
+
+def test_a_late_write_of_a_file_that_is_finished_is_thrown_away(tmp_path: Path) -> None:
+    """By a task that Ray had given up, while its run still lives."""
+    job = Job(tmp_path)
+    write, late = job.write, []
+
+    def then_late(name: str, rows: list[str]) -> None:
+        if not late and job.ledger.states():  # a file is finished
+            late.append(name)
+            write("run_late_000000", [f"{INPUTS[0].key}-0"])
+        write(name, rows)
+
+    job.write = then_late  # type: ignore[method-assign]
+    job.run("first")
+    assert late
+    check(tmp_path)
+
+
+def test_what_left_the_table_is_done_again_if_it_comes_back(tmp_path: Path) -> None:
+    """Its old write is still known, since it holds rows of a file that is not finished."""
+    job, more = Job(tmp_path), InputFile("in/d.parquet", 1, "v1")
+    ROWS[more.key] = 3
+    job.checkpoint.mkdir(parents=True)
+    job.write("run_x_000000", [*(f"{INPUTS[0].key}-{row}" for row in range(5)), f"{more.key}-0"])
+    lease = Lease(fsspec.filesystem("file"), str(tmp_path / "state/lease"), "zero")
+    with lease:
+        committer, inputs = job.plan([*INPUTS[:1], more], lease)
+        job.ledger.begin((read.file for read in inputs.values()), 0)
+        committer.recover()
+        committer.commit()
+    Job(tmp_path).run("first", [CHANGED])
+    Job(tmp_path).run("second", [INPUTS[0]])
+    Job(tmp_path).run("third", [INPUTS[0], more])
+    assert rows_of(tmp_path) == sorted(keys([INPUTS[0], more]))
+
+
+def test_a_table_that_was_set_back_is_noticed(tmp_path: Path) -> None:
+    Job(tmp_path).run("first")
+    for path in sorted((tmp_path / "data/_manifest").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(OutputError, match=r"knows of 1 commits, but \d were made.*--fresh"):
+        Job(tmp_path).run("second", [CHANGED, *INPUTS[1:]])
+
+
+def test_who_has_lost_the_lease_changes_nothing(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.checkpoint.mkdir(parents=True)
+    lease = Lease(fsspec.filesystem("file"), str(tmp_path / "state/lease"), "slow", 3600)
+    with lease:
+        committer, inputs = job.plan(INPUTS, lease)
+        committer.recover()
+        job.ledger.begin((read.file for read in inputs.values()), 0)
+        job.write("run_slow_000000", keys()[:2])
+        newest = sorted((tmp_path / "state/lease").glob("*.json"))[-1]
+        newest.with_name("00000009.json").write_bytes(newest.read_bytes())  # another follows
+        before = sorted(path for path in tmp_path.rglob("*") if "lease" not in str(path))
+        with pytest.raises(RunError, match="lease"):
+            committer.commit()
+        assert sorted(path for path in tmp_path.rglob("*") if "lease" not in str(path)) == before

@@ -50,9 +50,15 @@ def test_many_segments_become_one_and_nothing_is_lost(tmp_path: Path) -> None:
 
 def test_files_that_a_run_has_begun_with_are_known_until_all_are_over(tmp_path: Path) -> None:
     ledger = Ledger(STORE, str(tmp_path / "ledger"))
-    ledger.begin([entry(1).file, entry(2).file])
-    ledger.begin([entry(3).file])
-    ledger.forget_begun({entry(1).file, entry(3).file})
-    assert ledger.begun() == {entry(1).file, entry(2).file}
-    ledger.forget_begun({entry(1).file, entry(2).file})
-    assert ledger.begun() == set()
+    ledger.begin([entry(1).file, entry(2).file], 1)
+    ledger.begin([entry(3).file], 2)
+    states = {entry(1).file: State(3, False), entry(3).file: State(3, True)}
+    assert ledger.begun({}) == {entry(number).file for number in (1, 2, 3)}
+    assert ledger.begun(states) == {entry(2).file}
+    ledger.forget_begun(states)
+    assert ledger.begun({}) == {entry(1).file, entry(2).file}
+    states |= {entry(2).file: State(1, True)}  # it had left the table when it was begun with
+    assert ledger.begun(states) == {entry(2).file}
+    ledger.forget_begun(states)
+    ledger.forget_begun(states | {entry(2).file: State(4, True)})
+    assert ledger.begun({}) == set()

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import functools
+import gzip
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,12 +12,15 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
+from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.table import Table as PyIcebergTable
 
 from pipeline.errors import OutputError
 from pipeline.lake.delta import DeltaLakeTable
 from pipeline.lake.iceberg import IcebergTable
 from pipeline.lake.manifest import ManifestTable
-from pipeline.lake.table import Commit, DataFile, Removal, Table, storable
+from pipeline.lake.snapshots import newest_metadata
+from pipeline.lake.table import Commit, DataFile, Removal, Table, fitted, storable
 
 STORE = fsspec.filesystem("file")
 Open = Callable[[Path], Table]
@@ -152,15 +158,90 @@ def test_new_columns_join_the_table(kind: str, tmp_path: Path) -> None:
     assert ids(kind, root) == ["1", "2", "3"]
 
 
-def test_a_column_of_another_type_is_refused(tmp_path: Path) -> None:
-    for kind in ("iceberg", "delta"):
-        root = tmp_path / kind
-        file, schema = write(root, "run_1", ["1"], shelf=pa.array([7], pa.int64()))
-        KINDS[kind](root).commit([file], schema, Commit(1, "run", "digest"))
-        file, schema = write(root, "run_2", ["2"], shelf=pa.array(["seven"]))
+def test_a_column_of_another_type_is_refused_and_a_replacement_may_have_it(kind: str, tmp_path: Path) -> None:
+    root = tmp_path / kind
+    file, schema = write(root, "run_1", ["1"], shelf=pa.array([7], pa.int64()), room=pa.array(["a"]))
+    KINDS[kind](root).commit([file], schema, Commit(1, "run", "digest"))
+    file, schema = write(root, "run_2", ["2"], shelf=pa.array(["seven"]))
+    table = KINDS[kind](root)
+    for refused in (table.check, lambda columns: table.commit([file], columns, Commit(2, "run", "digest"))):
         with pytest.raises(OutputError, match="shelf"):
-            KINDS[kind](root).commit([file], schema, Commit(2, "run", "digest"))
-        assert ids(kind, root) == ["1"]
+            refused(schema)
+    assert ids(kind, root) == ["1"]
+    table.check(schema, replace=True)
+    table.commit([file], schema, Commit(2, "run", "digest"), replace=True)
+    again = KINDS[kind](root).schema()
+    assert again is not None and sorted(again.names) == ["id", "image", "shelf"]
+    assert scan(kind, root).select("shelf").collect()["shelf"].to_list() == ["seven"]
+
+
+def test_rows_are_fitted_to_the_types_of_their_table() -> None:
+    table = pa.schema([("year", pa.string()), ("place", pa.float64()), ("size", pa.int64())])
+    new = pa.schema([("year", pa.int64()), ("place", pa.int32()), ("size", pa.null()), ("more", pa.bool_())])
+    assert fitted(new, table) == pa.schema([*table, ("more", pa.bool_())])
+    for wrong, message in (
+        (pa.schema([("size", pa.float64())]), "'size' is double in the source and int64 in the table.*--fresh"),
+        (pa.schema([("place", pa.string())]), "'place' is string"),
+        (pa.schema([("Year", pa.string())]), "'Year' and the table's 'year' differ in their case"),
+    ):
+        with pytest.raises(OutputError, match=message):
+            fitted(wrong, table)
+
+
+def test_two_outputs_do_not_share_a_table_of_a_catalog(tmp_path: Path) -> None:
+    catalog = {"type": "sql", "uri": f"sqlite:///{tmp_path}/catalog.db", "name": "museum"}
+    for name in ("first", "second"):
+        file, schema = write(tmp_path / name, "run_1", ["1"])
+        table = IcebergTable(STORE, str(tmp_path / name), "archive.restored", catalog)
+        if name == "first":
+            table.commit([file], schema, Commit(1, "run", "digest"))
+            continue
+        with pytest.raises(OutputError, match=r"lies at .*/first, not at .*/second; .*output.table_name"):
+            table.commit([file], schema, Commit(1, "run", "digest"))
+
+
+def test_another_writer_who_is_faster_is_not_overrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that carry out the same commit, as after a lost lease: it is made once."""
+    catalog = {"type": "sql", "uri": f"sqlite:///{tmp_path}/catalog.db", "name": "museum"}
+    root = tmp_path / "data"
+    file, schema = write(root, "run_1", ["1"])
+    open_table = functools.partial(IcebergTable, STORE, str(root), "archive.restored", catalog)
+    open_table().commit([file], schema, Commit(1, "run", "digest"))
+    file, schema = write(root, "run_2", ["2"])
+    slow = open_table()
+    original = PyIcebergTable._do_commit
+
+    def overtaken(*arguments: object, **more: object) -> None:
+        monkeypatch.setattr(PyIcebergTable, "_do_commit", original)
+        open_table().commit([file], schema, Commit(2, "run", "digest"))
+        original(*arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PyIcebergTable, "_do_commit", overtaken)
+    with pytest.raises(CommitFailedException):
+        slow.commit([file], schema, Commit(2, "run", "digest"))
+    assert sorted(open_table().files()) == ["run_1.parquet", "run_2.parquet"]
+
+
+def test_metadata_that_was_written_by_half_is_passed_over(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    file, schema = write(root, "run_1", ["1"])
+    KINDS["iceberg"](root).commit([file], schema, Commit(1, "run", "digest"))
+    (root / "metadata/00009-half.metadata.json").write_text('{"last-updated-ms": 17')
+    (root / "metadata/00008-empty.metadata.json").write_text("")
+    assert KINDS["iceberg"](root).last_commit() == 1
+    newest = max((root / "metadata").glob("0000[1-3]-*.json"))
+    newest.with_name("00007-packed.gz.metadata.json").write_bytes(gzip.compress(newest.read_bytes()))
+    assert newest_metadata(STORE, str(root)) == str(root / "metadata/00007-packed.gz.metadata.json")
+
+
+def test_the_last_change_does_not_lie_in_the_future(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "data"
+    file, schema = write(root, "run_1", ["1"])
+    KINDS["iceberg"](root).commit([file], schema, Commit(1, "run", "digest"))
+    real = time.time
+    monkeypatch.setattr("pipeline.lake.iceberg.time.time", lambda: real() - 3600)
+    with pytest.raises(OutputError, match="in the future by this machine's clock"):
+        KINDS["iceberg"](root).commit([file], schema, Commit(2, "run", "digest"))
 
 
 def test_the_history_tells_run_and_recipe(tmp_path: Path) -> None:
