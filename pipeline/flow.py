@@ -25,7 +25,7 @@ from ray.data.datasource import FilenameProvider
 from pipeline.cluster import device_of
 from pipeline.drain import Drain
 from pipeline.errors import ConservatorError, Interrupted, OutputError, RunError, SourceError
-from pipeline.imaging.cells import redacted
+from pipeline.imaging.cells import redacted, without_secrets
 from pipeline.lake.attempts import Attempts, GaveUp
 from pipeline.lake.commits import Committer, Input, Interval
 from pipeline.lake.lease import Lease
@@ -153,9 +153,9 @@ def _commit(committer: Committer, replacing: int | None) -> None:
         cause = end.__cause__
         if isinstance(cause, ConservatorError):
             raise cause from None
+        said = f"{type(cause).__name__}: {without_secrets(str(cause))}"
         raise RunError(
-            f"the last commit failed in {end.attempts} attempts ({type(cause).__name__}: {cause}); "
-            "what was written is kept: run again"
+            f"the last commit failed in {end.attempts} attempts ({said}); what was written is kept: run again"
         ) from cause
 
 
@@ -203,11 +203,11 @@ def _write(run: Run, parts: Sequence[Part], checkpoint: str, drain: Drain) -> bo
             )
     except ray.exceptions.RayError as error:
         cause = _cause(error)
-        if isinstance(cause, pa.ArrowInvalid):
-            raise SourceError(f"a file of the source is broken: {cause}; repair or remove it, and run again") from error
+        if isinstance(cause, SourceError):
+            raise cause from error
         if isinstance(cause, OSError):
             raise RunError(
-                f"a file could not be read or written ({type(cause).__name__}: {cause}); "
+                f"a file could not be read or written ({type(cause).__name__}: {without_secrets(str(cause))}); "
                 "see to it, and run again: it goes on from here"
             ) from error
         raise

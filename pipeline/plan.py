@@ -18,13 +18,13 @@ from pipeline.imaging.cells import redacted
 from pipeline.lake.commits import Exchange
 from pipeline.lake.exchanges import find_exchanges
 from pipeline.lake.fetch import UriReader
-from pipeline.lake.inputs import SourceFile
+from pipeline.lake.inputs import ImageFile, SourceFile
 from pipeline.lake.keys import Duplicates, Keys, find_duplicates, name_duplicates, read_keys
 from pipeline.lake.ledger import InputFile
 from pipeline.lake.output import Output, Turn, open_output
 from pipeline.lake.places import as_uri, join
 from pipeline.lake.source import Source, open_source
-from pipeline.lake.storage import check_options
+from pipeline.lake.storage import check_options, resolved
 from pipeline.lake.table import PARTITION, Table, fitted, storable
 from pipeline.recipe import Recipe
 from pipeline.restoration.text import minilm_folder
@@ -98,7 +98,8 @@ class Run:
         store, limits, source = self.source.store, self.recipe.limits, self.recipe.source
         fetch = UriReader(
             *(as_uri(store, root), source.allowed_uris, int(limits.max_image_mb * 1e6), limits.attempts),
-            source.storage,
+            resolved(source.storage, "source.storage"),
+            links=any(isinstance(file, ImageFile) for file in self.source.files[:1]),
         )
         return DecodeStage(self.recipe, self.source.columns, self.passed, fetch)
 

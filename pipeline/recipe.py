@@ -47,6 +47,19 @@ class Source(_Section):
     allowed_uris: tuple[str, ...] = ()
     """Prefixes under which images named by URI may be fetched; empty: only the source's own folder."""
 
+    @field_validator("filters")
+    @classmethod
+    def _values_fit(cls, filters: tuple[tuple[str, str, Any], ...]) -> tuple[tuple[str, str, Any], ...]:
+        for name, comparison, value in filters:
+            wants_list = comparison in ("in", "not in")
+            if wants_list != isinstance(value, list | tuple):
+                raise ValueError(
+                    f"{name!r} {comparison} wants {'a list' if wants_list else 'one value'}, not {value!r}"
+                )
+            if value is None or (wants_list and None in value):
+                raise ValueError(f"{name!r} is compared with null, which holds for no row")
+        return filters
+
     @field_validator("uri", "allowed_uris", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
@@ -210,7 +223,8 @@ class Recipe(_Section):
         tree = self.model_dump(mode="json")
         for key in ("uri", "allowed_uris"):
             tree["source"][key] = [shown(uri) for uri in tree["source"][key]]
-        tree["output"]["uri"] = shown(tree["output"]["uri"])
+        for section, key in (("source", "captions"), ("restoration", "model"), ("output", "uri")):
+            tree[section][key] = None if tree[section][key] is None else shown(tree[section][key])
         return yaml.safe_dump(tree, sort_keys=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +12,13 @@ import pyarrow as pa
 from pipeline.errors import MissingImage, UnsupportedColumn
 
 IMAGE_TYPES = "images are bytes, URIs (string), or a struct with 'bytes' and 'path'"
+
+_URL = re.compile(r"\w[\w+.-]*://[^\s'\"<>]+")
+_SIGNATURE = re.compile(
+    r"(x-amz-|x-goog-|x-oss-|(aws|google)access|signature=|sig=|expires=|token=|key-pair-id=|policy=|s[evprt]=|skoid=|sktid=)",
+    re.IGNORECASE,
+)
+"""How the parts of a query begin with which stores sign a URL for a while."""
 
 LONGEST_URI = 2048
 """Characters; longer text in an image column is something else, such as an image in base64."""
@@ -77,6 +85,20 @@ def redacted(uri: str) -> str:
     if "://" not in uri or ("@" not in parts.netloc and not parts.query):
         return uri
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def without_secrets(text: str) -> str:
+    """What a library said, with every URL in it redacted."""
+    return _URL.sub(lambda found: redacted(found.group()), text)
+
+
+def unsigned(uri: str) -> str:
+    """A URL without user name, password and signature: the same however often it is signed anew."""
+    parts = urlsplit(uri)
+    if not parts.scheme or "://" not in uri:
+        return uri
+    kept = [pair for pair in parts.query.split("&") if pair and not _SIGNATURE.match(pair)]
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="&".join(kept)).geturl()
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from pipeline.errors import SourceError
-from pipeline.imaging.cells import IMAGE_TYPES, holds_images, is_list, is_text, redacted
-from pipeline.lake.inputs import VIEWS, SourceFile
+from pipeline.imaging.cells import IMAGE_TYPES, holds_images, is_list, is_text
+from pipeline.lake.inputs import SourceFile
 from pipeline.recipe import Columns
 
 
@@ -86,12 +86,6 @@ def passed_columns(files: Sequence[SourceFile], columns: Columns) -> pa.Schema:
     schemas = []
     shapes = {(id(file.schema), tuple((n, value.type) for n, value in file.constants.items())): file for file in files}
     for file in shapes.values():
-        both = sorted(set(file.constants) & set(file.schema.names))
-        if both:
-            raise SourceError(
-                f"{redacted(file.path)} has {', '.join(both)} both as a column and as a folder name; "
-                "give that folder itself as --source"
-            )
         fields = [field for field in file.schema if field.name not in consumed]
         schemas.append(pa.schema([*fields, *((name, value.type) for name, value in file.constants.items())]))
     kinds: dict[str, list[pa.DataType]] = {}
@@ -114,10 +108,12 @@ def _common_type(name: str, kinds: Sequence[pa.DataType]) -> pa.DataType:
     Raises:
         SourceError: there is none, as for a number and a struct.
     """
-    plain = [VIEWS.get(kind, kind) for kind in kinds]
-    distinct = [kind for kind in dict.fromkeys(plain) if not pa.types.is_null(kind)]
+    distinct = [kind for kind in dict.fromkeys(kinds) if not pa.types.is_null(kind)]
     if len(distinct) < 2:
         return distinct[0] if distinct else pa.null()
+    distinct = list(dict.fromkeys(kind.value_type if pa.types.is_dictionary(kind) else kind for kind in distinct))
+    if len(distinct) < 2:
+        return distinct[0]
     if any(map(is_list, distinct)) and not all(map(is_list, distinct)):
         inner = [kind.value_type if is_list(kind) else kind for kind in distinct]
         return pa.list_(_common_type(name, inner))
@@ -125,11 +121,23 @@ def _common_type(name: str, kinds: Sequence[pa.DataType]) -> pa.DataType:
         schemas = [pa.schema([(name, kind)]) for kind in distinct]
         common = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        if all(map(_is_textual, distinct)):
+            return pa.string()
         found = " and ".join(map(str, distinct))
         raise SourceError(
             f"column {name!r} has types in different files that do not go together: {found}; "
             "give the files of one type as --source, or rewrite the others"
         ) from error
+    if pa.uint64() in distinct and common == pa.int64():
+        return pa.decimal128(20, 0)
     longs = any(pa.types.is_integer(kind) and kind.bit_width == 64 for kind in distinct)
     times = pa.types.is_timestamp(common) and any(kind != common for kind in distinct)
     return pa.string() if times or (longs and pa.types.is_floating(common)) else common
+
+
+def _is_textual(kind: pa.DataType) -> bool:
+    """Whether values of this type can be written as text."""
+    others = (pa.types.is_boolean, pa.types.is_decimal, pa.types.is_date, pa.types.is_time, pa.types.is_timestamp)
+    return (
+        is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or any(test(kind) for test in others)
+    )

@@ -23,12 +23,11 @@ def find_exchanges(source: Source, known: Collection[InputFile]) -> tuple[Exchan
     """
     if source.table is not None:
         present = source.finished | {file.input for file in source.files}
-        inside = source.table.rstrip("/") + "/"
-        gone = frozenset(file for file in known if file.path.startswith(inside) and file not in present)
+        gone = frozenset(file for file in known if file.table == source.table and file not in present)
         return (Exchange(frozenset(file.key for file in source.files), gone),) if gone else ()
     new = {file.path: file for file in source.files}
     old: dict[str, set[InputFile]] = defaultdict(set)
     for file in known:
-        if file.path in new and file != new[file.path].input:
+        if not file.table and file.path in new and file != new[file.path].input:
             old[file.path].add(file)
     return tuple(Exchange(frozenset([new[path].key]), frozenset(files)) for path, files in old.items())

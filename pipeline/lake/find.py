@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import posixpath
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
@@ -14,8 +18,10 @@ from fsspec.utils import get_protocol, glob_translate
 from pipeline.errors import SourceError
 from pipeline.imaging.cells import redacted
 from pipeline.lake.inputs import Found
-from pipeline.lake.places import explained, open_store
+from pipeline.lake.places import explained, is_local, open_store
 from pipeline.lake.table import partitions_of
+
+log = logging.getLogger(__name__)
 
 PARQUET = (".parquet", ".parq", ".pq")
 """What Parquet files of a folder or glob end with, in any case."""
@@ -24,6 +30,9 @@ IMAGES = (
     *(".bmp", ".gif", ".pnm", ".ppm", ".pgm", ".pbm"),
 )
 """What image files of a folder end with, in any case."""
+
+CAPTIONS = tuple(f"{name}.{ending}" for name in ("metadata", "captions") for ending in ("csv", "jsonl", "ndjson"))
+"""Names of files that tell of the images beside them; of several, the first counts."""
 
 _KINDS = {PARQUET: "Parquet", IMAGES: "image"}
 
@@ -38,6 +47,8 @@ class Files(NamedTuple):
     """Regular expressions of what was asked for."""
     table: str | None = None
     """The folder of a Delta or Iceberg table, whose files take each other's place."""
+    captions: tuple[str, ...] = ()
+    """Files that tell of the images beside them."""
 
 
 def find_files(
@@ -60,13 +71,15 @@ def find_files(
         raise SourceError(f"all sources of a run must lie in one store, not in {' and '.join(sorted(protocols))}")
     store, _ = open_store(uris[0], storage)
     found: dict[str, Found] = {}
-    patterns = []
+    patterns: list[str] = []
+    captions: list[str] = []
     for uri in uris:
         if not uri.strip():
             raise SourceError("a source is empty; give a Parquet file, a folder, a glob or a URL")
         with explained(uri, SourceError):
-            root, files, pattern = _find(store, open_store(uri, storage)[1], endings)
+            root, files, pattern, telling = _find(store, open_store(uri, storage)[1], endings)
         patterns.append(pattern)
+        captions += telling
         if not files:
             raise SourceError(
                 f"nothing at {redacted(uri)} ends as {_KINDS.get(endings, 'Parquet or image')} files do "
@@ -77,7 +90,7 @@ def find_files(
                 known = Found(root, int(info["size"]), version_of(info))
                 values = _partitions(root, name)
                 found[name] = dataclasses.replace(known, constants=values) if values else known
-    return Files(store, found, tuple(patterns))
+    return Files(store, found, tuple(patterns), captions=tuple(dict.fromkeys(captions)))
 
 
 def version_of(info: Mapping[str, Any]) -> str:
@@ -88,8 +101,10 @@ def version_of(info: Mapping[str, Any]) -> str:
     return ""
 
 
-def _find(store: fsspec.AbstractFileSystem, path: str, endings: tuple[str, ...]) -> tuple[str, dict[str, Any], str]:
-    """The root, the files below it with what the store says of them, and a regular expression of their paths."""
+def _find(
+    store: fsspec.AbstractFileSystem, path: str, endings: tuple[str, ...]
+) -> tuple[str, dict[str, Any], str, list[str]]:
+    """The root, the files below it with what the store says of them, a pattern of their paths, and captions files."""
     if any(mark in path for mark in "*?[") and not store.exists(path):
         entries, pattern = store.glob(path, detail=True), glob_translate(path)
         first = min(path.find(mark) for mark in "*?[" if mark in path)
@@ -98,15 +113,37 @@ def _find(store: fsspec.AbstractFileSystem, path: str, endings: tuple[str, ...])
         root = path.rstrip("/")
         entries, pattern = store.find(path, detail=True), re.escape(root) + "/"
     else:
-        return path.rpartition("/")[0], {path: store.info(path)}, re.escape(path) + "$"
-    files = {
-        name: info
-        for name, info in entries.items()
-        if info["type"] == "file"
-        and name.lower().endswith(endings)
-        and not any(part.startswith(("_", ".")) for part in name.removeprefix(root).split("/"))
-    }
-    return root, files, pattern
+        return path.rpartition("/")[0], {path: store.info(path)}, re.escape(path) + "$", []
+    files, left, captions = {}, Counter[str](), []
+    for name, info in entries.items():
+        known = _followed(store, info)
+        if known["type"] != "file" or _is_hidden(name.removeprefix(root)):
+            continue
+        if name.lower().endswith(endings):
+            files[name] = known
+        elif posixpath.basename(name) in CAPTIONS:
+            captions.append(name)
+        else:
+            left[posixpath.splitext(name)[1].lower() or posixpath.basename(name)] += 1
+    if files and left:
+        most = ", ".join(f"{count} {ending}" for ending, count in left.most_common(5))
+        log.info("%d files in %s are not read, for what their names end with: %s", left.total(), redacted(root), most)
+    return root, files, pattern, captions
+
+
+def _followed(store: fsspec.AbstractFileSystem, info: dict[str, Any]) -> dict[str, Any]:
+    """What a store says of a file; of a link to one, what it says of the file."""
+    if not (is_local(store) and info.get("islink") and Path(info["name"]).is_file()):
+        return info
+    target = Path(info["name"]).stat()
+    return info | {"type": "file", "size": target.st_size, "mtime": target.st_mtime}
+
+
+def _is_hidden(path: str) -> bool:
+    """Whether a path below the folder that was asked for is no archive's; but names of images may begin with `_`."""
+    *folders, name = path.split("/")
+    marks = "." if name.lower().endswith(IMAGES) else ("_", ".")
+    return name.startswith(marks) or any(folder.startswith(("_", ".")) for folder in folders)
 
 
 def _partitions(root: str, path: str) -> dict[str, pa.Scalar]:

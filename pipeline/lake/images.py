@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from pipeline.errors import StoreUnavailable
-from pipeline.imaging.cells import redacted
+from pipeline.imaging.cells import redacted, without_secrets
 from pipeline.lake.attempts import Attempts, GaveUp
 from pipeline.lake.places import as_uri, make_folder, open_store, put
 from pipeline.lake.storage import Options
@@ -18,6 +18,7 @@ class ImageWriter:
     folder: str
     """A path or URI."""
     storage: Options = dataclasses.field(default_factory=dict, repr=False)
+    """Options of the store, with the secrets that they name: other machines may not know them."""
 
     def __call__(self, data: bytes, sha256: str, ending: str) -> str:
         """Write an image file, and return its URI.
@@ -36,6 +37,7 @@ class ImageWriter:
         try:
             Attempts()(write)
         except GaveUp as end:
-            message = f"{redacted(path)} could not be written in {end.attempts} attempts: {end.__cause__}"
+            said = without_secrets(str(end.__cause__))
+            message = f"{redacted(path)} could not be written in {end.attempts} attempts: {said}"
             raise StoreUnavailable(message, end.attempts) from end.__cause__
         return as_uri(store, path)

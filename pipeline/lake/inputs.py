@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import fsspec
@@ -12,12 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError
-from pipeline.imaging.cells import redacted
+from pipeline.imaging.cells import redacted, unsigned
 from pipeline.lake.ledger import InputFile
 from pipeline.lake.places import explained
 
-VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
-"""Types that Delta's writer gives to some columns, and that Arrow can do little with."""
+_UUID = "arrow.uuid"
 
 
 class RowGroup(NamedTuple):
@@ -45,8 +45,11 @@ class Found:
     """Values that all of its rows share and that are not in it: of partitions."""
     deleted: tuple[int, ...] = ()
     """Numbers of rows that the table does not count any more."""
-    fields: Mapping[int, str] | None = None
-    """Names of the table's columns by Iceberg's field ids, which hold whatever the file calls them."""
+    fields: Mapping[int | str, str] | None = None
+    """Names of the table's columns by Iceberg's field ids, which hold whatever the file calls them; by the file's own
+    names for files without ids."""
+    table: str = ""
+    """The folder of the Delta or Iceberg table that the file belongs to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +87,7 @@ class ParquetFile:
     @property
     def input(self) -> InputFile:
         """As the ledger knows it."""
-        return InputFile(self.path, self.size, self.found.version)
+        return InputFile(unsigned(self.path), self.size, self.found.version, self.found.table)
 
     @functools.cached_property
     def key(self) -> str:
@@ -99,6 +102,14 @@ class ParquetFile:
         """The inverse."""
         back = {old: new for new, old in self.renamed.items()}
         return [back.get(name, name) for name in names]
+
+    def read(
+        self, parquet: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str], rows: int
+    ) -> Iterator[pa.Table]:
+        """Some columns of some row groups, so many rows at a time, under the table's names."""
+        for batch in parquet.iter_batches(rows, row_groups=list(groups), columns=self.in_file(list(columns))):
+            table = readable(pa.Table.from_batches([batch]))
+            yield table.rename_columns(self.in_table(table.column_names))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +133,7 @@ class ImageFile:
     @property
     def input(self) -> InputFile:
         """As the ledger knows it."""
-        return InputFile(self.path, self.size, self.version)
+        return InputFile(unsigned(self.path), self.size, self.version)
 
     @functools.cached_property
     def key(self) -> str:
@@ -145,28 +156,78 @@ def read_footer(store: fsspec.AbstractFileSystem, path: str, found: Found) -> Pa
                 parquet = pq.ParquetFile(file)
                 metadata = (parquet.metadata.row_group(number) for number in range(parquet.num_row_groups))
                 groups = tuple(RowGroup(group.num_rows, _compressed(group)) for group in metadata)
-                return ParquetFile(path, found, groups, *_named(parquet.schema_arrow, found.fields))
+                schema, renamed = _named(parquet.schema_arrow, found.fields)
+                own = {name: value for name, value in found.constants.items() if name not in schema.names}
+                if len(own) < len(found.constants):  # what the folder says stands in the file too
+                    found = dataclasses.replace(found, constants=own)
+                return ParquetFile(path, found, groups, schema, renamed)
         except pa.ArrowInvalid as error:
             raise SourceError(f"{redacted(path)} is not a Parquet file, or a broken one: {error}") from error
 
 
-def without_views(table: pa.Table) -> pa.Table:
-    """The table with plain strings and bytes."""
-    return table.cast(pa.schema([field.with_type(VIEWS.get(field.type, field.type)) for field in table.schema]))
+@contextlib.contextmanager
+def broken(path: str) -> Iterator[None]:
+    """Names the file whose content is broken.
+
+    Raises:
+        SourceError: what Arrow says of it.
+    """
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        raise SourceError(f"{redacted(path)} is broken: {error}; repair or remove it") from error
+    except OSError as error:
+        if type(error) is OSError and error.errno is None:  # Arrow's, of a page that cannot be decompressed
+            raise SourceError(f"{redacted(path)} is broken: {error}; repair or remove it") from error
+        raise
+
+
+def readable(table: pa.Table) -> pa.Table:
+    """The table without views (Delta's writer makes them) and extension types, with which Arrow can do little."""
+    columns = [_readable(column) for column in table.columns]
+    return pa.table(columns, names=table.column_names) if columns else table
+
+
+def _readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    kind = readable_type(column.type)
+    if kind == column.type:
+        return column
+    if isinstance(column.type, pa.BaseExtensionType):
+        if column.type.extension_name == _UUID:
+            texts = [None if value is None else str(value) for value in column.to_pylist()]
+            return pa.chunked_array([texts], kind)
+        column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+    return column.cast(kind)
+
+
+def readable_type(kind: pa.DataType) -> pa.DataType:
+    """What `readable` makes of a type: the one that an extension is stored as, but UUIDs become text."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return pa.string() if kind.extension_name == _UUID else readable_type(kind.storage_type)
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_list(kind):
+        return pa.list_(readable_type(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(kind[i].name, readable_type(kind[i].type)) for i in range(kind.num_fields)])
+    return kind
 
 
 def _compressed(group: Any) -> int:
     return sum(group.column(index).total_compressed_size for index in range(group.num_columns))
 
 
-def _named(schema: pa.Schema, fields: Mapping[int, str] | None) -> tuple[pa.Schema, dict[str, str]]:
+def _named(schema: pa.Schema, fields: Mapping[int | str, str] | None) -> tuple[pa.Schema, dict[str, str]]:
     """The schema under the table's names, and the file's own names of those that differ."""
+    schema = pa.schema([field.with_type(readable_type(field.type)) for field in schema])
     if fields is None:
         return schema, {}
     kept, renamed = [], {}
     for field in schema:
         number = (field.metadata or {}).get(b"PARQUET:field_id")
-        name = fields.get(int(number)) if number is not None else field.name
+        name = fields.get(field.name if number is None else int(number))
         if name is None:  # the table has dropped this column
             continue
         kept.append(field.with_name(name))

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import fsspec
 import numpy as np
@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import RecipeError, SourceError
 from pipeline.imaging.cells import redacted
-from pipeline.lake.inputs import ImageFile, ParquetFile, SourceFile, without_views
+from pipeline.lake.filters import Filters, are_numbers, as_expression
+from pipeline.lake.inputs import ImageFile, ParquetFile, SourceFile, broken, readable, readable_type
 from pipeline.lake.places import explained
 
 READERS = 16
@@ -33,7 +34,6 @@ SHOWN = 5
 """Examples that are named."""
 
 Hashes = npt.NDArray[np.uint64]
-Filters = Sequence[tuple[str, str, Any]]
 
 
 class Keys(NamedTuple):
@@ -66,45 +66,42 @@ def read_keys(
     unknown = [name for name, _, _ in filters if name not in names]
     if unknown and files:
         raise RecipeError(f"source.filters: the source has no column {unknown[0]!r}; it has {', '.join(sorted(names))}")
-    expression = pq.filters_to_expression(_plain(filters)) if filters else None
     kinds = {field.name: field.type for file in files for field in file.schema}
 
     def read(file: SourceFile) -> Keys:
         with explained(file.path, SourceError):
             try:
-                return _read(store, file, column, expression, [name for name, _, _ in filters], kinds)
+                with broken(file.path):
+                    return _read(store, file, column, filters, kinds)
             except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
                 raise RecipeError(f"source.filters do not fit the columns of {redacted(file.path)}: {error}") from error
-            except pa.ArrowInvalid as error:
-                raise SourceError(f"{redacted(file.path)} is broken: {error}; repair or remove it") from error
 
     with ThreadPoolExecutor(READERS) as pool:
         return dict(zip((file.key for file in files), pool.map(read, files), strict=True))
-
-
-def _plain(filters: Filters) -> list[tuple[str, str, Any]]:
-    return [(name, operator, list(value) if isinstance(value, tuple) else value) for name, operator, value in filters]
 
 
 def _read(
     store: fsspec.AbstractFileSystem,
     file: SourceFile,
     column: str,
-    expression: pc.Expression | None,
-    used: Sequence[str],
+    filters: Filters,
     kinds: Mapping[str, pa.DataType],
 ) -> Keys:
-    columns = list(dict.fromkeys([column, *used]))
+    columns = list(dict.fromkeys([column, *(name for name, _, _ in filters)]))
+    constants = {name: _value(name, value, filters) for name, value in file.constants.items()}
+    own = {field.name: field.type for field in file.schema}
+    own |= {name: value.type for name, value in constants.items()}
+    expression = as_expression(filters, {name: own.get(name, kinds.get(name, pa.null())) for name in columns})
     if isinstance(file, ImageFile):
         numbers = np.zeros(1, np.int64)
         table = pa.Table.from_pylist([{name: file.row.get(name) for name in columns}])
         table = table.cast(pa.schema([file.schema.field(name) for name in columns]))
     else:
-        groups = _groups(store, file, expression)
+        groups = _groups(store, file, expression, constants)
         numbers, table = _columns(store, file, groups, columns)
     for name in columns:
         if name not in table.column_names:
-            value = file.constants.get(name, pa.scalar(None, kinds.get(name, pa.string())))
+            value = constants.get(name, pa.scalar(None, kinds.get(name, pa.string())))
             table = table.append_column(name, pa.repeat(value, len(numbers)))
     table = table.append_column("", pa.array(numbers))
     if expression is not None:
@@ -119,21 +116,37 @@ def _read(
     return Keys(hashed([str(value) for value in ids if value is not None]), wanted, table.num_rows)
 
 
-def _groups(store: fsspec.AbstractFileSystem, file: ParquetFile, expression: pc.Expression | None) -> list[int]:
+def _value(name: str, value: pa.Scalar, filters: Filters) -> pa.Scalar:
+    """The value of a partition as it is compared: as a number with numbers."""
+    if not pa.types.is_string(value.type) or not are_numbers(filters, name):
+        return value
+    try:
+        return value.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return value
+
+
+def _groups(
+    store: fsspec.AbstractFileSystem,
+    file: ParquetFile,
+    expression: pc.Expression | None,
+    constants: Mapping[str, pa.Scalar],
+) -> list[int]:
     """The row groups in which rows may be wanted."""
     if expression is None or file.renamed:
         return list(range(len(file.groups)))
-    kept = [field for field in file.schema if not pa.types.is_nested(field.type)]
-    schema = pa.schema([*kept, *((name, value.type) for name, value in file.constants.items())])
     partition = None
-    for name, value in file.constants.items():
+    for name, value in constants.items():
         equal = pc.field(name) == value if value.is_valid else pc.field(name).is_null()
         partition = equal if partition is None else partition & equal
     filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(store))
     fragment = pads.ParquetFileFormat().make_fragment(file.path, filesystem, partition)
+    kept = [field for field in fragment.physical_schema if not pa.types.is_nested(field.type)]
+    kept = [field for field in kept if readable_type(field.type) == field.type]
+    schema = pa.schema([*kept, *((name, value.type) for name, value in constants.items())])
     try:
         return [group.id for group in fragment.subset(expression, schema=schema).row_groups]
-    except (pa.ArrowInvalid, KeyError):  # this file lacks a column of the filter
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError):  # this file lacks a column of the filter
         return list(range(len(file.groups)))
 
 
@@ -149,7 +162,7 @@ def _columns(
         empty = pa.schema([file.schema.field(name) for name in columns if name in file.schema.names])
         return numbers if groups else np.zeros(0, np.int64), empty.empty_table() if not groups else pa.table({})
     with store.open(file.path, "rb") as opened:
-        table = without_views(pq.ParquetFile(opened).read_row_groups(list(groups), columns=present))
+        table = readable(pq.ParquetFile(opened).read_row_groups(list(groups), columns=present))
     return numbers, table.rename_columns(file.in_table(table.column_names))
 
 

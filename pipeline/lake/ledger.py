@@ -27,6 +27,7 @@ SEGMENT = pa.schema(
         pa.field("path", pa.string()),  # in the source's store
         pa.field("size", pa.int64()),  # bytes
         pa.field("version", pa.string()),  # what the store calls this state of the file: ETag or time
+        pa.field("table", pa.string()),  # folder of the Delta or Iceberg table that it belongs to, or empty
         pa.field("rows", pa.int64()),
         pa.field("run_id", pa.string()),
         pa.field("commit", pa.int64()),
@@ -35,7 +36,7 @@ SEGMENT = pa.schema(
         pa.field("ids", pa.large_binary()),  # of the rows: 8 bytes each, by ids.hashed
     ]
 )
-BEGUN = pa.schema([SEGMENT.field(name) for name in ("path", "size", "version", "commit")])
+BEGUN = pa.schema([SEGMENT.field(name) for name in ("path", "size", "version", "table", "commit")])
 SEGMENTS = 24
 """More small ones are put together to one."""
 FILES = 10_000
@@ -50,11 +51,14 @@ class InputFile(NamedTuple):
     path: str
     size: int
     version: str
+    table: str = ""
+    """The folder of the Delta or Iceberg table that it belongs to."""
 
     @property
     def key(self) -> str:
         """16 hexadecimal digits that stand for it."""
-        return hashlib.sha256(f"{self.path}\n{self.size}\n{self.version}".encode()).hexdigest()[:16]
+        parts = [self.path, str(self.size), self.version, *([self.table] if self.table else [])]
+        return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 class State(NamedTuple):

@@ -32,6 +32,7 @@ from pipeline.lake.manifest import COLUMNS, ManifestTable
 from pipeline.lake.places import as_uri, explained, join, make_folder, open_store, put
 from pipeline.lake.rewriting import PREFIX as REWRITTEN
 from pipeline.lake.staging import Staging
+from pipeline.lake.storage import resolved
 from pipeline.lake.table import Table
 from pipeline.recipe import Output as Settings
 
@@ -245,7 +246,7 @@ class Output:
     def image_writer(self, generation: int) -> ImageWriter:
         """Writes restored images beside the table."""
         folder = as_uri(self.store, join(self.root, f"images/{generation:04d}"))
-        return ImageWriter(folder, self.settings.storage)
+        return ImageWriter(folder, resolved(self.settings.storage, "output.storage"))
 
     def tidy(self, table: Table, generation: int) -> None:
         """Remove what the table does not list any more: data files that were replaced, images of generations before.

@@ -1,4 +1,4 @@
-"""A folder of image files as a source: a row a file, with what a captions file tells of it."""
+"""A folder of image files as a source: a row a file, with what captions files tell of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Mapping
+import posixpath
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import fsspec
@@ -15,7 +17,7 @@ import pyarrow as pa
 
 from pipeline.errors import SourceError
 from pipeline.imaging.cells import redacted
-from pipeline.lake.find import Files
+from pipeline.lake.find import CAPTIONS, Files
 from pipeline.lake.inputs import ImageFile
 from pipeline.lake.places import explained, join, open_store
 from pipeline.lake.storage import Options
@@ -26,81 +28,141 @@ log = logging.getLogger(__name__)
 NAME = "file_name"
 """The column with a file's name, as Hugging Face's image folders have it; other usual names are taken too."""
 _NAMES = (NAME, "filename", "file", "path", "image", "name")
-_CAPTIONS = tuple(f"{name}.{ending}" for name in ("metadata", "captions") for ending in ("csv", "jsonl", "ndjson"))
+
+Row = dict[str, Any]
 
 
 def image_files(files: Files, columns: Columns, captions: str | None, storage: Options) -> list[ImageFile]:
     """The images that were found, sorted, each with its row.
 
-    Its id is the file's path below the folder, unless the captions file has a column for it.
+    Its id is the file's path below the folder, unless a captions file has a column for it.
 
     Args:
         files: what was found.
         columns: the names that the id and the image get, as the recipe wants them.
-        captions: URI of a captions file; None: one in the folder, if there is one.
+        captions: URI of a captions file, with names below the folder; None: those that lie beside the images.
         storage: options of the store.
 
     Raises:
-        SourceError: the captions file cannot be read, or names no files.
+        SourceError: a captions file cannot be read, or names no files.
     """
-    told: dict[str, dict[str, Any]] = {}
-    for root in dict.fromkeys(found.root for found in files.found.values()):
-        told |= _told(files.store, root, captions, storage)
+    told = _told(files, captions, storage, columns.caption or "caption")
     rows = []
-    for path in sorted(files.found):
-        name = path.removeprefix(files.found[path].root).lstrip("/")
-        row = {columns.id: name, columns.image: name, NAME: name} | told.pop(path, {})
-        rows.append(row)
+    for path, found in sorted(files.found.items()):
+        _check_name(path)
+        name = path.removeprefix(found.root).lstrip("/")
+        own = {columns.image: name, NAME: name}  # whatever a captions file has under these names
+        rows.append({columns.id: name} | own | told.pop(path, {}) | own)
     if told:
         some = ", ".join(redacted(path) for path in list(told)[:5])
-        log.warning("%d images that the captions file names are not in the folder, such as %s", len(told), some)
-    keys = list(dict.fromkeys(name for row in rows for name in row))
-    schema = pa.Table.from_pylist([{key: row.get(key) for key in keys} for row in rows]).schema
+        log.warning("%d images that captions files name are not in the folder, such as %s", len(told), some)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    schema = pa.schema([(name, _type([row.get(name) for row in rows], name)) for name in names])
+    texts = [field.name for field in schema if field.type == pa.string()]
+    for row in rows:
+        row |= {name: _text(row[name]) for name in texts if name in row}
     return [
         ImageFile(path, found.root, found.size, found.version + _digest(row), row, schema)
         for (path, found), row in zip(sorted(files.found.items()), rows, strict=True)
     ]
 
 
+def _check_name(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        shown = path.encode(errors="replace").decode()
+        raise SourceError(f"the name of the file {shown} is not UTF-8 text; rename it") from error
+
+
+def _type(values: Sequence[Any], name: str) -> pa.DataType:
+    """The type of a column; text, where numbers and text are mixed."""
+    present = [value for value in values if value is not None]
+    if all(isinstance(value, str) for value in present):
+        return pa.string()
+    try:
+        return pa.array(present).type
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        if any(isinstance(value, list | dict) for value in present):
+            raise SourceError(
+                f"captions files have lists or objects as {name!r} of some images, and other values of others"
+            ) from None
+        return pa.string()
+
+
+def _text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
 def _digest(row: Mapping[str, Any]) -> str:
     return "-" + hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _told(
-    store: fsspec.AbstractFileSystem, root: str, captions: str | None, storage: Options
-) -> dict[str, dict[str, Any]]:
-    """The rows of a captions file, by the paths of the images."""
+def _told(files: Files, captions: str | None, storage: Options, caption: str) -> dict[str, Row]:
+    """What is told of the images, by their paths; where an image comes more than once, captions become lists."""
+    rows: dict[str, list[Row]] = defaultdict(list)
     if captions is None:
-        present = [join(root, name) for name in _CAPTIONS if store.exists(join(root, name))]
-        if not present:
-            return {}
-        place, shown = present[0], present[0]
+        for place in _beside(files):
+            for name, row in _read(files.store, place, place):
+                rows[_path(posixpath.dirname(place), name)].append(row)
     else:
-        shown = captions
-        store, place = open_store(captions, storage)
+        listed = list(_read(*open_store(captions, storage), captions))
+        for root in dict.fromkeys(found.root for found in files.found.values()):
+            for name, row in listed:
+                rows[_path(root, name)].append(row)
+    told = {path: {name: value for row in several for name, value in row.items()} for path, several in rows.items()}
+    if any(len(several) > 1 and caption in several[0] for several in rows.values()):
+        for path, several in rows.items():
+            told[path][caption] = [row[caption] for row in several if row.get(caption) is not None]
+    return told
+
+
+def _path(folder: str, name: str) -> str:
+    return posixpath.normpath(join(folder, name))
+
+
+def _beside(files: Files) -> list[str]:
+    """The captions files that lie in the folders of the images; in each, one of the usual names."""
+    chosen: dict[str, str] = {}
+    roots = {found.root for found in files.found.values()}
+    near = [join(root, name) for root in sorted(roots) for name in CAPTIONS]
+    listed = {posixpath.dirname(path) for path in files.captions}
+    present = [*files.captions, *(path for path in near if posixpath.dirname(path) not in listed)]
+    for path in sorted(present, key=lambda path: CAPTIONS.index(posixpath.basename(path))):
+        folder = posixpath.dirname(path)
+        if folder not in chosen and (folder in listed or files.store.exists(path)):
+            chosen[folder] = path
+    return [chosen[folder] for folder in sorted(chosen)]
+
+
+def _read(store: fsspec.AbstractFileSystem, path: str, shown: str) -> Iterator[tuple[str, Row]]:
+    """The names of images in a captions file, and what it tells of each."""
     with explained(shown, SourceError):
         try:
-            text = store.cat_file(place).decode("utf-8-sig")
+            text = store.cat_file(path).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise SourceError(f"{redacted(shown)} is not UTF-8 text: {error}") from error
-    rows = _csv(text) if place.lower().endswith(".csv") else _json_lines(text, shown)
+    rows = _csv(text) if path.lower().endswith(".csv") else _json_lines(text, shown)
     key = next((name for name in _NAMES if rows and name in rows[0]), None)
     if rows and key is None:
         raise SourceError(
             f"{redacted(shown)} has no column {NAME!r} that names the images (its columns: {', '.join(rows[0])})"
         )
-    return {join(root, str(row[key])): {n: v for n, v in row.items() if n != key} for row in rows if key and row[key]}
+    for row in rows:
+        if key and row.get(key):
+            yield str(row[key]), {name: value for name, value in row.items() if name != key}
 
 
-def _csv(text: str) -> list[dict[str, Any]]:
-    """Rows of text: numbers with leading zeros stay what they are."""
-    rows = csv.DictReader(io.StringIO(text, newline=""), restkey="", restval=None)
+def _csv(text: str) -> list[Row]:
+    """Rows of text: numbers with leading zeros stay what they are. Commas, semicolons or tabs divide the columns."""
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    rows = csv.DictReader(io.StringIO(text, newline=""), restkey="", restval=None, delimiter=delimiter)
     return [{name: value or None for name, value in row.items() if name} for row in rows]
 
 
-def _json_lines(text: str, place: str) -> list[dict[str, Any]]:
+def _json_lines(text: str, place: str) -> list[Row]:
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines, which divides within strings
         if not line.strip():
             continue
         try:

@@ -15,7 +15,7 @@ from fsspec.core import url_to_fs
 from fsspec.utils import get_protocol
 
 from pipeline.errors import ConservatorError, OutputError, SourceError
-from pipeline.imaging.cells import redacted
+from pipeline.imaging.cells import redacted, without_secrets
 from pipeline.lake.storage import Options, for_fsspec
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az", "oci", "oss"}
@@ -38,7 +38,7 @@ def open_store(uri: str, storage: Options | None = None) -> tuple[fsspec.Abstrac
         store, path = url_to_fs(uri, **options)
     except (ImportError, TypeError, ValueError) as error:
         extra = "; pip install 'conservator[s3]'" if uri.startswith("s3") else ""
-        raise SourceError(f"cannot open {redacted(uri)}: {error}{extra}") from error
+        raise SourceError(f"cannot open {redacted(uri)}: {without_secrets(str(error))}{extra}") from error
     return store, local_path(uri) if is_local(store) else path
 
 
@@ -137,10 +137,12 @@ def explained(uri: str, kind: type[SourceError] | type[OutputError]) -> Iterator
     try:
         yield
     except PermissionError as error:
-        raise kind(f"no access to {redacted(uri)}: {error}; check the credentials and the rights") from error
+        said = without_secrets(str(error))
+        raise kind(f"no access to {redacted(uri)}: {said}; check the credentials and the rights") from error
     except FileNotFoundError as error:
-        raise kind(f"{redacted(uri)} does not exist ({error})") from error
+        raise kind(f"{redacted(uri)} does not exist ({without_secrets(str(error))})") from error
     except ConservatorError:
         raise
     except Exception as error:  # drivers raise what their libraries do: no credentials, no such host, …
-        raise kind(f"cannot use {redacted(uri)}: {type(error).__name__}: {error}") from error
+        said = without_secrets(str(error))
+        raise kind(f"cannot use {redacted(uri)}: {type(error).__name__}: {said}") from error

@@ -20,7 +20,7 @@ from ray.data.block import BlockMetadata
 from ray.data.checkpoint import CheckpointManager
 from ray.data.datasource import ReadTask
 
-from pipeline.lake.inputs import ImageFile, ParquetFile, SourceFile, without_views
+from pipeline.lake.inputs import ImageFile, ParquetFile, SourceFile, broken
 from pipeline.schema import ROW_KEY
 
 PIECE = 64_000_000
@@ -29,6 +29,8 @@ FILES = 500
 """Image files read by a task at most."""
 BATCH = 16_000_000
 """Bytes handed on at a time, about."""
+BUFFER = 1_000_000
+"""Bytes of a column read ahead."""
 TASKS = 5_000
 """Ray keeps every task in the driver's memory: of more pieces several make a task."""
 
@@ -69,20 +71,18 @@ class Piece:
 
     def read(self, store: fsspec.AbstractFileSystem, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Its rows that are wanted, with their keys and the values of partitions."""
-        with store.open(self.file.path, "rb") as opened:
-            parquet = pq.ParquetFile(opened)
-            start = 0
-            rows = max(1, int(len(self.wanted) * BATCH / max(1, self.size)))
-            names = self.file.in_file(list(columns))
-            for batch in parquet.iter_batches(batch_size=rows, row_groups=list(self.groups), columns=names):
-                numbers = np.flatnonzero(self.wanted[start : start + batch.num_rows])
+        rows = max(1, int(len(self.wanted) * BATCH / max(1, self.size)))
+        start = 0
+        with broken(self.file.path), store.open(self.file.path, "rb") as opened:
+            # No whole row group at once: those of other writers may be larger than memory.
+            parquet = pq.ParquetFile(opened, pre_buffer=False, buffer_size=BUFFER)
+            for table in self.file.read(parquet, self.groups, columns, rows):
+                numbers = np.flatnonzero(self.wanted[start : start + table.num_rows])
                 if len(numbers):
-                    table = without_views(pa.Table.from_batches([batch])).take(pa.array(numbers))
-                    yield self._table(table, numbers + self.first + start)
-                start += batch.num_rows
+                    yield self._table(table.take(pa.array(numbers)), numbers + self.first + start)
+                start += table.num_rows
 
     def _table(self, table: pa.Table, numbers: npt.NDArray[np.int64]) -> pa.Table:
-        table = table.rename_columns(self.file.in_table(table.column_names))
         for name, value in self.file.constants.items():
             table = table.append_column(name, pa.repeat(value, len(numbers)))
         keys = [f"{self.file.key}-{number}" for number in numbers.tolist()]

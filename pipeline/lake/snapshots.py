@@ -9,7 +9,7 @@ import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import fsspec
 import pyarrow as pa
@@ -99,8 +99,10 @@ def delta_files(uri: str, version: int | str | None, storage: Options) -> Files:
             key: pa.scalar(action.get(f"partition.{key}")).cast(kinds.field(key).type)
             for key in table.metadata().partition_columns
         }
-        rows = deleted.get(path, ())
-        found[path] = Found(root, action["size_bytes"], _state(rows), constants, rows)
+        rows = deleted.pop(path, None) or deleted.pop(unquote(path), ()) or deleted.pop(quote(path), ())
+        found[path] = Found(root, action["size_bytes"], _state(rows), constants, rows, table=root)
+    if deleted:
+        raise SourceError(f"{redacted(uri)} has deleted rows in files that it does not list, such as {min(deleted)}")
     return Files(store, found, (), root)
 
 
@@ -143,15 +145,18 @@ def iceberg_files(uri: str, version: int | str | None, catalog: Options, storage
         if snapshot is None:
             return Files(store, {}, (), root)
         scan = table.scan(snapshot_id=snapshot)
-        fields = {field.field_id: field.name for field in scan.projection().fields}
+        fields: dict[int | str, str] = {field.field_id: field.name for field in scan.projection().fields}
+        mapping = table.name_mapping()
+        fields |= _names_without_ids(mapping, fields) if mapping else {name: name for name in fields.values()}
         tasks = list(scan.plan_files())
         deletes = {file.file_path: file for task in tasks for file in task.delete_files}
         deleted = _iceberg_deleted(deletes.values(), storage)
-    found = {}
-    for task in tasks:
-        rows = tuple(sorted(deleted.get(task.file.file_path, ())))
-        path = open_store(task.file.file_path, storage)[1]
-        found[path] = Found(root, task.file.file_size_in_bytes, _state(rows), {}, rows, fields)
+        found = {}
+        for task in tasks:
+            rows = tuple(sorted(deleted.get(task.file.file_path, ())))
+            path = open_store(task.file.file_path, storage)[1]
+            constants = _iceberg_constants(table, task.file)
+            found[path] = Found(root, task.file.file_size_in_bytes, _state(rows), constants, rows, fields, root)
     return Files(store, found, (), root)
 
 
@@ -168,6 +173,26 @@ def _snapshot(table: Any, uri: str, version: int | str | None) -> int | None:
             f"{redacted(uri)} has no snapshot {version!r}; it has {', '.join(map(str, [*named, *ids][-10:]))}"
         )
     return int(wanted)
+
+
+def _names_without_ids(mapping: Any, fields: Mapping[int | str, str]) -> dict[int | str, str]:
+    """The table's columns by the names that files without field ids have for them: those were made before the table."""
+    ids = {name: field.field_id for field in mapping.root for name in field.names}
+    return {name: fields[number] for name, number in ids.items() if number in fields}
+
+
+def _iceberg_constants(table: Any, file: Any) -> dict[str, pa.Scalar]:
+    """Values of columns that a data file may lack: of its partition, and of columns that were added with a default."""
+    from pyiceberg.transforms import IdentityTransform
+
+    fields = table.schema().fields
+    names = {field.field_id: field.name for field in fields}
+    kinds = {field.name: field.type for field in table.schema().as_arrow()}
+    values = {field.name: field.initial_default for field in fields if field.initial_default is not None}
+    for place, partition in enumerate(table.specs()[file.spec_id].fields):
+        if isinstance(partition.transform, IdentityTransform) and partition.source_id in names:
+            values[names[partition.source_id]] = file.partition[place]
+    return {name: pa.scalar(value, kinds[name]) for name, value in values.items()}
 
 
 def _iceberg_deleted(files: Iterable[Any], storage: Options) -> Mapping[str, set[int]]:

@@ -16,8 +16,11 @@ Options = Mapping[str, str | int | bool]
 
 _REFERENCE = re.compile(r"\$\{(\w+)\}")
 _SECRET = re.compile(
-    r"secret|token|password|(^|_|-|\.)(key|credential|sas)|connection_string|account_key", re.IGNORECASE
+    r"secret|token|pass(word|phrase|wd)|authorization|cookie|(^|_|-|\.)(key|credential|sas)|connection_string|account_key",
+    re.IGNORECASE,
 )
+_WITH_PASSWORD = re.compile(r"://[^/@\s]*:(?!\$\{\w+\}@)[^/@\s]*@")
+"""A URL with a password in it that is no reference."""
 _ICEBERG = {
     "key": "s3.access-key-id",
     "secret": "s3.secret-access-key",
@@ -47,7 +50,8 @@ def check_options(options: Options, key: str) -> None:
         RecipeError: the value of an option that sounds secret is no reference.
     """
     for name, value in options.items():
-        if _SECRET.search(name) and value not in ("", None) and not _REFERENCE.fullmatch(str(value)):
+        is_secret = _SECRET.search(name) and not _REFERENCE.search(str(value))
+        if value not in ("", None) and (is_secret or _WITH_PASSWORD.search(str(value))):
             raise RecipeError(
                 f"{key}.{name} is written out, and the recipe is kept beside the output; put it in an environment "
                 f"variable, and its name here: {key}.{name}=${{NAME}}"

@@ -27,10 +27,15 @@ def with_columns(source: pa.Table, rows: Sequence[Row], schema: pa.Schema, prefi
 
 
 def as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """A column as the type that it has in the output; what is no list where lists are wanted becomes one of one."""
+    """A column as the type that it has in the output; what is no list where lists are wanted becomes one of one.
+
+    Times are cut off below the unit of that type.
+    """
     if is_list(kind) and not is_list(column.type):
         return pa.chunked_array([[None if value is None else [value] for value in column.to_pylist()]], type=kind)
-    return column.cast(kind)
+    if pa.types.is_dictionary(column.type) and not pa.types.is_dictionary(kind):
+        column = column.cast(column.type.value_type)
+    return column.cast(kind, safe=not (pa.types.is_timestamp(column.type) or pa.types.is_date64(column.type)))
 
 
 def source_columns(table: pa.Table) -> pa.Table:

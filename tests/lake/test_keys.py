@@ -49,6 +49,9 @@ def source_of(write_table: Write, tmp_path: Path) -> Source:
         ([("year", "=", "1912"), ("n", "<", 2)], {1911: [], 1912: [0, 1]}),
         ([("n", "in", [3, 16, 17]), ("shelf", "!=", "A")], {1911: [16], 1912: [16]}),
         ([("shelf", "in", ("B",)), ("n", "<", 5)], {1911: [1, 4], 1912: [1, 4]}),
+        ([("year", ">=", 1912), ("n", "<", 2)], {1911: [], 1912: [0, 1]}),
+        ([("year", "in", [1911]), ("n", "not in", list(range(28)))], {1911: [28, 29], 1912: []}),
+        ([("shelf", "in", ["A", 12]), ("n", "<", 4.5)], {1911: [0, 3], 1912: [0, 3]}),
     ],
 )
 def test_filters_choose_rows(
@@ -77,8 +80,16 @@ def test_a_filter_that_fits_no_column_is_named(write_table: Write, tmp_path: Pat
     source = source_of(write_table, tmp_path)
     with pytest.raises(RecipeError, match="no column 'yaer'"):
         read_keys(STORE, source.files, "id", [("yaer", "=", 1911)])
-    with pytest.raises(RecipeError, match="do not fit"):
-        read_keys(STORE, source.files, "id", [("n", "=", "many")])
+    for condition in (("n", "=", "many"), ("shelf", ">", 3), ("n", "in", ["a"])):
+        with pytest.raises(RecipeError, match=f"does not fit the column '{condition[0]}'"):
+            read_keys(STORE, source.files, "id", [condition])
+    for value, message in (
+        ("[[shelf, in, AB]]", "wants a list"),
+        ("[[n, '=', null]]", "null"),
+        ("[[n, '<', [1]]]", "one"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            load_recipe(overrides=[f"source.filters={value}"])
     recipe = load_recipe(overrides=['source.filters=[[n, ">=", 3], [shelf, in, [A, B]]]'])
     assert recipe.source.filters == (("n", ">=", 3), ("shelf", "in", ["A", "B"]))
     assert recipe.digest() != load_recipe().digest()

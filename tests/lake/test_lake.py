@@ -1,25 +1,25 @@
 from __future__ import annotations
 
+import io
+import os
 import pickle
+import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import ConservatorError, ForbiddenURI, OutputError, SourceError, StoreUnavailable, UnreadableImage
-from pipeline.imaging.cells import redacted, uri_of
-from pipeline.lake import fetch
+from pipeline.errors import ConservatorError, ForbiddenURI, SourceError
 from pipeline.lake.fetch import UriReader
-from pipeline.lake.manifest import ManifestTable
-from pipeline.lake.output import Output, Turn, open_output
+from pipeline.lake.inputs import readable
+from pipeline.lake.keys import read_keys
 from pipeline.lake.reader import plan_parts
 from pipeline.lake.source import open_source
 from pipeline.recipe import Columns
-from pipeline.recipe import Output as Settings
 from pipeline.stages.table import as_type
 
 Write = Callable[..., Path]
@@ -72,7 +72,7 @@ def test_files_of_other_types_are_read_together(write_table: Write, tmp_path: Pa
     assert source.passed == pa.schema([("id", pa.string()), ("shelf", pa.int64())])
 
 
-def test_partitions_are_columns_and_must_not_stand_in_the_file_too(write_table: Write, tmp_path: Path) -> None:
+def test_partitions_are_columns_if_they_are_not_in_the_file_too(write_table: Write, tmp_path: Path) -> None:
     write_table(ROWS, "source/year=1911/a.parquet")
     write_table(ROWS, "source/b.parquet")
     source = open_source([str(tmp_path / "source")], Columns())
@@ -80,9 +80,9 @@ def test_partitions_are_columns_and_must_not_stand_in_the_file_too(write_table: 
     parts = plan_parts(source.files, {}, {})
     rows = [row for part in parts for table in part.read(STORE, ["id", "image"]) for row in table.to_pylist()]
     assert [row.get("year") for row in rows] == [None, None, "1911", "1911"]
-    write_table(ROWS, "twice/id=7/a.parquet")
-    with pytest.raises(SourceError, match="folder name"):
-        open_source([str(tmp_path / "twice")], Columns())
+    write_table([row | {"year": 1912} for row in ROWS], "twice/year=1912/a.parquet")  # as Polars writes them
+    source = open_source([str(tmp_path / "twice")], Columns())
+    assert source.passed.field("year").type == pa.int64() and source.files[0].constants == {}
 
 
 def test_an_id_that_is_the_images_uri_is_kept(write_table: Write) -> None:
@@ -117,7 +117,7 @@ def test_file_uris_may_be_percent_encoded(write_table: Write, tmp_path: Path) ->
     path = write_table(ROWS, "my scans/a b.parquet")
     assert open_source([path.as_uri()], Columns()).rows == open_source([f"file://{path}"], Columns()).rows == 2
     (tmp_path / "my scans/é.jpg").write_bytes(b"here")
-    assert reader(tmp_path / "my scans")((tmp_path / "my scans/é.jpg").as_uri()) == b"here"
+    assert UriReader(str(tmp_path / "my scans"), (), 9, 1)((tmp_path / "my scans/é.jpg").as_uri()) == b"here"
 
 
 def test_only_what_the_source_would_list_is_inside_it(write_table: Write, tmp_path: Path) -> None:
@@ -162,6 +162,13 @@ def test_a_named_column_without_images_is_refused(tmp_path: Path) -> None:
         (pa.array([1], pa.int8()), pa.array([2**60]), pa.int64()),
         (pa.array([-(10**16)], pa.timestamp("us")), pa.array([0], pa.timestamp("ns")), pa.string()),
         (pa.array(["text"]), pa.array([["a", "b"]]), pa.list_(pa.string())),
+        (pa.array([["a"]], pa.list_(pa.string_view())), pa.array([["a", "b"]]), pa.list_(pa.string())),
+        (pa.array([7]), pa.array(["0007"]), pa.string()),
+        (pa.array([True]), pa.array([7.5]), pa.string()),
+        (pa.array([7], pa.date32()), pa.array(["1911"]), pa.string()),
+        (pa.array([7], pa.timestamp("us", "UTC")), pa.array([7], pa.timestamp("us")), pa.string()),
+        (pa.array([-1]), pa.array([2**64 - 1], pa.uint64()), pa.decimal128(20, 0)),
+        (pa.array(["a"]).dictionary_encode(), pa.array(["b"]), pa.string()),
         (pa.array(["text"]), pa.array([None], pa.null()), pa.string()),
     ],
 )
@@ -173,135 +180,88 @@ def test_a_type_is_found_that_holds_every_value(
     kind = open_source([str(tmp_path)], Columns()).passed.field("taken").type
     assert kind == common
     for values in (first, second):
-        assert as_type(pa.chunked_array([values]), kind).null_count == values.null_count
+        read = readable(pa.table({"taken": values}))["taken"]
+        assert as_type(read, kind).null_count == values.null_count
 
 
-def reader(base: Path, **changes: Any) -> UriReader:
-    return UriReader(**({"base": str(base), "allowed": (), "max_bytes": 1000, "attempts": 3} | changes))
+def test_types_of_databases_become_plain_ones(tmp_path: Path) -> None:
+    """As DuckDB writes them."""
+    key = uuid.UUID("c0ffee00-0000-4000-8000-000000000001")
+    table = {
+        "id": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([key.bytes], pa.binary(16))),
+        "more": pa.ExtensionArray.from_storage(pa.json_(), pa.array(['{"a": 1}'])),
+        "image": pa.array([b"x"], pa.binary_view()),
+    }
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    source = open_source([str(tmp_path / "a.parquet")], Columns())
+    assert source.passed == pa.schema([("id", pa.string()), ("more", pa.string())])
+    (part,) = plan_parts(source.files, {}, {})
+    (row,) = (row for table in part.read(STORE, ["id", "image", "more"]) for row in table.to_pylist())
+    assert (row["id"], row["image"], row["more"]) == (str(key), b"x", '{"a": 1}')
+    keys = read_keys(STORE, source.files, "id", [("id", "=", str(key))])
+    assert [known.rows for known in keys.values()] == [1]
 
 
-def test_uris_are_read_beside_the_table_and_under_allowed_places(tmp_path: Path) -> None:
-    (tmp_path / "table").mkdir()
-    (tmp_path / "table/a.jpg").write_bytes(b"inside")
-    (tmp_path / "b.jpg").write_bytes(b"outside")
-    read = reader(tmp_path / "table")
-    assert read("a.jpg") == read(str(tmp_path / "table/a.jpg")) == read(f"file://{tmp_path}/table/a.jpg") == b"inside"
-    for uri in ("../b.jpg", str(tmp_path / "b.jpg"), "x/../../b.jpg", "http://example.com/a.jpg", "/etc/passwd"):
-        with pytest.raises(ForbiddenURI, match="allowed_uris"):
-            read(uri)
-    assert reader(tmp_path / "table", allowed=(str(tmp_path),))("../b.jpg") == b"outside"
+def test_times_are_cut_off_where_the_table_knows_no_finer_ones() -> None:
+    fine = pa.chunked_array([pa.array([1_700_000_000_123_456_789], pa.timestamp("ns"))])
+    assert as_type(fine, pa.timestamp("us"))[0].value == 1_700_000_000_123_456
 
 
-def test_a_query_belongs_to_the_uri() -> None:
-    with fsspec.open("memory://scans/a.jpg#5?id=2", "wb") as file:
-        file.write(b"the fifth")
-    assert UriReader("memory://scans", (), 100, 1)("a.jpg#5?id=2") == b"the fifth"
+def test_a_row_group_larger_than_memory_is_read_bit_by_bit(tmp_path: Path) -> None:
+    images = [os.urandom(1_000_000) for _ in range(40)]
+    table = pa.table({"id": [str(n) for n in range(40)], "image": images})
+    pq.write_table(table, tmp_path / "a.parquet", write_batch_size=4)  # 4 rows a page
+    source = open_source([str(tmp_path / "a.parquet")], Columns())
+    (part,) = plan_parts(source.files, {}, {})
+    read: list[int] = []
+
+    class Counted(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            data = super().read(size) or b""
+            read.append(len(data))
+            return data
+
+    class Store(LocalFileSystem):  # type: ignore[misc]
+        def open(self, path: str, mode: str = "rb", **_: object) -> Counted:
+            return Counted(path, mode)
+
+    assert sum(table.num_rows for table in part.read(Store(), ["id", "image"])) == 40
+    assert 40_000_000 < sum(read) < 43_000_000 and max(read) < 6_000_000
 
 
-def test_a_file_that_is_not_there_fails_at_once(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableImage, match=r"gone\.jpg") as caught:
-        reader(tmp_path)("gone.jpg")
-    assert caught.value.attempts == 1
+def test_a_file_that_is_broken_inside_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": ["a"] * 99, "image": [os.urandom(99) for _ in range(99)]}), path)
+    content = bytearray(path.read_bytes())
+    content[500:5000] = bytes(4500)
+    path.write_bytes(content)
+    source = open_source([str(path)], Columns())
+    (part,) = plan_parts(source.files, {}, {})
+    with pytest.raises(SourceError, match=r"a\.parquet is broken"):
+        list(part.read(STORE, ["id", "image"]))
 
 
-@pytest.mark.parametrize("text", ["x" * 300, "data:image/png;base64,AAAA", "A" * 100_000, "a\0b"])
-def test_text_that_is_no_uri_fails_at_once_and_is_not_repeated_whole(tmp_path: Path, text: str) -> None:
-    with pytest.raises(UnreadableImage) as caught:
-        reader(tmp_path)(text)
-    assert caught.value.attempts == 1 and len(caught.value.message) < 3000
-    assert len(uri_of(text) or "") <= 3000
-
-
-def test_passing_errors_are_tried_again_within_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def flaky(uri: str, storage: Any) -> Any:
-        calls.append(uri)
-        if len(calls) < 3:
-            raise TimeoutError("slow")
-        return real(uri, storage)
-
-    real = fetch.open_store
-    (tmp_path / "a.jpg").write_bytes(b"here")
-    monkeypatch.setattr(fetch, "open_store", flaky)
-    monkeypatch.setattr("pipeline.lake.attempts.FIRST_WAIT", 0.001)
-    assert reader(tmp_path)("a.jpg") == b"here"
-    calls.clear()
-    with pytest.raises(StoreUnavailable, match="2 attempts") as caught:
-        reader(tmp_path, attempts=2)("a.jpg")
-    again = pickle.loads(pickle.dumps(caught.value))
-    assert (again.attempts, again.transient, again.message) == (2, True, caught.value.message)
-
-
-def test_no_secret_is_shown() -> None:
-    assert redacted("s3://key:secret@bucket/path?token=abc") == "s3://bucket/path"
-    assert redacted("/local/path") == "/local/path"
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Output:
-    return open_output(str(tmp_path / "out"))
-
-
-def began(output: Output, turn: Turn, state: str = "running", digest: str = "digest") -> None:
-    run = {"run_id": turn.run_id, "recipe_digest": digest, "generation": turn.generation, "replaces": turn.replaces}
-    run |= {"retries": turn.retries}
-    output.begin(run, "")
-    if state == "finished":
-        output.finish(run)
-
-
-def test_a_run_after_a_finished_one_adds_to_its_table(output: Output) -> None:
-    first = output.turn("one", "digest", fresh=False)
-    assert first == Turn("one", 1, replaces=False, resumed=False)
-    began(output, first, "finished")
-    assert output.turn("two", "digest", fresh=False) == Turn("two", 1, replaces=False, resumed=False)
-
-
-def test_a_run_after_a_killed_one_goes_on_under_its_name(output: Output) -> None:
-    began(output, output.turn("one", "digest", fresh=False))
-    assert output.turn("two", "digest", fresh=False) == Turn("one", 1, replaces=False, resumed=True)
-    began(output, output.turn("two", "digest", fresh=True))
-    assert output.turn("three", "digest", fresh=False) == Turn("two", 2, replaces=True, resumed=True)
-
-
-def test_another_recipe_does_not_mix_unasked(output: Output) -> None:
-    began(output, output.turn("one", "digest", fresh=False), "finished")
-    with pytest.raises(OutputError, match=r"another recipe .*--fresh"):
-        output.turn("two", "other", fresh=False)
-    assert output.turn("two", "other", fresh=True) == Turn("two", 2, replaces=True, resumed=False)
-    mixed = open_output(output.uri, Settings(mixed=True))
-    assert mixed.turn("two", "other", fresh=False) == Turn("two", 1, replaces=False, resumed=False)
-
-
-def test_rows_are_only_tried_again_where_a_run_is_finished(output: Output) -> None:
-    with pytest.raises(OutputError, match="no run"):
-        output.turn("one", "digest", fresh=False, retries=True)
-    began(output, output.turn("one", "digest", fresh=False))
-    with pytest.raises(OutputError, match="not finished"):
-        output.turn("two", "digest", fresh=False, retries=True)
-    began(output, output.turn("one", "digest", fresh=False), "finished")
-    again = output.turn("two", "digest", fresh=False, retries=True)
-    assert again == Turn("two", 1, replaces=False, resumed=False, retries=True)
-    began(output, again)  # killed: it may be asked for again, and a plain run goes on with what it left
-    assert output.turn("three", "digest", False, retries=True) == Turn("two", 1, False, resumed=True, retries=True)
-    assert output.turn("three", "digest", fresh=False) == Turn("two", 1, False, resumed=True)
-
-
-def test_foreign_data_is_not_touched(output: Output, tmp_path: Path) -> None:
-    (tmp_path / "out/data").mkdir(parents=True)
-    (tmp_path / "out/data/theirs.parquet").touch()
-    for fresh in (False, True):
-        with pytest.raises(OutputError, match="something else"):
-            output.turn("one", "digest", fresh)
-    output.tidy(ManifestTable(STORE, output.data), 1)
-    assert (tmp_path / "out/data/theirs.parquet").exists()
-
-
-def test_an_output_of_an_older_version_is_not_gone_on_with(output: Output) -> None:
-    output.write("state/run.json", '{"run_id": "one", "state": "finished"}')
-    with pytest.raises(OutputError, match="older version"):
-        output.turn("two", "digest", fresh=False)
+def test_links_are_files_and_names_of_images_may_begin_as_cameras_begin_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "scans"
+    for name in ("a.jpg", "_MG_0001.JPG", ".b.jpg", "_made/c.jpg", "d.heic", "e.heic"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    (tmp_path / "elsewhere.jpg").write_bytes(b"elsewhere")
+    (folder / "link.jpg").symlink_to(tmp_path / "elsewhere.jpg")
+    (folder / "broken.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    with caplog.at_level("INFO"):
+        source = open_source([str(folder)], Columns())
+    assert [file.row["id"] for file in source.files] == ["_MG_0001.JPG", "a.jpg", "link.jpg"]
+    assert "2 files" in caplog.text and "2 .heic" in caplog.text
+    assert UriReader(str(folder), (), 99, 1, links=True)("link.jpg") == b"elsewhere"
+    with pytest.raises(ForbiddenURI, match=f"leads to {tmp_path}/elsewhere.jpg, which lies outside"):
+        UriReader(str(folder), (), 99, 1)("link.jpg")
+    finished = frozenset(file.input for file in source.files)
+    (tmp_path / "elsewhere.jpg").write_bytes(b"written anew")
+    os.utime(tmp_path / "elsewhere.jpg", (1, 1))
+    assert [file.row["id"] for file in open_source([str(folder)], Columns(), finished).files] == ["link.jpg"]
 
 
 def test_every_error_keeps_its_message_between_workers() -> None:

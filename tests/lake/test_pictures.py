@@ -51,6 +51,37 @@ def test_a_captions_file_tells_more(folder: Path, name: str, caplog: pytest.LogC
     assert "gone.png" in caplog.text
 
 
+def test_captions_files_are_taken_as_people_write_them(folder: Path) -> None:
+    (folder / "metadata.csv").write_text("file_name;caption;image\n./a.JPG;ein Schiff, auf See;other.png\n")
+    line = '{"file_name": "b.tif", "caption": "one\u2028line", "id": 17, "year": "c. 1911"}'
+    (folder / "deep/metadata.jsonl").write_text(line + "\n", encoding="utf-8")
+    found = {row["file_name"]: row for row in rows(open_source([str(folder)], Columns()))}
+    assert found["a.JPG"]["caption"] == "ein Schiff, auf See" and found["a.JPG"]["image"] == "a.JPG"
+    assert found["deep/b.tif"]["caption"] == "one\u2028line" and found["deep/b.tif"]["id"] == "17"
+
+
+def test_numbers_and_text_in_one_column_are_text(folder: Path) -> None:
+    told = [{"file_name": "a.JPG", "year": 1911}, {"file_name": "c.png", "year": "c. 1911"}]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, told)))
+    source = open_source([str(folder)], Columns())
+    assert [row.get("year") for row in rows(source)] == ["1911", "c. 1911", None]
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.JPG", "year": 1}\n{"file_name": "c.png", "year": [1]}')
+    with pytest.raises(SourceError, match="'year'"):
+        open_source([str(folder)], Columns())
+
+
+def test_an_image_with_several_captions_has_a_list_of_them(folder: Path) -> None:
+    (folder / "captions.csv").write_text("image,caption\na.JPG,a ship\na.JPG,the sea\nc.png,a cat\n")
+    found = {row["id"]: row for row in rows(open_source([str(folder)], Columns()))}
+    assert found["a.JPG"]["caption"] == ["a ship", "the sea"] and found["c.png"]["caption"] == ["a cat"]
+
+
+def test_a_name_that_is_no_text_is_refused(folder: Path) -> None:
+    (folder / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
+    with pytest.raises(SourceError, match=r"caf\?\.jpg is not UTF-8 text; rename it"):
+        open_source([str(folder)], Columns())
+
+
 def test_a_captions_file_may_lie_elsewhere_and_name_the_ids(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "told.csv").write_text("filename,id,text\na.JPG,17,old\n")
     columns = Columns(caption="text")
