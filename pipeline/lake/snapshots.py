@@ -144,8 +144,10 @@ def iceberg_files(uri: str, version: int | str | None, catalog: Options, storage
         store, root = open_store(table.location(), storage)
         if snapshot is None:
             return Files(store, {}, (), root)
-        scan = table.scan(snapshot_id=snapshot)
-        fields: dict[int | str, str] = {field.field_id: field.name for field in scan.projection().fields}
+        # Named, a snapshot has the columns of its time; else those of now count.
+        scan = table.scan() if version is None else table.scan(snapshot_id=snapshot)
+        schema = scan.projection()
+        fields: dict[int | str, str] = {field.field_id: field.name for field in schema.fields}
         mapping = table.name_mapping()
         fields |= _names_without_ids(mapping, fields) if mapping else {name: name for name in fields.values()}
         tasks = list(scan.plan_files())
@@ -155,7 +157,7 @@ def iceberg_files(uri: str, version: int | str | None, catalog: Options, storage
         for task in tasks:
             rows = tuple(sorted(deleted.get(task.file.file_path, ())))
             path = open_store(task.file.file_path, storage)[1]
-            constants = _iceberg_constants(table, task.file)
+            constants = _iceberg_constants(schema, table.specs()[task.file.spec_id], task.file)
             found[path] = Found(root, task.file.file_size_in_bytes, _state(rows), constants, rows, fields, root)
     return Files(store, found, (), root)
 
@@ -181,15 +183,14 @@ def _names_without_ids(mapping: Any, fields: Mapping[int | str, str]) -> dict[in
     return {name: fields[number] for name, number in ids.items() if number in fields}
 
 
-def _iceberg_constants(table: Any, file: Any) -> dict[str, pa.Scalar]:
+def _iceberg_constants(schema: Any, spec: Any, file: Any) -> dict[str, pa.Scalar]:
     """Values of columns that a data file may lack: of its partition, and of columns that were added with a default."""
     from pyiceberg.transforms import IdentityTransform
 
-    fields = table.schema().fields
-    names = {field.field_id: field.name for field in fields}
-    kinds = {field.name: field.type for field in table.schema().as_arrow()}
-    values = {field.name: field.initial_default for field in fields if field.initial_default is not None}
-    for place, partition in enumerate(table.specs()[file.spec_id].fields):
+    names = {field.field_id: field.name for field in schema.fields}
+    kinds = {field.name: field.type for field in schema.as_arrow()}
+    values = {field.name: field.initial_default for field in schema.fields if field.initial_default is not None}
+    for place, partition in enumerate(spec.fields):
         if isinstance(partition.transform, IdentityTransform) and partition.source_id in names:
             values[names[partition.source_id]] = file.partition[place]
     return {name: pa.scalar(value, kinds[name]) for name, value in values.items()}

@@ -7,9 +7,12 @@ from typing import Any
 
 import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from pyiceberg.catalog import load_catalog
+from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+from pyiceberg.typedef import Record
 
 from pipeline.errors import SourceError
 from pipeline.lake.exchanges import find_exchanges
@@ -26,10 +29,10 @@ def table(*ids: str, **more: Any) -> pa.Table:
     return pa.table({"id": list(ids), "image": [name.encode() for name in ids], "year": [1911] * len(ids)} | more)
 
 
-def read(source: Source) -> list[dict[str, Any]]:
+def read(source: Source, image: str = "image") -> list[dict[str, Any]]:
     keys = read_keys(source.store, source.files, "id")
     wanted = {key: found.wanted for key, found in keys.items() if found.wanted is not None}
-    columns = ["id", "image", *source.passed.names]
+    columns = ["id", image, *source.passed.names]
     parts = plan_parts(source.files, wanted, {})
     rows = [row for part in parts for batch in part.read(source.store, columns) for row in batch.to_pylist()]
     return sorted(rows, key=lambda row: str(row["id"]))
@@ -104,6 +107,46 @@ def test_a_column_that_was_renamed_has_its_new_name_in_old_files_too(iceberg: An
     iceberg.append(pa.table({"id": ["b"], "image": [b"b"], "taken": [1912], "year": ["no number"]}))
     rows = read(open_source([str(tmp_path / "scans")], Columns()))
     assert [(row["id"], row["taken"], row.get("year")) for row in rows] == [("a", 1911, None), ("b", 1912, "no number")]
+
+
+def test_files_that_were_there_before_the_table_have_its_columns(tmp_path: Path, iceberg: Any) -> None:
+    """As a Hive table becomes an Iceberg one: no field ids, and partitions that stand in no file."""
+    folder = tmp_path / "hive/year=1912"
+    folder.mkdir(parents=True)
+    pq.write_table(table("a").drop_columns(["year"]), folder / "a.parquet")
+    with iceberg.update_spec() as spec:
+        spec.add_identity("year")
+    path = folder / "a.parquet"
+    iceberg.transaction().set_properties(
+        {"schema.name-mapping.default": iceberg.schema().name_mapping.model_dump_json()}
+    ).commit_transaction()
+    file = DataFile.from_args(
+        content=DataFileContent.DATA,
+        file_path=f"file://{path}",
+        file_format=FileFormat.PARQUET,
+        partition=Record(1912),
+        record_count=1,
+        file_size_in_bytes=path.stat().st_size,
+    )
+    file.spec_id = iceberg.spec().spec_id
+    with iceberg.transaction() as transaction, transaction.update_snapshot().fast_append() as append:
+        append.append_data_file(file)
+    with iceberg.update_schema() as update:
+        update.rename_column("image", "scan")
+    source = open_source([str(tmp_path / "scans")], Columns(image="scan"))
+    assert [(row["id"], row["scan"], row["year"]) for row in read(source, "scan")] == [("a", b"a", 1912)]
+
+
+def test_files_of_a_table_may_lie_outside_its_folder(tmp_path: Path, iceberg: Any) -> None:
+    iceberg.transaction().set_properties({"write.data.path": f"file://{tmp_path}/elsewhere"}).commit_transaction()
+    iceberg.append(table("a", "b"))
+    first = open_source([str(tmp_path / "scans")], Columns())
+    assert all("/elsewhere/" in file.path for file in first.files)
+    finished = frozenset(file.input for file in first.files)
+    iceberg.overwrite(table("a", "b", "c"))
+    source = open_source([str(tmp_path / "scans")], Columns(), finished)
+    (exchange,) = find_exchanges(source, finished)
+    assert exchange.old == finished and ids(source) == ["a", "b", "c"]
 
 
 def test_files_that_a_table_has_lost_go_as_the_new_ones_come(tmp_path: Path) -> None:
