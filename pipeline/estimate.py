@@ -24,6 +24,9 @@ START_UP = 15.0
 """Seconds that Ray and the actors need before the first row, on a small machine."""
 
 
+_TABLES = {"parquet": "Parquet files", "iceberg": "an Iceberg table", "delta": "a Delta table"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Estimate:
     """The plan of a run with its cost."""
@@ -61,7 +64,7 @@ class Estimate:
             f"restore  model {recipe.restoration.model} on {self.device}, tiles of {recipe.restoration.tile}, "
             f"{self.restore * 1000:.0f} ms a row",
             f"encode   CPU tasks, {recipe.output.format}, {self.encode * 1000:.0f} ms a row",
-            f"write    Parquet to {redacted(recipe.output.uri)}/data",
+            f"write    {_TABLES[recipe.output.table]} in {redacted(recipe.output.uri)}/data",
             f"estimate {_duration(self.seconds)} on this machine, from {sample}",
         ]
         return "\n".join(lines)

@@ -142,7 +142,7 @@ class Output(_Section):
     """Rows of a data file that readers fetch together."""
     table: Literal["parquet", "iceberg", "delta"] = "parquet"
     """The kind of table: Parquet files with a manifest, Apache Iceberg, or Delta Lake."""
-    table_name: str = "conservator.restored"
+    table_name: str = Field(default="conservator.restored", pattern=r"^[^.]+(\.[^.]+)+$")
     """Namespace and name of an Iceberg table in its catalog."""
     catalog: dict[str, str] = Field(default_factory=dict)
     """pyiceberg's properties of the catalog (`type`, `uri`, …); empty: one in memory, made from the table's folder."""

@@ -91,12 +91,17 @@ def _tables(when: Callable[[type, str], None]) -> None:
         when(table, "commit")
 
 
+def _before_the_commit() -> None:
+    before(Committer, "commit")
+    before(Committer, "replace")
+
+
 POINTS: dict[str, Callable[[], None]] = {
     "inside a stage": lambda: setattr(flow, "EncodeStage", KillingEncode),
     "data file by half": lambda: None,
     "data file without its checkpoint": lambda: None,
     "first data file with its checkpoint": lambda: None,
-    "all written, before the commit": lambda: before(Committer, "commit"),
+    "all written, before the commit": _before_the_commit,
     "commit written down, not made": lambda: _tables(before),
     "commit made, not in the ledger": lambda: _tables(after),
     "in the ledger, before the run's end": lambda: after(Ledger, "add"),

@@ -110,8 +110,11 @@ class Archive:
             frame = pl.scan_parquet(files, storage_options=STORAGE)
         return frame.select("id", "image", "status", "source_row").collect()
 
-    def check(self, kind: str, name: str, whole: bool = True) -> None:
-        """Every id at most once, and exactly once in the end, with the bytes of an undisturbed run."""
+    def check(self, kind: str, name: str, whole: bool = True, history: bool = False) -> None:
+        """Every id at most once, and exactly once in the end, with the bytes of an undisturbed run.
+
+        `history`: files of former versions may be left.
+        """
         table = self.table(kind, name)
         rows = [] if table is None else table.to_dicts()
         found = {row["id"]: _digest(row["image"]) for row in rows}
@@ -120,7 +123,8 @@ class Archive:
         if whole:
             assert found == self.expected
             data = [path for path in self.store.find(f"archive/crash/{name}/data") if path.endswith(".parquet")]
-            assert sum(pq.read_metadata(path, filesystem=self.store).num_rows for path in data) == len(found)
+            if not history:
+                assert sum(pq.read_metadata(path, filesystem=self.store).num_rows for path in data) == len(found)
             left = self.store.find(f"archive/crash/{name}/state/checkpoint")
             assert [path for path in left if path.endswith(".parquet")] == []
 
@@ -150,6 +154,21 @@ def archive(s3: Seaweed) -> Iterator[Archive]:
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_at_a_crash_point(archive: Archive, kind: str, point: str) -> None:
     archive.kill_and_run_again(point, kind, f"{kind}-{list(POINTS).index(point)}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("point", list(POINTS)[4:])
+def test_a_replacement_that_is_killed(archive: Archive, kind: str, point: str) -> None:
+    name = f"{kind}-fresh-{list(POINTS).index(point)}"
+    options = archive.options(kind, name)
+    archive.run("jobs.restore", *options)
+    killed = archive.start("tests.crash.killer", point, *options, "--fresh")
+    _, log = killed.communicate(timeout=300)
+    assert killed.returncode == -9, log
+    archive.check(kind, name, history=True)  # before or after, never in between
+    again = ["--fresh"] if list(POINTS).index(point) % 2 else []  # asked for again, or gone on with by itself
+    archive.run("jobs.restore", *options, *again)
+    archive.check(kind, name, history=kind != "parquet")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -225,6 +244,21 @@ def test_two_runs_at_once_one_works_and_the_other_names_it(archive: Archive) -> 
     winner = first if second.returncode == 2 else second
     assert "is writing to this output" in loser and f"process {winner.pid}" in loser
     archive.check("delta", "two")
+
+
+def test_a_run_that_loses_its_lease_ends(archive: Archive) -> None:
+    options = archive.options("delta", "lost-lease", lease_seconds=6)
+    process = archive.start("jobs.restore", *options)
+    folder = "archive/crash/lost-lease/state/lease"
+    _wait_until(lambda: archive.store.exists(f"{folder}/00000001.json"))
+    taken = archive.store.cat_file(f"{folder}/00000001.json").decode().replace('"host": "', '"host": "another-')
+    archive.store.pipe_file(f"{folder}/00000002.json", taken.encode())
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 1 and "lease" in err, out + err
+    assert archive.table("delta", "lost-lease") is None
+    time.sleep(7)
+    archive.run("jobs.restore", *options)
+    archive.check("delta", "lost-lease")
 
 
 def test_a_killed_run_on_another_machine_holds_its_lease_until_that_expires(archive: Archive) -> None:
