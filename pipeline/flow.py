@@ -63,6 +63,8 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
     started = time.monotonic()
     drain = drain or Drain(0)
     recipe, output, turn = run.recipe, run.output, run.turn
+    if run.source.files:
+        device_of(recipe)  # or there is none, before anything is written
     with output.lease(run.run_id) as lease:
         if output.run() != run.before:
             raise OutputError(f"another run has written to {redacted(output.uri)} since this one looked; run again")
@@ -70,9 +72,10 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         table, staging, ledger = output.table(), output.staging(turn.generation), output.ledger(turn.generation)
         record: dict[str, object] = {"run_id": run.run_id, "recipe_digest": recipe.digest(), "started": _now()}
         record |= {"generation": turn.generation, "replaces": turn.replaces, "retries": turn.retries}
-        output.begin(record, recipe.to_yaml(redacted))  # from here on, what was begun before the replacing is over
         if turn.replaces:
-            output.abandon(turn.generation - 1, table)
+            record["former"] = _former(output, run.before)
+        output.begin(record, recipe.to_yaml(redacted))  # from here on, what other generations had begun is over
+        output.abandon_others(turn.generation, table)
         run, committer = _recovered(run, table, lease, retry)
         parts = plan_parts(run.source.files, run.wanted, committer.done())
         expected = committer.uncommitted + sum(part.rows for part in parts)
@@ -81,7 +84,6 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
             ledger.begin((file.input for file in run.source.files), table.last_commit())
         ended = False
         if parts:
-            device_of(recipe)
             with Interval(committer, None if turn.replaces else 60 * recipe.output.commit_minutes):
                 ended = _write(run, parts, staging.folder, drain)
             lease.check()
@@ -100,6 +102,15 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         report(output, dataset, summary, recipe)
         output.finish(record | {"finished": _now(), "by_status": summary.by_status, "measured": summary.measured})
     return summary
+
+
+def _former(output: Output, before: dict[str, Any] | None) -> dict[str, Any]:
+    """Of which run the rows are that a run is about to replace."""
+    assert before is not None
+    if before["replaces"] and before["state"] == "running" and not output.has_rows(before["generation"]):
+        former: dict[str, Any] = before["former"]
+        return former
+    return {name: before[name] for name in ("run_id", "recipe_digest", "generation", "replaces", "retries")}
 
 
 def _recovered(run: Run, table: Table, lease: Lease, retry: Retry | None) -> tuple[Run, Committer]:
@@ -127,6 +138,11 @@ def _committer(run: Run, table: Table, lease: Lease) -> Committer:
         for file in run.source.files
         if file.key in run.keys
     }
+    # What `--limit` leaves out does not take others' place now, and nothing that was made for it is kept.
+    files = [file for file in run.source.files if file.key in inputs]
+    limited = {file.key for file in files if run.rows_of(file) < inputs[file.key].rows}
+    postponed = {key for exchange in run.exchanges if exchange.new & limited for key in exchange.new}
+    inputs = {key: read for key, read in inputs.items() if key not in postponed}
     output, generation = run.output, run.turn.generation
     return Committer(
         *(table, output.intents(), output.staging(generation), output.ledger(generation), lease),
@@ -135,7 +151,7 @@ def _committer(run: Run, table: Table, lease: Lease) -> Committer:
         run_id=run.run_id,
         recipe_digest=run.recipe.digest(),
         inputs=inputs,
-        exchanges=run.exchanges,
+        exchanges=[exchange for exchange in run.exchanges if not exchange.new & postponed],
         generation=generation,
     )
 

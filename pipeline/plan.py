@@ -144,7 +144,8 @@ def plan(recipe: Recipe, output: Output, turn: Turn, retry: Retry | None) -> Run
     _check_names(recipe, source)
     _check_partitions(recipe, source)
     _keep_apart(source, output)
-    passed = _passed(recipe, source, table, turn.replaces)
+    has_replaced = any(intent.generation == turn.generation for intent in output.intents().all())
+    passed = _passed(recipe, source, table, turn.replaces and not has_replaced)
     if retry:
         wanted = {file.key: _chosen(file, again[file.key]) for file in source.files}
         return Run(recipe, source, output, turn, before, {}, wanted, (), None, passed)
@@ -165,10 +166,11 @@ def _passed(recipe: Recipe, source: Source, table: Table, replaces: bool) -> pa.
     Raises:
         OutputError: it cannot.
     """
-    passed = source.passed if recipe.output.table == "parquet" else storable(source.passed)
+    is_plain = recipe.output.table == "parquet"
+    passed = source.passed if is_plain else storable(source.passed)
     known = None if replaces else table.schema()
-    if known is not None:
-        passed = fitted(passed, known)
+    if known is not None:  # which may say more of a type than its values, such as Iceberg's field ids
+        passed = fitted(passed, known) if is_plain else storable(fitted(passed, known))
     if source.files:
         table.check(_schema(passed, recipe), replaces)
     return passed

@@ -13,7 +13,9 @@ from pipeline.errors import MissingImage, UnsupportedColumn
 
 IMAGE_TYPES = "images are bytes, URIs (string), or a struct with 'bytes' and 'path'"
 
-_URL = re.compile(r"\w[\w+.-]*://[^\s'\"<>]+")
+_URL = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]{0,20}://[^\s'\"<>\])]+")
+LONGEST_MESSAGE = 4000
+"""Characters of what a library says that are shown."""
 _SIGNATURE = re.compile(
     r"(x-amz-|x-goog-|x-oss-|(aws|google)access|signature=|sig=|expires=|token=|key-pair-id=|policy=|s[evprt]=|skoid=|sktid=)",
     re.IGNORECASE,
@@ -81,7 +83,10 @@ def shown(uri: str) -> str:
 
 def redacted(uri: str) -> str:
     """A URI without user name, password or query, as it may stand in messages and tables."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # no address has such brackets
+        return f"{uri.partition('://')[0]}://…"
     if "://" not in uri or ("@" not in parts.netloc and not parts.query):
         return uri
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
@@ -89,13 +94,16 @@ def redacted(uri: str) -> str:
 
 def without_secrets(text: str) -> str:
     """What a library said, with every URL in it redacted."""
-    return _URL.sub(lambda found: redacted(found.group()), text)
+    return _URL.sub(lambda found: redacted(found.group()), text[:LONGEST_MESSAGE])
 
 
 def unsigned(uri: str) -> str:
     """A URL without user name, password and signature: the same however often it is signed anew."""
-    parts = urlsplit(uri)
-    if not parts.scheme or "://" not in uri:
+    if "://" not in uri:
+        return uri
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
         return uri
     kept = [pair for pair in parts.query.split("&") if pair and not _SIGNATURE.match(pair)]
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="&".join(kept)).geturl()

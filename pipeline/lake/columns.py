@@ -108,12 +108,10 @@ def _common_type(name: str, kinds: Sequence[pa.DataType]) -> pa.DataType:
     Raises:
         SourceError: there is none, as for a number and a struct.
     """
-    distinct = [kind for kind in dict.fromkeys(kinds) if not pa.types.is_null(kind)]
+    plain = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in kinds]
+    distinct = [kind for kind in dict.fromkeys(plain) if not pa.types.is_null(kind)]
     if len(distinct) < 2:
         return distinct[0] if distinct else pa.null()
-    distinct = list(dict.fromkeys(kind.value_type if pa.types.is_dictionary(kind) else kind for kind in distinct))
-    if len(distinct) < 2:
-        return distinct[0]
     if any(map(is_list, distinct)) and not all(map(is_list, distinct)):
         inner = [kind.value_type if is_list(kind) else kind for kind in distinct]
         return pa.list_(_common_type(name, inner))

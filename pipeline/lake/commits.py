@@ -351,9 +351,9 @@ class Committer:
         over = [write.name for write in staged if write.name in numbers and set(write.rows_by_file) <= settled]
         self._staging.forget(over)
         left = {write.name for write in staged} - set(over)
-        every = self._intents.all()
-        for intent in every[:-1]:  # the last keeps the number
-            if not left.intersection(intent.writes):
+        for intent in self._intents.all()[:-1]:  # the last keeps the number
+            is_over = intent.generation == self._generation or intents  # those before, once they are replaced
+            if is_over and not left.intersection(intent.writes):
                 self._intents.forget(intent)
         return bool(finished or gone)
 

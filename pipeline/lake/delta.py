@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction
+from deltalake import CommitProperties, DeltaTable, Field, Schema, TableFeatures, Transaction
 from deltalake.exceptions import TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
@@ -96,6 +96,9 @@ class DeltaLakeTable:
             for old, rest in rewrite(self._store, self._root, self.files(), removal, commit.number):
                 actions.append(RemoveAction(old, True, _now(), partition_values=partitions_of(old)))
                 actions += [_action(rest)] if rest else []
+        if replace and _has_local_times(schema) and "timestampNtz" not in (table.protocol().writer_features or []):
+            features = TableFeatures.TimestampWithoutTimezone  # an overwrite does not say by itself what it needs
+            table.alter.add_feature(features, allow_protocol_versions_increase=True)
         mode = "overwrite" if replace else "append"
         table.create_write_transaction(
             *(actions, mode, wanted if replace else table.schema()),
@@ -130,6 +133,15 @@ class DeltaLakeTable:
             return DeltaTable(self._uri, storage_options=self._options)
         except TableNotFoundError:
             return None
+
+
+def _has_local_times(kind: pa.Schema | pa.DataType) -> bool:
+    """Whether there are times without a zone, at any depth."""
+    if isinstance(kind, pa.DataType) and pa.types.is_timestamp(kind):
+        return kind.tz is None
+    if isinstance(kind, pa.Schema):
+        return any(_has_local_times(field.type) for field in kind)
+    return any(_has_local_times(kind.field(number).type) for number in range(kind.num_fields))
 
 
 def _action(file: DataFile) -> AddAction:

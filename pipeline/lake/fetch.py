@@ -48,7 +48,7 @@ class UriReader:
 
         def read() -> bytes:
             protocol = get_protocol(place)
-            options = self.storage if protocol == get_protocol(self.base) else {}
+            options = self.storage if _family(protocol) == _family(get_protocol(self.base)) else {}
             if protocol in ("http", "https"):
                 store, path = _http(self._prefixes(), json.dumps(dict(options))), place
             else:
@@ -105,6 +105,11 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {without_secrets(text)[:500]}"
 
 
+def _family(protocol: str) -> str:
+    """Stores that are reached under several names have one."""
+    return {"s3a": "s3", "gcs": "gs", "az": "abfs", "abfss": "abfs", "https": "http"}.get(protocol, protocol)
+
+
 def _is_below(place: str, prefixes: Sequence[str]) -> bool:
     return any(place.startswith(prefix) for prefix in prefixes) and not _climbs(place)
 
@@ -125,7 +130,8 @@ def _http(prefixes: tuple[str, ...], options: str) -> fsspec.AbstractFileSystem:
     import aiohttp
 
     async def check(session: Any, context: Any, sent: Any) -> None:
-        target = urljoin(str(sent.url), sent.response.headers.get("Location", ""))
+        headers = sent.response.headers
+        target = urljoin(str(sent.url), headers.get("Location") or headers.get("URI", ""))
         if not _is_below(target, prefixes) and not _is_below(target.replace("https://", "http://", 1), prefixes):
             raise ForbiddenURI(
                 f"{shown(str(sent.url))} sends on to {shown(target)}, which is not allowed; "

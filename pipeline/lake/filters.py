@@ -59,10 +59,16 @@ def _literal(name: str, comparison: str, value: Any, kind: pa.DataType) -> pa.Sc
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+    if is_number and pa.types.is_integer(kind):
         return pa.scalar(value)
     is_ordered = comparison not in ("=", "==", "!=", "in", "not in")
     try:
+        if is_number and pa.types.is_floating(kind):
+            return pa.scalar(float(value), kind)
+        if is_number and pa.types.is_decimal(kind):
+            return pa.scalar(str(value)).cast(kind)
+        if is_number and pa.types.is_temporal(kind):
+            raise pa.ArrowInvalid("it holds times; write them out, such as '1911-05-01'")
         if is_number and is_ordered and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise pa.ArrowInvalid("it holds text, which is not ordered as numbers are")
         return pa.scalar(value) if pa.types.is_null(kind) else pa.scalar(value).cast(kind)

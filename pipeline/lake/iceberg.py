@@ -88,7 +88,7 @@ class IcebergTable:
                 "with columns.keep, give another --output, or --fresh to make the table anew"
             ) from error
         changed = set() if table is None else _changed(table.schema().as_arrow(), schema)
-        if changed.intersection(self._partition_by):
+        if (changed if replace else changed.intersection(schema.names)).intersection(self._partition_by):
             raise OutputError(
                 f"the table {self._name} is divided by a column whose type has changed; give another --output"
             )

@@ -66,7 +66,7 @@ def read_keys(
     unknown = [name for name, _, _ in filters if name not in names]
     if unknown and files:
         raise RecipeError(f"source.filters: the source has no column {unknown[0]!r}; it has {', '.join(sorted(names))}")
-    kinds = {field.name: field.type for file in files for field in file.schema}
+    kinds = {field.name: field.type for file in files for field in file.schema if not pa.types.is_null(field.type)}
 
     def read(file: SourceFile) -> Keys:
         with explained(file.path, SourceError):
@@ -89,7 +89,7 @@ def _read(
 ) -> Keys:
     columns = list(dict.fromkeys([column, *(name for name, _, _ in filters)]))
     constants = {name: _value(name, value, filters) for name, value in file.constants.items()}
-    own = {field.name: field.type for field in file.schema}
+    own = {field.name: field.type for field in file.schema if not pa.types.is_null(field.type)}
     own |= {name: value.type for name, value in constants.items()}
     expression = as_expression(filters, {name: own.get(name, kinds.get(name, pa.null())) for name in columns})
     if isinstance(file, ImageFile):
@@ -103,6 +103,9 @@ def _read(
         if name not in table.column_names:
             value = constants.get(name, pa.scalar(None, kinds.get(name, pa.string())))
             table = table.append_column(name, pa.repeat(value, len(numbers)))
+    for place, field in enumerate(table.schema):
+        if pa.types.is_null(field.type) and field.name in kinds:
+            table = table.set_column(place, field.name, table[place].cast(kinds[field.name]))
     table = table.append_column("", pa.array(numbers))
     if expression is not None:
         table = table.filter(expression)

@@ -29,9 +29,9 @@ from pipeline.lake.intents import Intents
 from pipeline.lake.lease import Lease
 from pipeline.lake.ledger import Ledger
 from pipeline.lake.manifest import COLUMNS, ManifestTable
-from pipeline.lake.places import as_uri, explained, join, make_folder, open_store, put
+from pipeline.lake.places import as_uri, explained, join, make_folder, names_in, open_store, put
 from pipeline.lake.rewriting import PREFIX as REWRITTEN
-from pipeline.lake.staging import Staging
+from pipeline.lake.staging import Staging, write_of
 from pipeline.lake.storage import resolved
 from pipeline.lake.table import Table
 from pipeline.recipe import Output as Settings
@@ -123,13 +123,18 @@ class Output:
             if last["state"] == "running" and last["replaces"] and last["recipe_digest"] == recipe_digest:
                 return Turn(last["run_id"], last["generation"], True, True)  # it was begun, and goes on
             return Turn(run_id, last["generation"] + 1, True, False)
-        if last["recipe_digest"] != recipe_digest and last["state"] == "running":
+        has_rows = self.has_rows(last["generation"])
+        is_other = last["recipe_digest"] != recipe_digest
+        if is_other and last["replaces"] and last["state"] == "running" and not has_rows:
+            last = last["former"] | {"state": "finished"}  # nothing was replaced: the table is what it was
+            has_rows, is_other = self.has_rows(last["generation"]), last["recipe_digest"] != recipe_digest
+        if is_other and not self.staging(last["generation"]).is_empty:
             raise OutputError(
-                f"run {last['run_id']} in {redacted(self.uri)} is not finished, and has another recipe "
+                f"files are half done by run {last['run_id']} in {redacted(self.uri)}, which has another recipe "
                 f"({last['recipe_digest'][:12]}, this one is {recipe_digest[:12]}); run again with that one, which "
                 f"{RECIPE} holds, or make all rows anew with --fresh"
             )
-        if last["recipe_digest"] != recipe_digest and not self.settings.mixed:
+        if is_other and has_rows and not self.settings.mixed:
             raise OutputError(
                 f"{redacted(self.uri)} holds rows of another recipe ({last['recipe_digest'][:12]}, this one is "
                 f"{recipe_digest[:12]}); --fresh makes all of them anew, --set output.mixed=true does new files with "
@@ -137,12 +142,18 @@ class Output:
             )
         if last["state"] == "finished":
             return Turn(run_id, last["generation"], False, False, retries)
+        if is_other:  # of the one before nothing is left
+            return Turn(run_id, last["generation"], False, False, retries)
         if retries and not last["retries"]:
             raise OutputError(
                 f"run {last['run_id']} in {redacted(self.uri)} is not finished; "
                 "run again without --retry-failed, which goes on with it"
             )
         return Turn(last["run_id"], last["generation"], last["replaces"], True, retries)
+
+    def has_rows(self, generation: int) -> bool:
+        """Whether a commit was made, or begun, for a generation of the table."""
+        return any(intent.generation == generation for intent in self.intents().all())
 
     def _check_kind(self, last: dict[str, Any]) -> None:
         settings, place = self.settings, redacted(self.uri)
@@ -190,15 +201,21 @@ class Output:
         """Of a generation of the table."""
         return Staging(self.store, self.data, join(self.root, f"state/checkpoint/{generation:04d}"))
 
-    def abandon(self, generation: int, table: Table) -> None:
-        """Throw away what a killed run has written for a generation, and not committed."""
-        staging = self.staging(generation)
+    def abandon_others(self, generation: int, table: Table) -> None:
+        """Throw away what killed runs have written for other generations of the table, and not committed."""
+        for name in names_in(self.store, join(self.root, "state/checkpoint")):
+            if name.isdecimal() and int(name) != generation:
+                self._abandon(self.staging(int(name)), table)
+
+    def _abandon(self, staging: Staging, table: Table) -> None:
         staging.recover()
         last = table.last_commit()
         taken = {name for intent in self.intents().all() if intent.number <= last for name in intent.writes}
-        left = [staged.name for staged in staging.whole() if staged.name not in taken]
-        staging.discard(left)
-        staging.remove_half(left)
+        left = {staged.name for staged in staging.whole() if staged.name not in taken}
+        if left:
+            left -= {write_of(path) for path in table.files()}
+            staging.discard(left)
+            staging.remove_half(left)
 
     def table(self) -> Table:
         """The table, of the kind that the recipe names.

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 NAME = "file_name"
 """The column with a file's name, as Hugging Face's image folders have it; other usual names are taken too."""
+SEVERAL = "all_captions"
+"""The column with the captions of images that have more than one."""
 _NAMES = (NAME, "filename", "file", "path", "image", "name")
 
 Row = dict[str, Any]
@@ -99,7 +101,7 @@ def _digest(row: Mapping[str, Any]) -> str:
 
 
 def _told(files: Files, captions: str | None, storage: Options, caption: str) -> dict[str, Row]:
-    """What is told of the images, by their paths; where an image comes more than once, captions become lists."""
+    """What is told of the images, by their paths; the first caption counts, and further ones are kept beside it."""
     rows: dict[str, list[Row]] = defaultdict(list)
     if captions is None:
         for place in _beside(files):
@@ -111,14 +113,16 @@ def _told(files: Files, captions: str | None, storage: Options, caption: str) ->
             for name, row in listed:
                 rows[_path(root, name)].append(row)
     told = {path: {name: value for row in several for name, value in row.items()} for path, several in rows.items()}
-    if any(len(several) > 1 and caption in several[0] for several in rows.values()):
-        for path, several in rows.items():
-            told[path][caption] = [row[caption] for row in several if row.get(caption) is not None]
+    for path, several in rows.items():
+        captions_of = [row[caption] for row in several if row.get(caption) is not None]
+        if len(captions_of) > 1:
+            told[path] |= {caption: captions_of[0], SEVERAL: captions_of}
     return told
 
 
 def _path(folder: str, name: str) -> str:
-    return posixpath.normpath(join(folder, name))
+    scheme, separator, path = join(folder, name).rpartition("://")
+    return scheme + separator + posixpath.normpath(path)
 
 
 def _beside(files: Files) -> list[str]:

@@ -68,6 +68,11 @@ class Staging:
             self._remove(path for path in self._data_paths() if write_of(path) in names)
             self._remove(join(self.folder, name + PENDING) for name in names)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no whole write."""
+        return all(name.endswith(PENDING) for name in self._names())
+
     def whole(self) -> list[Staged]:
         """All writes that are whole."""
         names = [n.removesuffix(".parquet") for n in self._names() if n.endswith(".parquet") and PENDING not in n]
@@ -82,7 +87,7 @@ class Staging:
         held: Counter[str] = Counter()
         paths = [path for path in self._data_paths() if write_of(path) in wanted] if wanted else []
         with ThreadPoolExecutor(READERS) as pool:
-            for path, rows in zip(paths, pool.map(self._rows, paths), strict=True):
+            for path, rows in zip(paths, pool.map(self._readable_rows, paths), strict=True):
                 held[write_of(path)] += rows
         return {name for name in wanted if held[name] < len(self._known[name].keys)}
 
@@ -144,6 +149,12 @@ class Staging:
     def _rows(self, path: str) -> int:
         with self._store.open(path, "rb") as file:
             return int(pq.read_metadata(file).num_rows)
+
+    def _readable_rows(self, path: str) -> int:
+        try:
+            return self._rows(path)
+        except pa.ArrowInvalid:  # cut off, as by a loss of power
+            return 0
 
     def _remove(self, paths: Iterable[str]) -> None:
         gone = list(paths)

@@ -150,6 +150,9 @@ def fitted(new: pa.Schema, table: pa.Schema) -> pa.Schema:
                 "readers ignore; rename it in the source, leave it out with columns.keep, or give another --output"
             )
         kind = table.field(known).type
+        if pa.types.is_null(kind):
+            fields.append(field)
+            continue
         if not _holds(plain(kind), plain(field.type)):
             raise OutputError(
                 f"column {field.name!r} is {field.type} in the source and {kind} in the table, which holds no such "
@@ -201,10 +204,16 @@ def _holds(wide: pa.DataType, narrow: pa.DataType) -> bool:
         return bool((pa.types.is_float64(wide) and bits <= 53) or wide == _WIDER.get(narrow))
     if pa.types.is_floating(narrow):
         return bool(pa.types.is_floating(wide) and wide.bit_width >= narrow.bit_width)
-    if _is_list(wide) and not _is_list(narrow):
-        return _holds(wide.value_type, narrow)
-    if pa.types.is_timestamp(wide) and pa.types.is_timestamp(narrow):
-        return bool(wide.tz) == bool(narrow.tz)
+    if _is_list(wide):
+        return _holds(wide.value_type, narrow.value_type if _is_list(narrow) else narrow)
+    if pa.types.is_struct(wide) and pa.types.is_struct(narrow):
+        return [field.name for field in wide] == [field.name for field in narrow] and all(
+            _holds(one.type, other.type) for one, other in zip(wide, narrow, strict=True)
+        )
+    if pa.types.is_timestamp(wide) and pa.types.is_timestamp(narrow):  # nanoseconds reach from 1677 to 2262 only
+        units = ("s", "ms", "us")
+        finer = wide.unit in units and narrow.unit in units and units.index(wide.unit) >= units.index(narrow.unit)
+        return finer and bool(wide.tz) == bool(narrow.tz)
     return False
 
 

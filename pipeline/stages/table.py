@@ -35,7 +35,15 @@ def as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
         return pa.chunked_array([[None if value is None else [value] for value in column.to_pylist()]], type=kind)
     if pa.types.is_dictionary(column.type) and not pa.types.is_dictionary(kind):
         column = column.cast(column.type.value_type)
-    return column.cast(kind, safe=not (pa.types.is_timestamp(column.type) or pa.types.is_date64(column.type)))
+    return column.cast(kind, safe=not _is_finer(column.type, kind))
+
+
+def _is_finer(kind: pa.DataType, than: pa.DataType) -> bool:
+    """Whether times of this type are given more exactly than those of another."""
+    units = ("s", "ms", "us", "ns")
+    if pa.types.is_timestamp(kind) and pa.types.is_timestamp(than):
+        return units.index(kind.unit) > units.index(than.unit)
+    return bool(pa.types.is_date64(kind) and pa.types.is_date32(than))
 
 
 def source_columns(table: pa.Table) -> pa.Table:

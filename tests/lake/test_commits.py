@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -297,7 +298,9 @@ def test_data_files_that_somebody_removed_are_made_again(tmp_path: Path) -> None
     job = Job(tmp_path)
     job.checkpoint.mkdir(parents=True)
     job.write("run_x_000000", [f"{INPUTS[2].key}-0", f"{INPUTS[2].key}-1"])
+    job.write("run_x_000001", [f"{INPUTS[2].key}-2", f"{INPUTS[2].key}-3"])
     (tmp_path / "data/run_x_000000-0.parquet").unlink()
+    os.truncate(tmp_path / "data/run_x_000001-0.parquet", 0)  # as by a loss of power
     job.run("first")
     check(tmp_path)
 

@@ -38,7 +38,12 @@ def source_of(write_table: Write, tmp_path: Path) -> Source:
         folder = tmp_path / f"source/year={year}"
         folder.mkdir(parents=True)
         table = pa.table({"id": [f"{year}-{n}" for n in range(30)], "n": range(30), "image": [b"x"] * 30})
-        pq.write_table(table.append_column("shelf", pa.array(["A", "B", None] * 10)), folder / "a.parquet", 10)
+        table = table.append_column("shelf", pa.array(["A", "B", None] * 10))
+        table = table.append_column("at", pa.array(range(30), pa.date32()))
+        table = table.append_column("price", pa.array(range(30), pa.decimal128(9, 2)))
+        table = table.append_column("share", pa.array([n / 10 for n in range(30)], pa.float32()))
+        table = table.append_column("late", pa.array(range(30)) if year == 1912 else pa.nulls(30))
+        pq.write_table(table, folder / "a.parquet", 10)
     return open_source([str(tmp_path / "source")], Columns())
 
 
@@ -49,6 +54,11 @@ def source_of(write_table: Write, tmp_path: Path) -> Source:
         ([("year", "=", "1912"), ("n", "<", 2)], {1911: [], 1912: [0, 1]}),
         ([("n", "in", [3, 16, 17]), ("shelf", "!=", "A")], {1911: [16], 1912: [16]}),
         ([("shelf", "in", ("B",)), ("n", "<", 5)], {1911: [1, 4], 1912: [1, 4]}),
+        ([("at", "<", "1970-01-03")], {1911: [0, 1], 1912: [0, 1]}),
+        ([("price", "<=", 1)], {1911: [0, 1], 1912: [0, 1]}),
+        ([("share", "=", 0.3)], {1911: [3], 1912: [3]}),
+        ([("late", "in", [4, 5])], {1911: [], 1912: [4, 5]}),
+        ([("late", ">", 27)], {1911: [], 1912: [28, 29]}),
         ([("year", ">=", 1912), ("n", "<", 2)], {1911: [], 1912: [0, 1]}),
         ([("year", "in", [1911]), ("n", "not in", list(range(28)))], {1911: [28, 29], 1912: []}),
         ([("shelf", "in", ["A", 12]), ("n", "<", 4.5)], {1911: [0, 3], 1912: [0, 3]}),
@@ -80,7 +90,7 @@ def test_a_filter_that_fits_no_column_is_named(write_table: Write, tmp_path: Pat
     source = source_of(write_table, tmp_path)
     with pytest.raises(RecipeError, match="no column 'yaer'"):
         read_keys(STORE, source.files, "id", [("yaer", "=", 1911)])
-    for condition in (("n", "=", "many"), ("shelf", ">", 3), ("n", "in", ["a"])):
+    for condition in (("at", ">=", 1900), ("n", "=", "many"), ("shelf", ">", 3), ("n", "in", ["a"])):
         with pytest.raises(RecipeError, match=f"does not fit the column '{condition[0]}'"):
             read_keys(STORE, source.files, "id", [condition])
     for value, message in (

@@ -202,9 +202,19 @@ def test_types_of_databases_become_plain_ones(tmp_path: Path) -> None:
     assert [known.rows for known in keys.values()] == [1]
 
 
+def test_categories_become_what_they_stand_for(tmp_path: Path) -> None:
+    shelves = pa.array(["A", "B"]).dictionary_encode()
+    pq.write_table(pa.table({"id": ["a", "b"], "image": [b"x"] * 2, "shelf": shelves}), tmp_path / "a.parquet")
+    source = open_source([str(tmp_path / "a.parquet")], Columns())
+    assert source.passed.field("shelf").type == pa.string()
+    assert as_type(pa.chunked_array([shelves]), pa.string()).to_pylist() == ["A", "B"]
+
+
 def test_times_are_cut_off_where_the_table_knows_no_finer_ones() -> None:
     fine = pa.chunked_array([pa.array([1_700_000_000_123_456_789], pa.timestamp("ns"))])
     assert as_type(fine, pa.timestamp("us"))[0].value == 1_700_000_000_123_456
+    with pytest.raises(pa.ArrowInvalid, match="out of bounds"):  # and do not wrap around
+        as_type(pa.chunked_array([pa.array([-(10**15)], pa.timestamp("ms"))]), pa.timestamp("ns"))
 
 
 def test_a_row_group_larger_than_memory_is_read_bit_by_bit(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import fsspec
 import pytest
 
 from pipeline.errors import OutputError
+from pipeline.lake.intents import Intent
 from pipeline.lake.manifest import ManifestTable
 from pipeline.lake.output import Output, Turn, open_output
 from pipeline.recipe import Output as Settings
@@ -18,9 +19,14 @@ def output(tmp_path: Path) -> Output:
     return open_output(str(tmp_path / "out"))
 
 
-def began(output: Output, turn: Turn, state: str = "running", digest: str = "digest") -> None:
+def made(output: Output, generation: int = 1) -> None:
+    """A commit."""
+    output.intents().add(Intent(1, generation, 0, "one", "digest", "", False, (), ()))
+
+
+def began(output: Output, turn: Turn, state: str = "running", digest: str = "digest", **more: object) -> None:
     run = {"run_id": turn.run_id, "recipe_digest": digest, "generation": turn.generation, "replaces": turn.replaces}
-    run |= {"retries": turn.retries}
+    run |= {"retries": turn.retries, **more}
     output.begin(run, "")
     if state == "finished":
         output.finish(run)
@@ -42,6 +48,7 @@ def test_a_run_after_a_killed_one_goes_on_under_its_name(output: Output) -> None
 
 def test_another_recipe_does_not_mix_unasked(output: Output) -> None:
     began(output, output.turn("one", "digest", fresh=False), "finished")
+    made(output)
     with pytest.raises(OutputError, match=r"another recipe .*--fresh"):
         output.turn("two", "other", fresh=False)
     assert output.turn("two", "other", fresh=True) == Turn("two", 2, replaces=True, resumed=False)
@@ -51,8 +58,12 @@ def test_another_recipe_does_not_mix_unasked(output: Output) -> None:
 
 def test_another_recipe_does_not_go_on_with_a_killed_run(output: Output) -> None:
     began(output, output.turn("one", "digest", fresh=False))
+    assert output.turn("two", "other", fresh=False) == Turn("two", 1, replaces=False, resumed=False)  # it did nothing
+    checkpoint = Path(output.staging(1).folder)
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "one_000000.parquet").touch()
     mixed = open_output(output.uri, Settings(mixed=True))
-    with pytest.raises(OutputError, match=r"run one .* is not finished, and has another recipe"):
+    with pytest.raises(OutputError, match=r"half done by run one .* another recipe"):
         mixed.turn("two", "other", fresh=False)
 
 
@@ -63,6 +74,22 @@ def test_making_all_anew_goes_on_where_it_was_killed(output: Output) -> None:
     assert output.turn("three", "other", fresh=True) == Turn("three", 3, replaces=True, resumed=False)
     began(output, Turn("two", 2, True, True), "finished")
     assert output.turn("four", "digest", fresh=True) == Turn("four", 3, replaces=True, resumed=False)
+
+
+def test_from_making_all_anew_there_is_a_way_back(output: Output) -> None:
+    first = output.turn("one", "digest", fresh=False)
+    began(output, first, "finished")
+    made(output)
+    former = {"run_id": "one", "recipe_digest": "digest", "generation": 1, "replaces": False, "retries": False}
+    fresh = output.turn("two", "other", fresh=True)
+    began(output, fresh, digest="other", former=former)
+    assert output.turn("three", "digest", fresh=False) == Turn("three", 1, replaces=False, resumed=False)
+    assert output.turn("three", "other", fresh=False) == Turn("two", 2, replaces=True, resumed=True)
+    with pytest.raises(OutputError, match="rows of another recipe"):  # and no third one replaces it unasked
+        output.turn("three", "third", fresh=False)
+    output.intents().add(Intent(2, 2, 1, "two", "other", "", True, (), ()))  # it is replaced now
+    with pytest.raises(OutputError, match="rows of another recipe"):
+        output.turn("three", "digest", fresh=False)
 
 
 def test_a_table_keeps_its_name(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 import functools
 import gzip
 import time
@@ -179,6 +180,12 @@ def test_rows_are_fitted_to_the_types_of_their_table() -> None:
     table = pa.schema([("year", pa.string()), ("place", pa.float64()), ("size", pa.int64())])
     new = pa.schema([("year", pa.int64()), ("place", pa.int32()), ("size", pa.null()), ("more", pa.bool_())])
     assert fitted(new, table) == pa.schema([*table, ("more", pa.bool_())])
+    assert fitted(pa.schema([("none", pa.string())]), pa.schema([("none", pa.null())])).types == [pa.string()]
+    lists = pa.schema([("tags", pa.list_(pa.string())), ("at", pa.timestamp("us"))])
+    assert fitted(pa.schema([("tags", pa.list_(pa.null())), ("at", pa.timestamp("ms"))]), lists) == lists
+    fine = pa.schema([("at", pa.timestamp("ns"))])
+    with pytest.raises(OutputError, match="'at'"):  # nanoseconds begin in 1677
+        fitted(pa.schema([("at", pa.timestamp("us"))]), fine)
     for wrong, message in (
         (pa.schema([("size", pa.float64())]), "'size' is double in the source and int64 in the table.*--fresh"),
         (pa.schema([("place", pa.string())]), "'place' is string"),
@@ -186,6 +193,30 @@ def test_rows_are_fitted_to_the_types_of_their_table() -> None:
     ):
         with pytest.raises(OutputError, match=message):
             fitted(wrong, table)
+
+
+def test_a_replacement_may_bring_times_without_a_zone(kind: str, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    file, schema = write(root, "run_1", ["1"])
+    KINDS[kind](root).commit([file], schema, Commit(1, "run", "digest"))
+    file, schema = write(root, "run_2", ["2"], at=pa.array([0], pa.timestamp("us")))
+    KINDS[kind](root).commit([file], schema, Commit(2, "run", "digest"), replace=True)
+    assert KINDS[kind](root).last_commit() == 2
+    assert scan(kind, root).select("at").collect()["at"].to_list() == [datetime.datetime(1970, 1, 1)]
+
+
+def test_a_divided_table_takes_commits_that_only_take_out(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    (root / "partition_shelf=A").mkdir(parents=True)
+    table = pa.table({"id": ["1", "2"], "source_row": ["a" * 16 + "-0", "b" * 16 + "-0"], "shelf": ["A", "A"]})
+    pq.write_table(table, root / "partition_shelf=A/x.parquet")
+    file = DataFile("partition_shelf=A/x.parquet", 1, 2)
+    iceberg = IcebergTable(STORE, str(root), "archive.restored", partition_by=["shelf"])
+    iceberg.commit([file], table.schema, Commit(1, "run", "digest"))
+    without = table.schema.remove(table.schema.get_field_index("shelf"))
+    iceberg.check(without)
+    iceberg.commit([], without, Commit(2, "run", "digest"), removal=Removal("source_row", files=("a" * 16,)))
+    assert ids("iceberg", root) == ["2"]
 
 
 def test_two_outputs_do_not_share_a_table_of_a_catalog(tmp_path: Path) -> None:
