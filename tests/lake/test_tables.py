@@ -219,6 +219,18 @@ def test_a_divided_table_takes_commits_that_only_take_out(tmp_path: Path) -> Non
     assert ids("iceberg", root) == ["2"]
 
 
+def test_what_a_table_knows_of_its_columns_does_not_get_into_files(kind: str, tmp_path: Path) -> None:
+    """Of Iceberg's field ids in a file, readers want all or none."""
+    root = tmp_path / "data"
+    file, schema = write(root, "run_1", ["1"], tags=pa.array([["a"]]), place=pa.array([{"x": 1}]))
+    KINDS[kind](root).commit([file], schema, Commit(1, "run", "digest"))
+    known = KINDS[kind](root).schema()
+    assert known is not None
+    second = storable(fitted(schema, known))
+    assert second.field("tags").type.value_field.metadata is second.field("place").type.field("x").metadata is None
+    KINDS[kind](root).check(second)
+
+
 def test_two_outputs_do_not_share_a_table_of_a_catalog(tmp_path: Path) -> None:
     catalog = {"type": "sql", "uri": f"sqlite:///{tmp_path}/catalog.db", "name": "museum"}
     for name in ("first", "second"):
