@@ -60,6 +60,7 @@ def test_a_damaged_archive_has_truth_masks_records_and_licences(write_table: Wri
     assert main([*words[:6], "rust"]) == 2
 
 
+@pytest.mark.slow
 def test_a_trained_model_can_be_evaluated(
     write_table: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -117,6 +117,7 @@ def test_a_limit_takes_the_first_rows(write_table: Write, tmp_path: Path) -> Non
     assert sorted(row["id"] for row in table_of(tmp_path / "out")) == ["a0", "a1", "a2", "a3", "a4", "b0", "b1"]
 
 
+@pytest.mark.slow
 def test_a_limit_takes_the_first_row_groups_of_a_file(tmp_path: Path) -> None:
     table = pa.table({"id": [f"{n}" for n in range(40)], "image": [encoded(noise(8, 8, n)) for n in range(40)]})
     ballast = pa.array([bytes(9_000_000 if n < 20 else 10) for n in range(40)])
@@ -202,6 +203,7 @@ def test_an_output_inside_the_source_is_refused(write_table: Write, tmp_path: Pa
         prepare(recipe_of(tmp_path / "source" if output != "." else tmp_path, tmp_path / output))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_only_replaced_on_request(write_table: Write, tmp_path: Path) -> None:
     write_table([{"id": "a", "image": encoded(noise(20, 20))}])
     recipe = recipe_of(tmp_path / "source", tmp_path / "out")

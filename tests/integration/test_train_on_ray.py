@@ -20,6 +20,7 @@ def _train(source: Path, output: Path, *more: str) -> list[dict[str, float]]:
     return [{name: float(value) for name, value in row.items() if value} for row in rows]
 
 
+@pytest.mark.slow
 def test_two_workers_train_as_one_would(
     write_table,
     tmp_path: Path,
