@@ -72,8 +72,9 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         table, staging, ledger = output.table(), output.staging(turn.generation), output.ledger(turn.generation)
         record: dict[str, object] = {"run_id": run.run_id, "recipe_digest": recipe.digest(), "started": _now()}
         record |= {"generation": turn.generation, "replaces": turn.replaces, "retries": turn.retries}
-        if turn.replaces:
-            record["former"] = _former(output, run.before)
+        former = _former(output, run.before) if turn.replaces else None
+        if former:
+            record["former"] = former
         output.begin(record, recipe.to_yaml(redacted))  # from here on, what other generations had begun is over
         output.abandon_others(turn.generation, table)
         run, committer = _recovered(run, table, lease, retry)
@@ -104,11 +105,11 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
     return summary
 
 
-def _former(output: Output, before: dict[str, Any] | None) -> dict[str, Any]:
+def _former(output: Output, before: dict[str, Any] | None) -> dict[str, Any] | None:
     """Of which run the rows are that a run is about to replace."""
     assert before is not None
     if before["replaces"] and before["state"] == "running" and not output.has_rows(before["generation"]):
-        former: dict[str, Any] = before["former"]
+        former: dict[str, Any] | None = before.get("former")
         return former
     return {name: before[name] for name in ("run_id", "recipe_digest", "generation", "replaces", "retries")}
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.errors import RecipeError, SourceError, transient_errors
+from pipeline.errors import OutputError, RecipeError, SourceError, transient_errors
 from pipeline.imaging.cells import redacted
 from pipeline.lake.commits import Exchange
 from pipeline.lake.exchanges import find_exchanges
@@ -144,11 +144,13 @@ def plan(recipe: Recipe, output: Output, turn: Turn, retry: Retry | None) -> Run
     _check_names(recipe, source)
     _check_partitions(recipe, source)
     _keep_apart(source, output)
-    has_replaced = any(intent.generation == turn.generation for intent in output.intents().all())
+    last = table.last_commit()
+    has_replaced = any(one.generation == turn.generation and one.number <= last for one in output.intents().all())
     passed = _passed(recipe, source, table, turn.replaces and not has_replaced)
     if retry:
         wanted = {file.key: _chosen(file, again[file.key]) for file in source.files}
         return Run(recipe, source, output, turn, before, {}, wanted, (), None, passed)
+    _check_half_done(recipe, source, output, turn)
     keys = read_keys(source.store, source.files, source.columns.id, recipe.source.filters)
     exchanges = find_exchanges(source, finished | ledger.begun(states))
     wanted = {key: known.wanted for key, known in keys.items() if known.wanted is not None}
@@ -179,6 +181,23 @@ def _passed(recipe: Recipe, source: Source, table: Table, replaces: bool) -> pa.
 def _schema(passed: pa.Schema, recipe: Recipe) -> pa.Schema:
     prefix = recipe.output.prefix
     return pa.schema([*passed, *(field.with_name(prefix + field.name) for field in OUTPUT)])
+
+
+def _check_half_done(recipe: Recipe, source: Source, output: Output, turn: Turn) -> None:
+    """A file is done by one recipe, also where `--limit` has divided it.
+
+    Raises:
+        OutputError: rows of one are in the table that another has made.
+    """
+    digests = {name: intent.recipe_digest for intent in output.intents().all() for name in intent.writes}
+    paths = {file.key: file.path for file in source.files}
+    for staged in output.staging(turn.generation).whole() if recipe.output.mixed else ():
+        half = [paths[key] for key in staged.rows_by_file if key in paths]
+        if half and digests.get(staged.name, recipe.digest()) != recipe.digest():
+            raise OutputError(
+                f"{redacted(half[0])} is half done with another recipe ({digests[staged.name][:12]}); finish it with "
+                "that one first, or make all rows anew with --fresh"
+            )
 
 
 def _check_names(recipe: Recipe, source: Source) -> None:

@@ -13,7 +13,7 @@ from pipeline.errors import MissingImage, UnsupportedColumn
 
 IMAGE_TYPES = "images are bytes, URIs (string), or a struct with 'bytes' and 'path'"
 
-_URL = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]{0,20}://[^\s'\"<>\])]+")
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,20}://[^\s'\"<>]+")
 LONGEST_MESSAGE = 4000
 """Characters of what a library says that are shown."""
 _SIGNATURE = re.compile(
@@ -94,7 +94,13 @@ def redacted(uri: str) -> str:
 
 def without_secrets(text: str) -> str:
     """What a library said, with every URL in it redacted."""
-    return _URL.sub(lambda found: redacted(found.group()), text[:LONGEST_MESSAGE])
+
+    def shown(found: re.Match[str]) -> str:
+        url = found.group()
+        bare = url.rstrip(")],;:.")
+        return redacted(bare) + url[len(bare) :]
+
+    return _URL.sub(shown, text[:LONGEST_MESSAGE])
 
 
 def unsigned(uri: str) -> str:

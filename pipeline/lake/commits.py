@@ -322,7 +322,8 @@ class Committer:
         waiting = {key for exchange in self._open() for key in exchange.new}
         empty = {key for key, read in self._inputs.items() if not read.rows} - waiting
         whole = {key for key, count in counts.items() if key in self._inputs and count == self._inputs[key].rows}
-        finished = (whole if self._is_recovering else whole | empty) - self._recorded
+        # Those of no rows wait for a first commit: until then nothing ties the ledger to this recipe.
+        finished = (whole | empty if intents and not self._is_recovering else whole) - self._recorded
         last = intents[-1].number if intents else 0
         gone = {
             file: intent

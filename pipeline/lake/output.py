@@ -125,10 +125,10 @@ class Output:
             return Turn(run_id, last["generation"] + 1, True, False)
         has_rows = self.has_rows(last["generation"])
         is_other = last["recipe_digest"] != recipe_digest
-        if is_other and last["replaces"] and last["state"] == "running" and not has_rows:
+        if is_other and last.get("former") and last["state"] == "running" and not has_rows:
             last = last["former"] | {"state": "finished"}  # nothing was replaced: the table is what it was
             has_rows, is_other = self.has_rows(last["generation"]), last["recipe_digest"] != recipe_digest
-        if is_other and not self.staging(last["generation"]).is_empty:
+        if is_other and last["state"] == "running" and not self.staging(last["generation"]).is_empty:
             raise OutputError(
                 f"files are half done by run {last['run_id']} in {redacted(self.uri)}, which has another recipe "
                 f"({last['recipe_digest'][:12]}, this one is {recipe_digest[:12]}); run again with that one, which "
@@ -203,19 +203,21 @@ class Output:
 
     def abandon_others(self, generation: int, table: Table) -> None:
         """Throw away what killed runs have written for other generations of the table, and not committed."""
+        is_replaced = self.has_rows(generation)
         for name in names_in(self.store, join(self.root, "state/checkpoint")):
-            if name.isdecimal() and int(name) != generation:
-                self._abandon(self.staging(int(name)), table)
-
-    def _abandon(self, staging: Staging, table: Table) -> None:
-        staging.recover()
-        last = table.last_commit()
-        taken = {name for intent in self.intents().all() if intent.number <= last for name in intent.writes}
-        left = {staged.name for staged in staging.whole() if staged.name not in taken}
-        if left:
-            left -= {write_of(path) for path in table.files()}
-            staging.discard(left)
-            staging.remove_half(left)
+            if not name.isdecimal() or int(name) == generation:
+                continue
+            staging = self.staging(int(name))
+            staging.recover()
+            if int(name) < generation and is_replaced:  # their data files belong to the table's history
+                staging.forget([staged.name for staged in staging.whole()])
+                continue
+            taken = {write for intent in self.intents().all() for write in intent.writes}
+            left = {staged.name for staged in staging.whole()} - taken
+            if left:
+                left -= {write_of(path) for path in table.files()}
+                staging.discard(left)
+                staging.remove_half(left)
 
     def table(self) -> Table:
         """The table, of the kind that the recipe names.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -319,6 +320,24 @@ def test_a_replacement_is_made_once_and_whole(tmp_path: Path) -> None:
         check(root, generation=2)
         assert not {"first"}.intersection(rows_of(root, "writer"))
     assert at > 20
+
+
+def test_a_replacement_that_is_given_up_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    """The run before goes on, whatever was begun, and makes no commit of rows that are gone."""
+    for at in crashes():
+        root = tmp_path / str(at)
+        try:
+            Job(root, at).run("first")
+        except Killed:
+            pass
+        else:
+            break
+        with contextlib.suppress(Killed):
+            Job(root, 12, generation=2).run("second")
+        assert all(intent.generation == 1 for intent in Intents(Mortal(), str(root / "state/commits")).all())
+        Job(root).run("third")
+        assert rows_of(root) == sorted(keys())
+    assert at > 50
 
 
 def test_a_replacement_in_which_a_file_changes_is_one_step(tmp_path: Path) -> None:

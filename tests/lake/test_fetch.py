@@ -136,7 +136,14 @@ def test_what_a_signed_url_says_of_itself_is_not_told(tmp_path: Path, web: str) 
         reader(tmp_path, allowed=(web,))(f"{web}/gone.jpg?X-Amz-Signature=abcdef")
     assert "gone.jpg" in caught.value.message and "abcdef" not in caught.value.message
     said = "no such https://user:word@host/a.jpg?sig=abcdef, see s3://key:word@bucket/x"
-    assert without_secrets(said) == "no such https://host/a.jpg see s3://bucket/x"
+    assert without_secrets(said) == "no such https://host/a.jpg, see s3://bucket/x"
+    for url in (
+        "https://h/photo(1).jpg?sig=WORD",
+        "https://u:pa)ssWORD@h/x",
+        "http://[::1]:9000/b?sig=WORD",
+        "x_s3://u:WORD@b",
+    ):
+        assert "WORD" not in without_secrets(f"({url}): no") and without_secrets(f"({url}): no").endswith("): no")
     assert without_secrets("cannot reach [https://s3.museum.example]") == "cannot reach [https://s3.museum.example]"
     assert redacted("s3://[x]y/z?a=b") == "s3://…" and unsigned("s3://[x]y/z") == "s3://[x]y/z"
     started = time.monotonic()

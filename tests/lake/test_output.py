@@ -3,6 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import OutputError
@@ -90,6 +92,28 @@ def test_from_making_all_anew_there_is_a_way_back(output: Output) -> None:
     output.intents().add(Intent(2, 2, 1, "two", "other", "", True, (), ()))  # it is replaced now
     with pytest.raises(OutputError, match="rows of another recipe"):
         output.turn("three", "digest", fresh=False)
+
+
+def staged(output: Output, generation: int, *names: str) -> None:
+    """Whole writes of one row each."""
+    checkpoint, data = Path(output.staging(generation).folder), Path(output.data)
+    for folder in (checkpoint, data):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        pq.write_table(pa.table({"source_row": ["a" * 16 + "-0"]}), checkpoint / f"{name}.parquet")
+        (data / f"{name}-0.parquet").touch()
+
+
+def test_of_other_generations_goes_what_no_commit_names(output: Output) -> None:
+    staged(output, 1, "named", "loose")
+    output.intents().add(Intent(1, 1, 0, "one", "digest", "", False, ("named",), ()))  # perhaps not carried out yet
+    table = ManifestTable(STORE, output.data)
+    output.abandon_others(2, table)
+    assert [path.name for path in Path(output.data).glob("*.parquet")] == ["named-0.parquet"]
+    output.intents().add(Intent(2, 2, 1, "two", "digest", "", True, (), ()))  # replaced: what it was is history
+    output.abandon_others(2, table)
+    assert [path.name for path in Path(output.data).glob("*.parquet")] == ["named-0.parquet"]
+    assert output.staging(1).is_empty
 
 
 def test_a_table_keeps_its_name(tmp_path: Path) -> None:
