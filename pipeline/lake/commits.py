@@ -160,7 +160,7 @@ class Committer:
         """
         with self._lock:
             self._begin()
-            if any(intent.generation == self._generation for intent in self._intents.all()):
+            if self._own():
                 self._add()  # it is done, for the newest intent stays; the rest came later
                 return
             if self.uncommitted != rows:

@@ -51,6 +51,10 @@ class Found:
     table: str = ""
     """The folder of the Delta or Iceberg table that the file belongs to."""
 
+    def input(self, path: str) -> InputFile:
+        """The file at this path as the ledger knows it."""
+        return InputFile(unsigned(path), self.size, self.version, self.table)
+
 
 @dataclasses.dataclass(frozen=True)
 class ParquetFile:
@@ -87,7 +91,7 @@ class ParquetFile:
     @property
     def input(self) -> InputFile:
         """As the ledger knows it."""
-        return InputFile(unsigned(self.path), self.size, self.found.version, self.found.table)
+        return self.found.input(self.path)
 
     @functools.cached_property
     def key(self) -> str:
@@ -174,12 +178,11 @@ def broken(path: str) -> Iterator[None]:
     """
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
+        is_of_store = isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None)
+        if is_of_store:  # Arrow's own, of a page that cannot be decompressed, are plain and without a number
+            raise
         raise SourceError(f"{redacted(path)} is broken: {error}; repair or remove it") from error
-    except OSError as error:
-        if type(error) is OSError and error.errno is None:  # Arrow's, of a page that cannot be decompressed
-            raise SourceError(f"{redacted(path)} is broken: {error}; repair or remove it") from error
-        raise
 
 
 def readable(table: pa.Table) -> pa.Table:

@@ -140,9 +140,7 @@ class Output:
                 f"{recipe_digest[:12]}); --fresh makes all of them anew, --set output.mixed=true does new files with "
                 "this one, and another --output keeps them apart"
             )
-        if last["state"] == "finished":
-            return Turn(run_id, last["generation"], False, False, retries)
-        if is_other:  # of the one before nothing is left
+        if last["state"] == "finished" or is_other:  # of the one before nothing is left to do, or to go on with
             return Turn(run_id, last["generation"], False, False, retries)
         if retries and not last["retries"]:
             raise OutputError(

@@ -11,7 +11,7 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.errors import SourceError
-from pipeline.imaging.cells import redacted, unsigned
+from pipeline.imaging.cells import redacted
 from pipeline.lake.columns import check_columns, passed_columns, settled
 from pipeline.lake.find import IMAGES, PARQUET, Files, find_files
 from pipeline.lake.inputs import SourceFile, read_footer
@@ -79,10 +79,7 @@ def open_source(
         new = tuple(file for file in images if file.input not in finished)
         old = frozenset(file.input for file in images) - {file.input for file in new}
     else:
-        states = {
-            InputFile(unsigned(path), found.size, found.version, found.table): path
-            for path, found in sorted(files.found.items())
-        }
+        states = {found.input(path): path for path, found in sorted(files.found.items())}
         old = frozenset(state for state in states if state in finished)
         paths = [path for state, path in states.items() if state not in old]
         with ThreadPoolExecutor(READERS) as pool:

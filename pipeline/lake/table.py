@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 from urllib.parse import unquote
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import OutputError
+from pipeline.imaging.cells import is_list
 
 KEY_DIGITS = 16
 """Of a row's key, those that stand for its input file; a dash and the row's number follow."""
@@ -169,12 +170,17 @@ def plain(kind: pa.DataType) -> pa.DataType:
         return _PLAIN[kind]
     if pa.types.is_dictionary(kind):
         return plain(kind.value_type)
+    return _rebuilt(kind, plain)
+
+
+def _rebuilt(kind: pa.DataType, inner: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """A nested type with other types inside; any kind of list becomes a plain one."""
     if pa.types.is_struct(kind):
-        return pa.struct([pa.field(kind[i].name, plain(kind[i].type)) for i in range(kind.num_fields)])
+        return pa.struct([pa.field(kind[i].name, inner(kind[i].type)) for i in range(kind.num_fields)])
     if pa.types.is_map(kind):
-        return pa.map_(plain(kind.key_type), plain(kind.item_type))
-    if _is_list(kind):
-        return pa.list_(plain(kind.value_type))
+        return pa.map_(inner(kind.key_type), inner(kind.item_type))
+    if is_list(kind):
+        return pa.list_(inner(kind.value_type))
     return kind
 
 
@@ -184,11 +190,6 @@ _PLAIN = {
     pa.large_binary(): pa.binary(),
     pa.binary_view(): pa.binary(),
 }
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    variants = (pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view, pa.types.is_large_list_view)
-    return pa.types.is_list(kind) or any(is_variant(kind) for is_variant in variants)
 
 
 def _holds(wide: pa.DataType, narrow: pa.DataType) -> bool:
@@ -204,8 +205,8 @@ def _holds(wide: pa.DataType, narrow: pa.DataType) -> bool:
         return bool((pa.types.is_float64(wide) and bits <= 53) or wide == _WIDER.get(narrow))
     if pa.types.is_floating(narrow):
         return bool(pa.types.is_floating(wide) and wide.bit_width >= narrow.bit_width)
-    if _is_list(wide):
-        return _holds(wide.value_type, narrow.value_type if _is_list(narrow) else narrow)
+    if is_list(wide):
+        return _holds(wide.value_type, narrow.value_type if is_list(narrow) else narrow)
     if pa.types.is_struct(wide) and pa.types.is_struct(narrow):
         return [field.name for field in wide] == [field.name for field in narrow] and all(
             _holds(one.type, other.type) for one, other in zip(wide, narrow, strict=True)
@@ -245,13 +246,7 @@ def _storable(kind: pa.DataType) -> pa.DataType:
         return pa.binary()
     if pa.types.is_string_view(kind):
         return pa.string()
-    if pa.types.is_struct(kind):
-        return pa.struct([pa.field(kind[i].name, _storable(kind[i].type)) for i in range(kind.num_fields)])
-    if pa.types.is_map(kind):
-        return pa.map_(_storable(kind.key_type), _storable(kind.item_type))
-    if _is_list(kind):
-        return pa.list_(_storable(kind.value_type))
-    return kind
+    return _rebuilt(kind, _storable)
 
 
 _WIDER = {
