@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +177,32 @@ def crashes() -> Iterator[int]:
     return itertools.count(1)
 
 
+def killed_at_every_moment(
+    tmp_path: Path,
+    name: str,
+    files: Sequence[InputFile] = INPUTS,
+    before: Callable[[Path], None] = lambda root: None,
+    generation: int = 1,
+    at_least: int = 1,
+) -> Iterator[Path]:
+    """Outputs in each of which the run of this name was killed at another of its operations, after `before`."""
+    for at in crashes():
+        root = tmp_path / str(at)
+        before(root)
+        try:
+            Job(root, at, generation).run(name, files)
+        except Killed:
+            yield root
+        else:
+            break
+    assert at > at_least
+
+
+def first(root: Path) -> None:
+    """An undisturbed run."""
+    Job(root).run("first")
+
+
 def check(root: Path, files: Sequence[InputFile] = INPUTS, generation: int = 1) -> None:
     job = Job(root, generation=generation)
     assert rows_of(root) == sorted(keys(files))
@@ -193,18 +219,9 @@ def test_an_undisturbed_run(tmp_path: Path) -> None:
 
 
 def test_killed_at_any_moment_the_next_run_makes_it_right(tmp_path: Path) -> None:
-    killed = 0
-    for at in crashes():
-        root = tmp_path / str(at)
-        try:
-            Job(root, at).run("first")
-        except Killed:
-            killed += 1
-        else:
-            break
+    for root in killed_at_every_moment(tmp_path, "first", at_least=51):
         Job(root).run("second")
         check(root)
-    assert killed > 50
 
 
 def test_killed_again_and_again_it_comes_to_an_end(tmp_path: Path) -> None:
@@ -220,19 +237,11 @@ def test_killed_again_and_again_it_comes_to_an_end(tmp_path: Path) -> None:
 
 
 def test_a_file_that_changed_takes_its_old_rows_place_in_one_step(tmp_path: Path) -> None:
-    for at in crashes():
-        root = tmp_path / str(at)
-        Job(root).run("first")
-        files = [CHANGED, *INPUTS[1:]]
-        try:
-            Job(root, at).run("second", files)
-        except Killed:
-            assert rows_of(root) in (sorted(keys(INPUTS)), sorted(keys(files)))
-            Job(root).run("third", files)
-        else:
-            break
+    files = [CHANGED, *INPUTS[1:]]
+    for root in killed_at_every_moment(tmp_path, "second", files, first, at_least=20):
+        assert rows_of(root) in (sorted(keys(INPUTS)), sorted(keys(files)))
+        Job(root).run("third", files)
         check(root, files)
-    assert at > 20
 
 
 def test_a_file_that_changes_while_no_run_lives_leaves_no_old_rows(tmp_path: Path) -> None:
@@ -307,111 +316,62 @@ def test_data_files_that_somebody_removed_are_made_again(tmp_path: Path) -> None
 
 
 def test_a_replacement_is_made_once_and_whole(tmp_path: Path) -> None:
-    for at in crashes():
-        root = tmp_path / str(at)
-        Job(root).run("first")
-        try:
-            Job(root, at, generation=2).run("second")
-        except Killed:
-            assert rows_of(root) == sorted(keys())
-            Job(root, generation=2).run("third")
-        else:
-            break
+    for root in killed_at_every_moment(tmp_path, "second", before=first, generation=2, at_least=20):
+        assert rows_of(root) == sorted(keys())
+        Job(root, generation=2).run("third")
         check(root, generation=2)
         assert not {"first"}.intersection(rows_of(root, "writer"))
-    assert at > 20
 
 
 def test_a_replacement_that_is_given_up_leaves_everything_as_it_was(tmp_path: Path) -> None:
     """The run before goes on, whatever was begun, and makes no commit of rows that are gone."""
-    for at in crashes():
-        root = tmp_path / str(at)
-        try:
-            Job(root, at).run("first")
-        except Killed:
-            pass
-        else:
-            break
+    for root in killed_at_every_moment(tmp_path, "first", at_least=50):
         with contextlib.suppress(Killed):
             Job(root, 12, generation=2).run("second")
         assert all(intent.generation == 1 for intent in Intents(Mortal(), str(root / "state/commits")).all())
         Job(root).run("third")
         assert rows_of(root) == sorted(keys())
-    assert at > 50
 
 
 def test_a_replacement_in_which_a_file_changes_is_one_step(tmp_path: Path) -> None:
     files = [CHANGED, *INPUTS[1:]]
-    for at in crashes():
-        root = tmp_path / str(at)
-        Job(root).run("first")
-        try:
-            Job(root, at, generation=2).run("second")
-        except Killed:
-            Job(root, generation=2).run("third", files)
-        else:
-            break
+    for root in killed_at_every_moment(tmp_path, "second", before=first, generation=2):
+        Job(root, generation=2).run("third", files)
         check(root, files, generation=2)
         manifests = [json.loads(path.read_text()) for path in sorted((root / "data/_manifest").glob("*.json"))]
         assert [one["operation"] for one in manifests if one["commit"] > 3][:1] in (["replace"], [])
 
 
 def test_a_replacement_does_not_finish_what_was_begun_before(tmp_path: Path) -> None:
-    for at in crashes():
-        root = tmp_path / str(at)
-        try:
-            Job(root, at).run("first")
-        except Killed:
-            Job(root, generation=2).run("second")
-            check(root, generation=2)
-            assert {"second"} == set(rows_of(root, "writer"))
-        else:
-            break
+    for root in killed_at_every_moment(tmp_path, "first"):
+        Job(root, generation=2).run("second")
+        check(root, generation=2)
+        assert {"second"} == set(rows_of(root, "writer"))
 
 
 @pytest.mark.parametrize("now", [INPUTS, INPUTS[1:]], ids=["it is as it was", "it is not there"])
 def test_half_of_a_change_that_did_not_last_is_not_committed(tmp_path: Path, now: list[InputFile]) -> None:
     changed = [CHANGED, *INPUTS[1:]]
-    for at in crashes():
-        root = tmp_path / str(at)
-        Job(root).run("first")
-        try:
-            Job(root, at).run("second", changed)
-        except Killed:
-            Job(root).run("third", now)
-        else:
-            break
+    for root in killed_at_every_moment(tmp_path, "second", changed, first):
+        Job(root).run("third", now)
         assert rows_of(root) in (sorted(keys(INPUTS)), *([sorted(keys(changed))] if now is not INPUTS else []))
 
 
 def test_a_file_that_changes_back_while_it_is_done_again(tmp_path: Path) -> None:
-    changed = [CHANGED, *INPUTS[1:]]
-    for at in crashes():
-        root = tmp_path / str(at)
-        Job(root).run("first")
-        Job(root).run("second", changed)
-        try:
-            Job(root, at).run("third")
-        except Killed:
-            Job(root).run("fourth", [EMPTIED, *INPUTS[1:]])
-        else:
-            break
+    def changed(root: Path) -> None:
+        first(root)
+        Job(root).run("second", [CHANGED, *INPUTS[1:]])
+
+    for root in killed_at_every_moment(tmp_path, "third", before=changed):
+        Job(root).run("fourth", [EMPTIED, *INPUTS[1:]])
         check(root, [EMPTIED, *INPUTS[1:]])
 
 
 def test_a_file_of_which_nothing_is_wanted_any_more_takes_its_rows_along(tmp_path: Path) -> None:
     files = [EMPTIED, *INPUTS[1:]]
-    for at in crashes():
-        root = tmp_path / str(at)
-        Job(root).run("first")
-        try:
-            Job(root, at).run("second", files)
-        except Killed:
-            Job(root).run("third", files)
-        else:
-            break
+    for root in killed_at_every_moment(tmp_path, "second", files, first, at_least=5):
+        Job(root).run("third", files)
         check(root, files)
-    assert at > 5
 
 
 @pytest.mark.parametrize("broken", ["_write_hive", "commit"])
