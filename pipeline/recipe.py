@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import RecipeError
+from pipeline.schema import EVIDENCE
 
 
 class _Section(BaseModel):
@@ -108,10 +109,50 @@ class Restoration(_Section):
 
 
 class Scoring(_Section):
-    """What is measured, and when a restored image is kept from the archive."""
+    """What is measured of input and output, beside what costs nothing to know (docs/scores.md)."""
 
     truth: bool = True
-    """Compute PSNR and SSIM before and after where a truth is given."""
+    """Compare with the truth, where one is given."""
+    brisque: bool = False
+    """Tell BRISQUE too (needs `conservator[brisque]`; half a second a megapixel on one core)."""
+    clip: str | None = None
+    """A folder with a CLIP model of transformers: CLIPScore of captioned images is told too."""
+    lpips: str | None = None
+    """Path or URI of weights: LPIPS is told too where there is a truth."""
+    dists: str | None = None
+    """Path or URI of weights: DISTS is told too where there is a truth."""
+
+
+class Rule(_Section):
+    """One more rule of the gate, by a score."""
+
+    score: str
+    """Its column, without prefix: `colour_shift`, `sharpness_after`, …"""
+    above: float | None = None
+    """The rule holds for higher values,"""
+    below: float | None = None
+    """or for lower ones."""
+    then: Literal["kept", "review"] = "review"
+    """What becomes of the row."""
+    reason: str = ""
+    """What the row says; empty: the score and its bound."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Rule:
+        if self.score not in EVIDENCE:
+            near = difflib.get_close_matches(self.score, EVIDENCE, n=1)
+            raise ValueError(
+                f"no score {self.score!r} that the gate can go by"
+                + (f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(EVIDENCE)}")
+            )
+        if (self.above is None) == (self.below is None):
+            raise ValueError(f"the rule on {self.score!r} wants either above or below")
+        return self
+
+
+class Gate(_Section):
+    """When a restored image is taken, when the original is kept, and when a person should look."""
+
     clean_above: float = Field(default=0.1, ge=0, le=1)
     """An image judged undamaged with at least this probability is kept as it is."""
     least_change: float = Field(default=45.0, ge=0)
@@ -120,9 +161,18 @@ class Scoring(_Section):
     """A result expected to be better by fewer dB than this is not worth a new file: the original is kept."""
     review_below: float = Field(default=20.0, ge=0)
     """Results whose expected PSNR (dB) is lower are marked `review`."""
+    review_subjects_below: float = Field(default=23.0, ge=0)
+    """So are those that show a face or text, likely, whose expected PSNR (dB) is lower there."""
     review_fill: float = Field(default=0.02, ge=0, le=1)
     """So are those of which a larger share looked missing and was filled without being asked for: what looks like a
     hole may be a silhouette, or the frame of the scan."""
+    review_mask: float = Field(default=0.3, ge=0, le=1)
+    """So are those of which a larger share was filled because a mask asked for it."""
+    find_text: bool = False
+    """Look for text in the picture, not in its caption alone (needs `conservator[text]`; half a second an image on one
+    core, where the result is uncertain)."""
+    rules: tuple[Rule, ...] = ()
+    """More rules, such as `[{score: colour_shift, above: 10}, {score: noise_before, below: 2, then: kept}]`."""
 
 
 class Output(_Section):
@@ -207,6 +257,7 @@ class Recipe(_Section):
     columns: Columns = Columns()
     restoration: Restoration = Restoration()
     scoring: Scoring = Scoring()
+    gate: Gate = Gate()
     output: Output = Output()
     resources: Resources = Resources()
     limits: Limits = Limits()
@@ -223,7 +274,8 @@ class Recipe(_Section):
         tree = self.model_dump(mode="json")
         for key in ("uri", "allowed_uris"):
             tree["source"][key] = [shown(uri) for uri in tree["source"][key]]
-        for section, key in (("source", "captions"), ("restoration", "model"), ("output", "uri")):
+        named = (("source", "captions"), ("restoration", "model"), ("scoring", "lpips"), ("scoring", "dists"))
+        for section, key in (*named, ("output", "uri")):
             tree[section][key] = None if tree[section][key] is None else shown(tree[section][key])
         return yaml.safe_dump(tree, sort_keys=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import pyarrow as pa
@@ -15,6 +16,26 @@ ROW_KEY = INTERNAL + "source_row"
 STATUSES: tuple[Status, ...] = ("restored", "kept", "review", "generated", "failed")
 """restored: repaired. kept: the original bytes, since nothing needed repair or the gate preferred them.
 review: repaired, but a person should look. generated: made from the caption. failed: see the error columns."""
+
+BLIND_SCORES = ("noise", "blockiness", "sharpness", "contrast", "clipped", "colourfulness", "brisque", "clip_score")
+"""Scores of one image alone, before and after; see docs/scores.md for what each means."""
+TRUTH_SCORES = ("psnr", "ssim", "ms_ssim", "haarpsi", "mdsi", "ciede2000", "lpips", "dists")
+"""Scores against the truth, before and after."""
+FIDELITY_SCORES = ("change_psnr", "changed_share", "colour_shift", "redamaged_psnr")
+"""How far the result that was proposed is from the input, whether it was taken or not."""
+FOUND = ("noise_sigma", "jpeg_quality", "blur_sigma", "downscale", "fading", "missing")
+"""What the model found to be wrong."""
+EXPECTED = ("clean_probability", "caption_agreement", "expected_psnr", "expected_gain")
+"""What the model thinks of image and result."""
+
+
+def paired(names: Sequence[str]) -> tuple[str, ...]:
+    """The columns of scores that are told before and after."""
+    return tuple(f"{name}_{when}" for name in names for when in ("before", "after"))
+
+
+EVIDENCE = (*FOUND, *EXPECTED, *FIDELITY_SCORES, *paired(BLIND_SCORES))
+"""The numbers that the gate's rules may go by. It never sees the truth."""
 
 OUTPUT = pa.schema(
     [
@@ -45,12 +66,16 @@ OUTPUT = pa.schema(
         pa.field("clean_probability", pa.float32()),  # 0..1
         pa.field("caption_agreement", pa.float32()),  # 0..1; null without a caption
         pa.field("expected_psnr", pa.float32()),  # dB, of the result, in the likely case, by the model
+        pa.field("expected_gain", pa.float32()),  # dB, of the PSNR, from input to result
         pa.field("change_psnr", pa.float32()),  # dB, the result against the input; 100 if equal
-        pa.field("psnr_before", pa.float32()),  # dB, the input against the truth; 100 if equal
-        pa.field("psnr_after", pa.float32()),  # dB, the output against the truth
-        pa.field("ssim_before", pa.float32()),  # 0..1
-        pa.field("ssim_after", pa.float32()),  # 0..1
-        pa.field("restore_seconds", pa.float32()),  # the row's share of its batch, by pixels
+        pa.field("changed_share", pa.float32()),  # 0..1, of the pixels, visibly
+        pa.field("colour_shift", pa.float32()),  # CIEDE2000, of colours over a coarse grid
+        pa.field("redamaged_psnr", pa.float32()),  # dB, the input against the result with the damage put back
+        pa.field("subjects", pa.list_(pa.string())),  # face, text: likely; looked for where it matters
+        *(pa.field(name, pa.float32()) for name in paired(BLIND_SCORES)),  # of input and output
+        *(pa.field(name, pa.float32()) for name in paired(TRUTH_SCORES)),  # of input and output; null without a truth
+        pa.field("restore_seconds", pa.float32()),  # of the model; the row's share of its batch, by pixels
+        pa.field("score_seconds", pa.float32()),  # of scores and gate; its share likewise
         pa.field("before_preview", pa.binary()),  # small JPEG
         pa.field("after_preview", pa.binary()),  # small JPEG
         pa.field("model", pa.string()),
@@ -97,9 +122,9 @@ RESTORED = pa.schema(
             for name in OUTPUT.names
             if name
             in (
-                *("status", "reasons", "noise_sigma", "jpeg_quality", "blur_sigma", "downscale", "fading", "missing"),
-                *("grey", "clean_probability", "caption_agreement", "expected_psnr", "change_psnr"),
-                *("psnr_before", "psnr_after", "ssim_before", "ssim_after", "restore_seconds", "model", "model_sha256"),
+                *("status", "reasons", "grey", "subjects", "restore_seconds", "score_seconds", "model", "model_sha256"),
+                *EVIDENCE,
+                *paired(TRUTH_SCORES),
             )
         ),
     ]

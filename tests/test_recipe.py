@@ -18,7 +18,7 @@ def test_a_key_without_its_section_is_pointed_to_its_place() -> None:
         load_recipe(overrides=["colourize=true"])
 
 
-@pytest.mark.parametrize("override", ["restoration.tile=big", "restoration.tile=100", "scoring.clean_above=2"])
+@pytest.mark.parametrize("override", ["restoration.tile=big", "restoration.tile=100", "gate.clean_above=2"])
 def test_a_value_that_does_not_fit_is_refused_by_name(override: str) -> None:
     with pytest.raises(RecipeError, match=override.split("=")[0].replace(".", r"\.")):
         load_recipe(overrides=[override])
@@ -62,7 +62,7 @@ def test_a_printed_recipe_reads_back_the_same() -> None:
 def test_the_digest_changes_with_the_work_and_not_with_the_place() -> None:
     digest = Recipe().digest()
     assert load_recipe(overrides=["restoration.tile=256"]).digest() != digest
-    assert load_recipe(overrides=["scoring.clean_above=0.9"]).digest() != digest
+    assert load_recipe(overrides=["gate.clean_above=0.9"]).digest() != digest
     elsewhere = load_recipe(
         output__uri="/elsewhere", source__uri=["x"], limits__rows=3, overrides=["resources.actors=2"]
     )

@@ -1,69 +1,112 @@
-"""The gate: is the restored image taken, or the original kept?"""
+"""The gate: is the restored image taken, the original kept, or a person asked?"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 
-from pipeline.damage.record import Damage
+from pipeline.quality.subjects import Kind
+from pipeline.recipe import Gate, Rule
 from pipeline.schema import Status
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
-    """Thresholds, as in the recipe's `scoring`."""
+class Sighting:
+    """A face or text, likely, and what became of it."""
 
-    clean_above: float
-    least_change: float
-    least_gain: float
-    review_below: float
-    review_fill: float
+    kind: Kind
+    expected_psnr: float
+    """Of the result there, dB."""
+    filled: float
+    """Share of it that a mask asked to fill, 0..1."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """What is known of one image after restoring."""
+    """What is known of one image and its repair, without invented colours; never the truth."""
 
-    damage: Damage
-    clean: float
-    """Probability that nothing was wrong, 0..1."""
-    change_psnr: float
-    """The result against the input, dB."""
-    expected_psnr: float
-    """The result's own, in the likely case, dB."""
-    mean_error: float
-    """The result's squared error that the model expects on average, 0..1."""
+    scores: Mapping[str, float | None]
+    """By their columns: all of `EVIDENCE` that could be told."""
     masked: float | None
     """Share of the area that a mask asked to fill; None without a mask."""
+    sightings: Sequence[Sighting] = ()
 
-    @property
-    def expected_gain(self) -> float:
-        """Expected rise of the PSNR in dB.
-
-        For an estimate that is the mean of what the original may have been, the input's squared error is the
-        result's plus the squared change between them.
-        """
-        change = 10 ** (-self.change_psnr / 10)
-        return 10 * math.log10((self.mean_error + change) / max(self.mean_error, 1e-12))
+    def score(self, name: str) -> float:
+        """One that is always told."""
+        value = self.scores[name]
+        assert value is not None
+        return value
 
 
-def decide(evidence: Evidence, rules: Rules) -> tuple[Status, list[str]]:
+def expected_gain(change_psnr: float, mean_error: float) -> float:
+    """Expected rise of the PSNR in dB, from the change in dB and the result's expected squared error.
+
+    For an estimate that is the mean of what the original may have been, the input's squared error is the result's plus
+    the squared change between them.
+    """
+    change = 10 ** (-change_psnr / 10)
+    return 10 * math.log10((mean_error + change) / max(mean_error, 1e-12))
+
+
+def decide(evidence: Evidence, gate: Gate) -> tuple[Status, list[str]]:
     """`restored`, `kept` or `review`, and why."""
+    reasons = _to_keep(evidence, gate)
+    if reasons:
+        return "kept", reasons
+    doubts = _to_review(evidence, gate)
+    if doubts:
+        return "review", doubts
     if evidence.masked is not None:
-        if not evidence.masked:
-            return "kept", ["the mask is empty"]
-        if evidence.expected_psnr < rules.review_below:
-            return "review", [f"uncertain: {evidence.expected_psnr:.1f} dB expected"]
         return "restored", [f"{evidence.masked:.1%} of the area was filled"]
-    if evidence.clean >= rules.clean_above:
-        return "kept", [f"judged undamaged (probability {evidence.clean:.2f})"]
-    if evidence.change_psnr >= rules.least_change:
-        return "kept", [f"almost nothing would change ({evidence.change_psnr:.1f} dB to the original)"]
-    if evidence.expected_gain < rules.least_gain:
-        return "kept", [f"little to gain ({evidence.expected_gain:.2f} dB expected)"]
+    return "restored", [f"{evidence.score('expected_gain'):.1f} dB gain expected"]
+
+
+def _to_keep(evidence: Evidence, gate: Gate) -> list[str]:
+    if evidence.masked is not None:  # somebody has asked for it
+        return [] if evidence.masked else ["the mask is empty"]
+    clean, change, gain = (evidence.score(name) for name in ("clean_probability", "change_psnr", "expected_gain"))
+    if clean >= gate.clean_above:
+        return [f"judged undamaged (probability {clean:.2f})"]
+    if change >= gate.least_change:
+        return [f"almost nothing would change ({change:.1f} dB to the original)"]
+    if gain < gate.least_gain:
+        return [f"little to gain ({gain:.2f} dB expected)"]
+    return _matching(evidence, gate.rules, "kept")
+
+
+def _to_review(evidence: Evidence, gate: Gate) -> list[str]:
     doubts = []
-    if evidence.expected_psnr < rules.review_below:
-        doubts.append(f"uncertain: {evidence.expected_psnr:.1f} dB expected")
-    if evidence.damage.missing > rules.review_fill:
-        doubts.append(f"{evidence.damage.missing:.1%} of the area looked missing and was filled")
-    return ("review", doubts) if doubts else ("restored", [f"{evidence.expected_gain:.1f} dB gain expected"])
+    expected = evidence.score("expected_psnr")
+    if expected < gate.review_below:
+        doubts.append(f"uncertain: {expected:.1f} dB expected")
+    if evidence.masked is None and evidence.score("missing") > gate.review_fill:
+        doubts.append(f"{evidence.score('missing'):.1%} of the area looked missing and was filled")
+    if evidence.masked is not None and evidence.masked > gate.review_mask:
+        doubts.append(f"{evidence.masked:.1%} of the area was filled")
+    doubts += _sighted(evidence, gate)
+    return doubts + _matching(evidence, gate.rules, "review")
+
+
+def _sighted(evidence: Evidence, gate: Gate) -> list[str]:
+    doubts = []
+    for sighting in evidence.sightings:
+        what = "a face" if sighting.kind == "face" else "text"
+        if sighting.filled > 0:
+            doubts.append(f"{what} is likely, and {sighting.filled:.0%} of it was filled")
+        elif sighting.expected_psnr < gate.review_subjects_below:
+            doubts.append(f"{what} is likely, and uncertain ({sighting.expected_psnr:.1f} dB expected)")
+    return list(dict.fromkeys(doubts))
+
+
+def _matching(evidence: Evidence, rules: Sequence[Rule], then: Status) -> list[str]:
+    reasons = []
+    for rule in rules:
+        value = evidence.scores.get(rule.score)
+        if rule.then != then or value is None:
+            continue
+        above, below = rule.above, rule.below
+        if (above is not None and value > above) or (below is not None and value < below):
+            bound = f"above {above:g}" if above is not None else f"below {below:g}"
+            reasons.append(rule.reason or f"{rule.score} is {value:.3g}, {bound}")
+    return reasons

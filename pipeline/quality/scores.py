@@ -1,29 +1,35 @@
-"""How near a picture is to another: PSNR and SSIM, in strips, so that large images need little memory."""
+"""Errors in decibels, and the two scores of a pair that the evaluation is about."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torchmetrics.functional.image import structural_similarity_index_measure
+from torch import Tensor
+
+from pipeline.quality.strips import strips
+from pipeline.quality.structure import structure
 
 Pixels = npt.NDArray[np.uint8]
 
 EQUAL = 100.0
 """PSNR in dB given to two equal images."""
-_STRIP_PIXELS = 2_000_000
-"""Pixels scored at a time; SSIM holds some twenty floats for each."""
-_WINDOW = 11
+
+
+def squared_error(images: Tensor, others: Tensor) -> Tensor:
+    """Mean [N] over all values of images [N, H, W, C] uint8, in units of white = 1."""
+    total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+    for rows, kept in strips(images):
+        one, other = (part[:, rows][:, kept].int() for part in (images, others))
+        total += (one - other).square().sum((1, 2, 3))
+    return total / images[0].numel() / 255**2
 
 
 def mean_squared_error(image: Pixels, other: Pixels) -> float:
     """Over all values of two [H, W, C] uint8 images, in units of white = 1."""
-    total = 0.0
-    strip = _strip(image)
-    for top in range(0, len(image), strip):
-        difference = image[top : top + strip].astype(np.int32) - other[top : top + strip]
-        total += float(np.square(difference).sum())
-    return total / image.size / 255**2
+    return float(squared_error(_batch(image), _batch(other)))
 
 
 def psnr(image: Pixels, truth: Pixels) -> float:
@@ -33,33 +39,14 @@ def psnr(image: Pixels, truth: Pixels) -> float:
 
 def decibels(error: float) -> float:
     """PSNR of a mean squared error (white = 1)."""
-    return float(min(EQUAL, -10 * np.log10(max(error, 1e-12))))
+    return min(EQUAL, -10 * math.log10(max(error, 1e-12)))
 
 
 def ssim(image: Pixels, truth: Pixels) -> float | None:
-    """Structural similarity (Wang et al. 2004; 11 x 11 Gaussian window, by torchmetrics), -1..1, higher is better.
-
-    None for images smaller than the window.
-    """
-    height, width = image.shape[:2]
-    if min(height, width) < _WINDOW:
-        return None
-    total, rows = 0.0, 0
-    reach, strip = _WINDOW // 2, _strip(image)
-    for top in range(0, height, strip):
-        bottom = min(height, top + strip)
-        lines = slice(max(0, min(top - reach, height - _WINDOW)), min(height, bottom + reach))
-        value = structural_similarity_index_measure(_batch(image[lines]), _batch(truth[lines]), data_range=1.0)
-        assert isinstance(value, torch.Tensor)
-        total += float(value) * (bottom - top)
-        rows += bottom - top
-    return total / rows
+    """Structural similarity of two [H, W, 3] images, -1..1, higher is better; None if smaller than its window."""
+    value, _ = structure(_batch(image), _batch(truth))
+    return None if value is None else float(value)
 
 
-def _strip(image: Pixels) -> int:
-    """Rows of an image that are scored at a time."""
-    return max(_WINDOW, _STRIP_PIXELS // int(image.shape[1]))
-
-
-def _batch(pixels: Pixels) -> torch.Tensor:
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+def _batch(pixels: Pixels) -> Tensor:
+    return torch.from_numpy(pixels.copy())[None]

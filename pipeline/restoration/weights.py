@@ -42,7 +42,7 @@ def load_model(place: str | Path) -> tuple[CompactModel, str]:
     """
     root = str(SHIPPED / str(place)) if str(place) in shipped_models() else str(place)
     try:
-        content = {name: _read(f"{root.rstrip('/')}/{name}") for name in FILES}
+        content = {name: read_file(f"{root.rstrip('/')}/{name}") for name in FILES}
     except Exception as error:  # a driver that is missing, a scheme unknown, or what a store raises
         raise ModelError(
             f"no model at {root!r} ({type(error).__name__}: {str(error)[:200]}); "
@@ -64,7 +64,8 @@ def shipped_models() -> list[str]:
     return sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir()) if SHIPPED.is_dir() else []
 
 
-def _read(path: str) -> bytes:
+def read_file(path: str) -> bytes:
+    """What is at a path or a URI; raises whatever its store raises."""
     if urlsplit(path).scheme in ("", "file"):
         return Path(urlsplit(path).path if path.startswith("file:") else path).read_bytes()
     with fsspec.open(path, "rb") as file:

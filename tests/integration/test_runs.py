@@ -126,7 +126,7 @@ def test_all_rows_are_done_anew_into_a_table_that_is_exchanged_at_once(write_tab
     write_table(rows("a", "b"), "source/one.parquet")
     flow.restore(prepare(recipe_of(tmp_path, "output.images=files")))
     old = set((tmp_path / "out/images/0001").rglob("*.png"))
-    other = recipe_of(tmp_path, "output.images=files", "output.format=webp", "scoring.clean_above=1")
+    other = recipe_of(tmp_path, "output.images=files", "output.format=webp", "gate.clean_above=1")
     with pytest.raises(OutputError, match="another recipe"):
         prepare(other)
     summary = flow.restore(prepare(other, fresh=True))

@@ -1,0 +1,147 @@
+"""Appraising: how good each image was and is, and what the gate says; the second half of the restore stage."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from pipeline.quality.gate import Evidence, Sighting, decide, expected_gain
+from pipeline.quality.scorer import Extras, Scorer, Scores
+from pipeline.quality.scores import decibels
+from pipeline.quality.subjects import Subject, SubjectFinder
+from pipeline.recipe import Recipe
+from pipeline.restoration.canvas import Restored
+from pipeline.restoration.colour import colour_onto
+from pipeline.schema import FOUND, Status
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One image and what came of it."""
+
+    before: Pixels  # [H, W, 3]
+    result: Restored
+    caption: str | None = None
+    mask: npt.NDArray[np.bool_] | None = None  # [H, W]
+    truth: Pixels | None = None  # [H, W, 3]
+    coloured: bool = False
+    """It was grey, and was to have colours."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What becomes of it."""
+
+    status: Status
+    reasons: list[str]
+    subjects: list[str]
+    scores: dict[str, float | None]
+    after: Pixels | None
+    """[H, W, 3], if it is taken."""
+
+
+class Appraiser:
+    """Scores and the gate, on a device."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        """Load what the recipe's scores need.
+
+        Raises:
+            ModelError: weights are missing or wrong.
+            RecipeError: a package is missing.
+        """
+        wanted = recipe.scoring
+        self._gate = recipe.gate
+        self._scorer = Scorer(device, Extras(wanted.brisque, wanted.clip, wanted.lpips, wanted.dists))
+        self._finder = SubjectFinder(recipe.gate.find_text)
+
+    def __call__(self, cases: Sequence[Case]) -> list[Verdict]:
+        """A verdict on each."""
+        captions, results = [case.caption for case in cases], [case.result for case in cases]
+        befores, proposed = [case.before for case in cases], [result.pixels for result in results]
+        repairs = [_grey(after) if case.coloured else after for case, after in zip(cases, proposed, strict=True)]
+        before, after = self._scorer.blind(befores, captions), self._scorer.blind(proposed, captions)
+        fidelity = self._scorer.fidelity(befores, repairs, [r.damage for r in results], [r.lost for r in results])
+        verdicts = [
+            self._decide(case, pixels, {**_named(one, "before"), **_named(other, "after"), **far})
+            for case, pixels, one, other, far in zip(cases, proposed, before, after, fidelity, strict=True)
+        ]
+        outputs = [before[row] if verdict.after is None else after[row] for row, verdict in enumerate(verdicts)]
+        for row, verdict in enumerate(verdicts):
+            if verdict.after is not None and verdict.after is not proposed[row]:
+                (outputs[row],) = self._scorer.blind([verdict.after], [captions[row]])
+            verdict.scores.update(_named(outputs[row], "after"))
+        self._compare(cases, verdicts)
+        return verdicts
+
+    def _decide(self, case: Case, proposed: Pixels, measured: Scores) -> Verdict:
+        result = case.result
+        scores: dict[str, float | None] = {
+            **{name: getattr(result.damage, name) for name in FOUND},
+            "clean_probability": result.clean,
+            "caption_agreement": result.agreement,
+            "expected_psnr": result.expected_psnr,
+            "expected_gain": expected_gain(measured["change_psnr"], result.mean_error),
+            **measured,
+        }
+        sightings = self._sightings(case)
+        masked = None if case.mask is None else float(case.mask.mean())
+        status, reasons = decide(Evidence(scores, masked, sightings), self._gate)
+        after = None if status == "kept" else proposed
+        if case.coloured:  # the repair was judged without the colours
+            after = _onto(case.before, proposed) if status == "kept" else proposed
+            status, reasons = "review", [*reasons, "colours are invented"]
+        return Verdict(status, reasons, sorted({sighting.kind for sighting in sightings}), scores, after)
+
+    def _sightings(self, case: Case) -> list[Sighting]:
+        """Looking takes a while, and is done where it can matter."""
+        filled = case.mask is not None and case.mask.any()
+        if not filled and case.result.expected_psnr >= self._gate.review_subjects_below:
+            return []
+        return [_sighting(case, subject) for subject in self._finder(case.before, case.caption)]
+
+    def _compare(self, cases: Sequence[Case], verdicts: Sequence[Verdict]) -> None:
+        """Input and output with the truth, where it is known; what was kept is what it was."""
+        pairs = [(case, verdict, case.truth) for case, verdict in zip(cases, verdicts, strict=True)]
+        known = [(case, verdict, truth) for case, verdict, truth in pairs if truth is not None]
+        before = self._scorer.against_truth([case.before for case, *_ in known], [truth for *_, truth in known])
+        taken = [(verdict.after, truth) for _, verdict, truth in known if verdict.after is not None]
+        after = iter(self._scorer.against_truth([image for image, _ in taken], [truth for _, truth in taken]))
+        for (_, verdict, _), scores in zip(known, before, strict=True):
+            verdict.scores.update(_named(scores, "before"))
+            verdict.scores.update(_named(scores if verdict.after is None else next(after), "after"))
+
+
+def _named(scores: Scores, when: str) -> Scores:
+    return {f"{name}_{when}": value for name, value in scores.items()}
+
+
+def _sighting(case: Case, subject: Subject) -> Sighting:
+    """What became of a subject: how sure the model is where it lies, compared with the whole."""
+    result = case.result
+    if subject.box is None:
+        return Sighting(subject.kind, result.expected_psnr, 0.0)
+    top, left, bottom, right = subject.box
+    here = (slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1)))
+    error = float(np.square(result.uncertainty[here].astype(np.float32)).mean())
+    filled = 0.0 if case.mask is None else float(case.mask[here].mean())
+    return Sighting(subject.kind, result.expected_psnr - decibels(result.mean_error) + decibels(error), filled)
+
+
+def _grey(rgb: Pixels) -> Pixels:
+    """[H, W, 3] without its colours."""
+    return np.repeat(np.asarray(Image.fromarray(rgb).convert("L"))[..., None], 3, axis=2)
+
+
+def _onto(before: Pixels, coloured: Pixels) -> Pixels:
+    """The colours of one picture on the luminance of another, grey one; both [H, W, 3]."""
+    planes = [torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255 for pixels in (before, coloured)]
+    both = colour_onto(planes[0][:1], planes[1])
+    return (both.permute(1, 2, 0) * 255).round().byte().numpy()
