@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "measure a model under the field's protocols",
     "damage": "make a damaged archive, with its truth, from undamaged images",
     "report": "write summary and report of a finished run again",
+    "review": "serve a page on which a person decides about the rows marked review",
 }
 
 

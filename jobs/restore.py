@@ -54,12 +54,21 @@ def run(arguments: argparse.Namespace) -> int:
     from pipeline.plan import prepare
 
     run = prepare(recipe, arguments.fresh, arguments.retry_failed)
-    return _dry_run(run) if arguments.dry_run else _restore(run, arguments.retry_failed)
+    if arguments.dry_run:
+        return _dry_run(run)
+    code = _restore(run, arguments.retry_failed)
+    if arguments.retry_failed is None and run.decisions:
+        decided = prepare(recipe, retry="reviewed")
+        if decided.rows:
+            log.info("%d rows were decided by persons", decided.rows)
+            code = max(code, _restore(decided, "reviewed"))
+    return code
 
 
 def _restore(run: Run, retry: Retry | None) -> int:
     from pipeline import cluster, flow
     from pipeline.drain import Drain
+    from pipeline.lake.output import REPORTS
     from pipeline.reporting.summary import as_text
 
     digest = run.recipe.digest()[:12]
@@ -78,7 +87,13 @@ def _restore(run: Run, retry: Retry | None) -> int:
     with drain.on_signals():
         summary = flow.restore(run, drain, retry)
     print(as_text(summary))
-    print(f"\n{redacted(run.output.uri).rstrip('/')}/report.html shows the images before and after")
+    place = redacted(run.output.uri).rstrip("/")
+    if retry == "reviewed":
+        print(f"\nthese are the rows about which persons had decided; {place}/{REPORTS}/{run.run_id}/report.html")
+    else:
+        print(f"\n{place}/report.html shows the images before and after")
+    if summary.by_status.get("review"):
+        print(f"conservator review {place} is where a person decides about the rows marked review")
     return FAILED_ROWS if summary.by_status.get("failed") else OK
 
 

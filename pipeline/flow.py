@@ -29,15 +29,18 @@ from pipeline.imaging.cells import redacted, without_secrets
 from pipeline.lake.attempts import Attempts, GaveUp
 from pipeline.lake.commits import Committer, Input, Interval
 from pipeline.lake.lease import Lease
-from pipeline.lake.output import Output
+from pipeline.lake.output import REPORTS, Output
 from pipeline.lake.places import is_local
 from pipeline.lake.reader import NothingToFilter, Part, Rows, plan_parts
 from pipeline.lake.table import Table
+from pipeline.metrics import RowMeter, StageMeter
 from pipeline.plan import Retry, Run, partitions, plan
 from pipeline.progress import Tally
+from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
 from pipeline.reporting.page import render
-from pipeline.reporting.summary import Summary, summarise
+from pipeline.reporting.summary import Summary
+from pipeline.reporting.survey import Survey, survey
 from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage
 
@@ -83,10 +86,10 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         record["rows"] = run.rows
         if run.source.files:
             ledger.begin((file.input for file in run.source.files), table.last_commit())
-        ended = False
+        ended, tally = False, Tally(sum(part.rows for part in parts))
         if parts:
             with Interval(committer, None if turn.replaces else 60 * recipe.output.commit_minutes):
-                ended = _write(run, parts, staging.folder, drain)
+                ended = _write(run, parts, staging.folder, drain, tally)
             lease.check()
         if ended and turn.replaces:
             raise Interrupted(f"stopped; run {run.run_id} replaces the table when all of its rows are done: run again")
@@ -99,8 +102,11 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         staging.recover()  # what repeated tasks have left
         output.tidy(table, turn.generation)
         dataset = output.dataset(table, run.run_id)
-        summary = _summary(run, parts, dataset, time.monotonic() - started)
-        report(output, dataset, summary, recipe)
+        seen = survey(dataset, run.run_id, recipe.output.prefix)
+        summary = seen.summary
+        _tell(summary, run, parts, tally)
+        summary.seconds = time.monotonic() - started
+        report(output, dataset, seen, recipe, is_last=retry != "reviewed")
         output.finish(record | {"finished": _now(), "by_status": summary.by_status, "measured": summary.measured})
     return summary
 
@@ -124,13 +130,14 @@ def _recovered(run: Run, table: Table, lease: Lease, retry: Retry | None) -> tup
     return run, committer
 
 
-def _summary(run: Run, parts: Sequence[Part], dataset: pads.Dataset, seconds: float) -> Summary:
-    summary = summarise(dataset, run.run_id, run.recipe.output.prefix)
-    summary.seconds = seconds
+def _tell(summary: Summary, run: Run, parts: Sequence[Part], tally: Tally) -> None:
+    """Add to a summary what the table does not tell."""
+    if parts:
+        summary.device, summary.actors = device_of(run.recipe)
+    summary.flow_seconds, summary.bare_speed = tally.seconds, tally.bare_speed
     summary.files_read = len({path for part in parts for path in part.paths})
     summary.bytes_read = sum(part.size for part in parts)
     summary.duplicate_ids = run.duplicates.count if run.duplicates else 0
-    return summary
 
 
 def _committer(run: Run, table: Table, lease: Lease) -> Committer:
@@ -191,7 +198,7 @@ def _check_whole(run: Run, committer: Committer, expected: int) -> None:
         raise RunError(f"{len(missing)} files are not finished, such as {', '.join(missing[:5])}; run again")
 
 
-def _write(run: Run, parts: Sequence[Part], checkpoint: str, drain: Drain) -> bool:
+def _write(run: Run, parts: Sequence[Part], checkpoint: str, drain: Drain, tally: Tally) -> bool:
     """Run the flow into the table's folder; whether it ended early.
 
     Raises:
@@ -209,7 +216,7 @@ def _write(run: Run, parts: Sequence[Part], checkpoint: str, drain: Drain) -> bo
         checkpoint_manager_cls=NothingToFilter,
     )
     try:
-        with drain.told() as stopped, Tally(sum(part.rows for part in parts)) as tally:
+        with drain.told() as stopped, tally:
             compose(run, parts, tally, stopped).write_parquet(
                 output.data,
                 filesystem=store,
@@ -258,8 +265,8 @@ def compose(
     return (
         ray.data.read_datasource(rows, num_cpus=resources.task_cpus)
         .map_batches(
-            RestoreStage,
-            fn_constructor_args=(recipe, device, resources.threads),
+            _Restore,
+            fn_constructor_args=(recipe, device, resources.threads, run.decisions, tally.counter if tally else None),
             compute=ray.data.ActorPoolStrategy(size=actors),
             batch_format="pyarrow",
             num_cpus=1,
@@ -300,18 +307,43 @@ class _Decode:
         self._stages = {root: run.decode_stage(root) for root in roots}
 
     def __call__(self, table: pa.Table, root: str) -> Iterator[pa.Table]:
-        return self._stages[root](table)
+        tables, meter = self._stages[root](table), StageMeter("decode")
+        while True:
+            with meter.working():
+                decoded = next(tables, None)
+            if decoded is None:
+                return
+            yield decoded
 
 
-def report(output: Output, dataset: pads.Dataset, summary: Summary, recipe: Recipe) -> None:
-    """Write `summary.json` and `report.html`."""
+class _Restore:
+    """What an actor of the cluster holds."""
+
+    def __init__(self, recipe: Recipe, device: str, threads: int, decisions: dict[str, Decision], counter: Any) -> None:
+        self._stage = RestoreStage(recipe, device, threads, decisions)
+        if counter is not None:
+            counter.found_speed.remote(self._stage.bare_speed())
+        self._meter = StageMeter("restore")
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        with self._meter.working():
+            return self._stage(table)
+
+
+def report(output: Output, dataset: pads.Dataset, seen: Survey, recipe: Recipe, is_last: bool = True) -> None:
+    """Write `summary.json` and `report.html` of a run; if it is the last, beside the table too."""
     columns = recipe.columns
-    output.write("summary.json", json.dumps(summary.as_dict(), indent=2) + "\n")
-    output.write("report.html", render(dataset, summary, columns.id, columns.caption, recipe.output.prefix))
+    summary = json.dumps(seen.summary.as_dict(), indent=2) + "\n"
+    page = render(dataset, seen, columns.id, columns.caption, recipe.output.prefix)
+    for folder in (f"{REPORTS}/{seen.summary.run_id}/", *([""] if is_last else [])):
+        output.write(folder + "summary.json", summary)
+        output.write(folder + "report.html", page)
 
 
 def _encode(table: pa.Table, stage: EncodeStage, partitions: dict[str, str], counter: Any) -> pa.Table:
-    out = stage(table)
+    with StageMeter("encode").working():
+        out = stage(table)
+    RowMeter().count(out, stage.recipe.output.prefix)
     for name, folder in partitions.items():
         if folder != name:
             out = out.append_column(folder, out[name])

@@ -6,7 +6,7 @@ import dataclasses
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ import pyarrow as pa
 from pipeline.errors import OutputError, RecipeError, SourceError, transient_errors
 from pipeline.imaging.cells import redacted
 from pipeline.lake.commits import Exchange
+from pipeline.lake.decisions import Reviewed
 from pipeline.lake.exchanges import find_exchanges
 from pipeline.lake.fetch import UriReader
 from pipeline.lake.inputs import ImageFile, SourceFile
@@ -26,14 +27,16 @@ from pipeline.lake.places import as_uri, join
 from pipeline.lake.source import Source, open_source
 from pipeline.lake.storage import check_options, resolved
 from pipeline.lake.table import PARTITION, Table, fitted, storable
+from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
 from pipeline.restoration.text import minilm_folder
 from pipeline.restoration.weights import load_model
 from pipeline.schema import OUTPUT
 from pipeline.stages.decode import DecodeStage
 
-Retry = Literal["transient", "all"]
-"""Which failed rows are tried again: those whose error may pass, or all."""
+Retry = Literal["transient", "all", "reviewed"]
+"""Which rows are done again: those that failed with an error that may pass, all that failed, or those that a person has
+decided about since they were marked `review`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Run:
     """Ids that come twice."""
     passed: pa.Schema
     """The source's columns that go through, with the types that the table has for them."""
+    decisions: dict[str, Decision]
+    """What persons have decided about results, by `result_id`."""
 
     @property
     def run_id(self) -> str:
@@ -110,7 +115,7 @@ def prepare(recipe: Recipe, fresh: bool = False, retry: Retry | None = None) -> 
     Args:
         recipe: what to do.
         fresh: make all rows anew, to replace those that the output holds.
-        retry: do failed rows of the table again, and nothing else.
+        retry: do such rows of the table again, and nothing else.
 
     Raises:
         ConservatorError: one of them cannot be used.
@@ -136,7 +141,8 @@ def plan(recipe: Recipe, output: Output, turn: Turn, retry: Retry | None) -> Run
     states = ledger.states()
     finished = frozenset(file for file, state in states.items() if not state.gone)
     table = output.table()
-    again = _failed(output, table, retry, finished) if retry else {}
+    reviewed = output.decisions().latest()
+    again = _again(output, table, retry, finished, reviewed) if retry else {}
     known = finished if not retry else frozenset(file for file in finished if file.key not in again)
     source = open_source(recipe.source.uri, recipe.columns, known, recipe.source)
     if retry:
@@ -149,7 +155,7 @@ def plan(recipe: Recipe, output: Output, turn: Turn, retry: Retry | None) -> Run
     passed = _passed(recipe, source, table, turn.replaces and not has_replaced)
     if retry:
         wanted = {file.key: _chosen(file, again[file.key]) for file in source.files}
-        return Run(recipe, source, output, turn, before, {}, wanted, (), None, passed)
+        return Run(recipe, source, output, turn, before, {}, wanted, (), None, passed, _decided(reviewed))
     _check_half_done(recipe, source, output, turn)
     keys = read_keys(source.store, source.files, source.columns.id, recipe.source.filters)
     exchanges = find_exchanges(source, finished | ledger.begun(states))
@@ -159,7 +165,7 @@ def plan(recipe: Recipe, output: Output, turn: Turn, retry: Retry | None) -> Run
     leaving = frozenset(file for exchange in exchanges for file in exchange.old)
     twice = find_duplicates(keys, ledger.ids(finished - leaving))
     duplicates = name_duplicates(source.store, source.files, source.columns.id, twice)
-    return Run(recipe, source, output, turn, before, keys, wanted, exchanges, duplicates, passed)
+    return Run(recipe, source, output, turn, before, keys, wanted, exchanges, duplicates, passed, _decided(reviewed))
 
 
 def _passed(recipe: Recipe, source: Source, table: Table, replaces: bool) -> pa.Schema:
@@ -223,12 +229,31 @@ def _check_names(recipe: Recipe, source: Source) -> None:
         )
 
 
-def _failed(output: Output, table: Table, retry: Retry, finished: Collection[InputFile]) -> dict[str, list[int]]:
-    """Numbers of the rows to be tried again, by the keys of their files."""
-    kinds = transient_errors() if retry == "transient" else None
+def _decided(reviewed: Mapping[str, Reviewed]) -> dict[str, Decision]:
+    return {
+        result: Decision(
+            one.decision == "accepted",
+            f"{one.reviewer} on {one.decided_at:%Y-%m-%d}" + (f" ({one.note})" if one.note else ""),
+        )
+        for result, one in reviewed.items()
+    }
+
+
+def _again(
+    output: Output,
+    table: Table,
+    retry: Retry,
+    finished: Collection[InputFile],
+    reviewed: Collection[str],
+) -> dict[str, list[int]]:
+    """Numbers of the rows to be done again, by the keys of their files."""
     keys = {file.key for file in finished}
     rows: dict[str, list[int]] = {}
-    for row in output.failed_rows(table, kinds):
+    if retry == "reviewed":
+        found = output.decided_rows(table, reviewed) if reviewed else []
+    else:
+        found = output.failed_rows(table, transient_errors() if retry == "transient" else None)
+    for row in found:
         key, _, number = row.rpartition("-")
         if key in keys:
             rows.setdefault(key, []).append(int(number))

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 import ray.data
+import ray.exceptions
 
 from pipeline.cluster import start_beside_driver
 
@@ -25,6 +26,13 @@ class _Counter:
 
     def __init__(self) -> None:
         self._rows = 0
+        self._speeds: list[float] = []
+
+    def found_speed(self, megapixels: float) -> None:
+        self._speeds.append(megapixels)
+
+    def speed(self) -> float | None:
+        return sum(self._speeds) / len(self._speeds) if self._speeds else None
 
     def add(self, rows: int) -> None:
         self._rows += rows
@@ -42,15 +50,19 @@ class Tally:
         self._thread: threading.Thread | None = None
         self._started = time.monotonic()
         self.counter: Any = None
-        """The actor to tell; None where Ray shows the progress itself."""
+        """The actor to tell."""
+        self.seconds = 0.0
+        """That the block took."""
+        self.bare_speed: float | None = None
+        """Megapixels a second of the model alone, in the mean of the actors that have told it."""
 
     def __enter__(self) -> Tally:
         terminal = sys.stderr.isatty()
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = terminal
+        self.counter = start_beside_driver(_Counter)
         if not terminal:
             logging.getLogger("ray.data").setLevel(logging.WARNING)
-            self.counter = start_beside_driver(_Counter)
             self._thread = threading.Thread(target=self._show, daemon=True)
             self._thread.start()
         return self
@@ -59,9 +71,14 @@ class Tally:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
+        self.seconds = time.monotonic() - self._started
         if self._thread is not None:
             self._thread.join(2 * INTERVAL)
-            ray.kill(self.counter)
+        try:
+            self.bare_speed = ray.get(self.counter.speed.remote(), timeout=INTERVAL)
+        except ray.exceptions.RayError as problem:  # for show only
+            log.debug("the counter does not answer: %s", problem)
+        ray.kill(self.counter)
 
     def _show(self) -> None:
         while not self._stop.wait(INTERVAL):

@@ -269,6 +269,10 @@ class Recipe(_Section):
         content["limits"].pop("rows")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
+    def result_digest(self) -> str:
+        """SHA-256 over what decides a result's pixels."""
+        return hashlib.sha256(self.restoration.model_dump_json(exclude={"device", "model"}).encode()).hexdigest()
+
     def to_yaml(self, shown: Callable[[str], str] = str) -> str:
         """The recipe as a file that `load_recipe` reads; `shown` may take secrets out of its URIs."""
         tree = self.model_dump(mode="json")

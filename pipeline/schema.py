@@ -48,6 +48,7 @@ OUTPUT = pa.schema(
         pa.field("image_sha256", pa.string()),  # of the output file
         pa.field("source_sha256", pa.string()),  # of the input file
         pa.field("source_uri", pa.string()),  # where the row named one
+        pa.field("result_id", pa.string()),  # SHA-256 of all that the result follows from: inputs, settings, model
         pa.field("source_row", pa.string()),  # unique: 16 digits that stand for the input file, a dash, its row number
         pa.field("status", pa.string()),  # one of STATUSES
         pa.field("reasons", pa.list_(pa.string())),  # why the gate decided so
@@ -109,6 +110,7 @@ DECODED = pa.schema(
         pa.field("source_row", pa.string()),
         pa.field("source_uri", pa.string()),
         pa.field("source_sha256", pa.string()),
+        pa.field("inputs_sha256", pa.string()),  # of image, mask, references and caption
         *ERROR_FIELDS,
     ]
 )
@@ -116,13 +118,27 @@ DECODED = pa.schema(
 
 RESTORED = pa.schema(
     [
-        *(DECODED.field(name) for name in DECODED.names if name not in ("mask", "truth", "references", "caption")),
+        *(
+            DECODED.field(name)
+            for name in DECODED.names
+            if name not in ("mask", "truth", "references", "caption", "inputs_sha256")
+        ),
         *(
             OUTPUT.field(name)
             for name in OUTPUT.names
             if name
             in (
-                *("status", "reasons", "grey", "subjects", "restore_seconds", "score_seconds", "model", "model_sha256"),
+                *(
+                    "status",
+                    "reasons",
+                    "grey",
+                    "result_id",
+                    "subjects",
+                    "restore_seconds",
+                    "score_seconds",
+                    "model",
+                    "model_sha256",
+                ),
                 *EVIDENCE,
                 *paired(TRUTH_SCORES),
             )

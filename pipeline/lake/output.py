@@ -1,6 +1,8 @@
 """The output place: `data/` with the table, `state/` with what the job knows, and the reports beside them.
 
 data/                  the table's folder: Parquet files, and _manifest/, metadata/ or _delta_log/
+reviews/               what persons have decided about rows marked `review`
+reports/RUN/           summary and report of each run; those of the last beside data/
 state/run.json         the last run: its id, recipe, generation, and whether it is finished
 state/recipe.yaml      its recipe
 state/lease/           who may write
@@ -20,10 +22,12 @@ from collections.abc import Collection
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pyarrow.dataset as pads
 
 from pipeline.errors import OutputError, SourceError
 from pipeline.imaging.cells import redacted
+from pipeline.lake.decisions import Decisions
 from pipeline.lake.images import ImageWriter
 from pipeline.lake.intents import Intents
 from pipeline.lake.lease import Lease
@@ -42,6 +46,7 @@ _MADE = (REWRITTEN, COLUMNS)
 """And those that commits make."""
 RUN = "state/run.json"
 RECIPE = "state/recipe.yaml"
+REPORTS = "reports"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +183,22 @@ class Output:
         """The run is over, and its rows are in the table."""
         self.write(RUN, json.dumps(run | self._kind | {"state": "finished"}, indent=2))
 
+    def runs(self) -> list[str]:
+        """Ids of the runs that have left a report, oldest first."""
+        return names_in(self.store, join(self.root, REPORTS))
+
+    def measured(self, run_id: str) -> dict[str, Any]:
+        """What a run has measured that the table does not tell; empty if that is not known."""
+        last = self.run()
+        if last is not None and last["run_id"] == run_id:
+            return dict(last.get("measured", {}))
+        with explained(self.uri, OutputError):
+            try:
+                summary = json.loads(self.store.cat_file(join(self.root, f"{REPORTS}/{run_id}/summary.json")))
+            except (FileNotFoundError, json.JSONDecodeError):
+                return {}
+        return dict(summary)
+
     @property
     def _kind(self) -> dict[str, Any]:
         settings = self.settings
@@ -259,6 +280,20 @@ class Output:
         failed = pads.field(prefix + "status") == "failed"
         rows = self.dataset(table).to_table(columns=names, filter=failed).to_pylist()
         return [row["source_row"] for row in rows if kinds is None or row["error_type"] in kinds]
+
+    def decided_rows(self, table: Table, decided: Collection[str]) -> list[str]:
+        """Keys of the rows of the table marked `review` about whose results, by `result_id`, persons have decided."""
+        prefix = self.settings.prefix
+        if prefix + "result_id" not in (table.schema() or pa.schema([])).names:
+            return []
+        names = {name: pads.field(prefix + name) for name in ("source_row", "result_id")}
+        waiting = pads.field(prefix + "status") == "review"
+        rows = self.dataset(table).to_table(columns=names, filter=waiting).to_pylist()
+        return [row["source_row"] for row in rows if row["result_id"] in decided]
+
+    def decisions(self) -> Decisions:
+        """What persons have decided about rows marked `review`."""
+        return Decisions(self.store, join(self.root, "reviews"))
 
     def image_writer(self, generation: int) -> ImageWriter:
         """Writes restored images beside the table."""

@@ -39,6 +39,21 @@ class Evidence:
         return value
 
 
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What a person has decided about a result; it stands above all rules."""
+
+    accepted: bool
+    said: str
+    """Who, and when."""
+
+    def apply(self, reasons: Sequence[str]) -> tuple[Status, list[str]]:
+        """The status that a result with these reasons has."""
+        if self.accepted:
+            return "restored", [f"accepted by {self.said}", *reasons]
+        return "kept", [f"rejected by {self.said}", *reasons]
+
+
 def expected_gain(change_psnr: float, mean_error: float) -> float:
     """Expected rise of the PSNR in dB, from the change in dB and the result's expected squared error.
 

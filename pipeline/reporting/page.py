@@ -3,65 +3,148 @@
 from __future__ import annotations
 
 import base64
-import heapq
+import hashlib
+from typing import Any
 
 import pyarrow.dataset as pads
 from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
 
-from pipeline.quality.scores import EQUAL
-from pipeline.reporting.summary import Summary, as_text
+from pipeline.reporting.charts import histogram
+from pipeline.reporting.distributions import PAIRED, SINGLE
+from pipeline.reporting.gallery import fit_pictures, read_rows
+from pipeline.reporting.summary import DAMAGE, as_lines, kinds_of, speed_line
+from pipeline.reporting.survey import Survey
+from pipeline.schema import STATUSES
 
-PAIRS = 60
-"""Rows shown, at most; those that changed most come first."""
-FAILURES = 40
-_NEEDED = ("status", "reasons", "notes", "error_stage", "error_type", "error_message", "psnr_before", "psnr_after")
-_SHOWN = (*_NEEDED, "expected_psnr", "change_psnr", "caption_agreement", "before_preview", "after_preview")
+Row = dict[str, Any]
+
+_FACTS = (
+    *(
+        "status",
+        "reasons",
+        "notes",
+        "subjects",
+        "source_row",
+        "source_uri",
+        "source_sha256",
+        "image_sha256",
+        "image_uri",
+    ),
+    *("image_width", "image_height", "image_format", "model", "model_sha256", "recipe_digest", "run_id"),
+    *("change_psnr", "clean_probability", "error_stage", "error_type", "error_message", "attempts"),
+    *("before_preview", "after_preview"),
+)
+_PROVENANCE = {
+    "source_uri": "source",
+    "source_row": "source row",
+    "source_sha256": "source SHA-256",
+    "image_uri": "image file",
+    "image_sha256": "image SHA-256",
+    "model": "model",
+    "model_sha256": "model SHA-256",
+    "recipe_digest": "recipe digest",
+    "run_id": "run",
+}
+LONGEST_CAPTION = 2000
 
 
-def render(
-    dataset: pads.Dataset, summary: Summary, id_column: str, caption_column: str | None, prefix: str = ""
-) -> str:
-    """The page: totals, before-and-after pairs, failures.
+def render(dataset: pads.Dataset, survey: Survey, id_column: str, caption_column: str | None, prefix: str = "") -> str:
+    """The page: totals, charts, a gallery before and after, failures.
 
     Args:
-        dataset: the output table.
-        summary: its totals.
+        dataset: the rows of the run.
+        survey: what was seen of them.
         id_column: name of the column that names a row.
         caption_column: name of the column with captions; it need not be there.
         prefix: the recipe's `output.prefix`.
     """
-    columns = {name: pads.field(prefix + name) for name in _SHOWN} | {"row_id": pads.field(id_column)}
-    if caption_column in dataset.schema.names:
-        columns["row_caption"] = pads.field(caption_column)
-    changed, broken = _chosen(dataset, prefix)
-    rows = dataset.take(changed, columns=columns).to_pylist() if changed else []
-    failed = dataset.take(broken, columns=columns).to_pylist() if broken else []
+    shown, failed = survey.chosen.shown, survey.chosen.failed
+    columns = shown_columns(dataset, id_column, caption_column, prefix)
+    rows = read_rows(dataset, list(shown), columns, prefix + "source_row")
+    fit_pictures(rows)
     for row in rows:
-        caption = row.get("row_caption")
-        row["row_caption"] = " · ".join(map(str, caption)) if isinstance(caption, list) else caption
+        describe(row)
+        row["groups"] = shown[row["source_row"]]
+    examples = [key for keys in failed.values() for key in keys]
+    bare = {name: column for name, column in columns.items() if not name.endswith("_preview")}
+    broken = {row["source_row"]: row for row in read_rows(dataset, examples, bare, prefix + "source_row")}
+    summary = survey.summary
+    return page(
+        "run.html",
+        summary=summary,
+        lines=as_lines(summary),
+        speed=speed_line(summary) if summary.share_of_bare is not None else None,
+        charts={
+            name: (axis, histogram(axis, found), found) for name, (axis, found) in survey.distributions.charts().items()
+        },
+        rows=rows,
+        groups=list(dict.fromkeys(name for names in shown.values() for name in names)),
+        statuses=[status for status in STATUSES if any(row["status"] == status for row in rows)],
+        damages=[name for name in DAMAGE if any(name in row["damage"] for row in rows)],
+        failures=[
+            (kind, summary.failures.get(kind, len(keys)), [broken[key] for key in keys if key in broken])
+            for kind, keys in failed.items()
+        ],
+    )
+
+
+def shown_columns(
+    dataset: pads.Dataset, id_column: str, caption_column: str | None, prefix: str
+) -> dict[str, pads.Expression]:
+    """What is read of the rows that are shown, as far as the table has it."""
+    there = set(dataset.schema.names)
+    paired = [f"{name}_{when}" for name in PAIRED for when in ("before", "after")]
+    wanted = dict.fromkeys([*_FACTS, *paired, *SINGLE, *(column for column, *_ in DAMAGE.values())])
+    columns = {name: pads.field(prefix + name) for name in wanted if prefix + name in there}
+    if id_column in there:
+        columns["row_id"] = pads.field(id_column)
+    if caption_column in there:
+        columns["row_caption"] = pads.field(caption_column)
+    return columns
+
+
+def describe(row: Row) -> None:
+    """Add to a row what the templates show of it: caption, damage, scores, provenance."""
+    caption = row.get("row_caption")
+    text = " · ".join(map(str, caption)) if isinstance(caption, list) else caption
+    row["row_caption"] = None if text is None else str(text)[:LONGEST_CAPTION]
+    row["row_id"] = str(row.get("row_id", row["source_row"]))
+    row["damage"] = kinds_of(row)
+    row["scores"] = [
+        (axis.title, _number(row.get(f"{name}_before")), _number(row.get(f"{name}_after")), axis.unit)
+        for name, axis in PAIRED.items()
+        if row.get(f"{name}_before") is not None
+    ]
+    row["judged"] = [
+        (axis.title, _number(row.get(name)), axis.unit) for name, axis in SINGLE.items() if row.get(name) is not None
+    ]
+    row["provenance"] = [(title, str(row[name])) for name, title in _PROVENANCE.items() if row.get(name)]
+
+
+def page(template: str, connects: bool = False, **content: Any) -> str:
+    """A template with its content; its script is the only one that the page may run, and it may load nothing.
+
+    `connects`: it may talk to its own server.
+    """
     environment = Environment(loader=PackageLoader("pipeline.reporting"), autoescape=select_autoescape(default=True))
     environment.filters["picture"] = _picture
-    template = environment.get_template("run.html")
-    return template.render(summary=summary, table=as_text(summary), rows=rows, failed=failed)
-
-
-def _chosen(dataset: pads.Dataset, prefix: str) -> tuple[list[int], list[int]]:
-    """Positions of the rows to show: those that changed most, and the first that failed. Only scalars are read."""
-    small = {name: pads.field(prefix + name) for name in ("status", "change_psnr")}
-    changed: list[tuple[float, int]] = []
-    broken: list[int] = []
-    position = 0
-    for batch in dataset.to_batches(columns=small):
-        for status, change in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            if status != "failed":
-                item = (-(EQUAL if status == "kept" else change), -position)
-                (heapq.heappush if len(changed) < PAIRS else heapq.heappushpop)(changed, item)
-            elif len(broken) < FAILURES:
-                broken.append(position)
-            position += 1
-    return [-place for _, place in sorted(changed, reverse=True)], broken
+    script = environment.get_template("page.js").render()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(
+        script=Markup(script),  # our own file, nothing is put into it
+        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+        + ("; connect-src 'self'" if connects else ""),
+        **content,
+    )
 
 
 def _picture(data: bytes | None) -> str:
     """A JPEG as a data URI."""
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" if data else ""
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"

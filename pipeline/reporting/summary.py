@@ -1,35 +1,23 @@
-"""The run's summary, counted from the output table itself."""
+"""The run's summary: totals, for the console and for `summary.json`."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as pads
-
-from pipeline.schema import STATUSES
-
-FOUND: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "noise": ("noise_sigma", lambda column: pc.greater(column, 4)),
-    "JPEG artefacts": ("jpeg_quality", lambda column: pc.less(column, 85)),
-    "blur": ("blur_sigma", lambda column: pc.greater(column, 0.5)),
-    "low resolution": ("downscale", lambda column: pc.greater(column, 1.4)),
-    "fading": ("fading", lambda column: pc.greater(column, 0.08)),
-    "missing parts": ("missing", lambda column: pc.greater(column, 0.003)),
-    "no colours": ("grey", lambda column: column),
+DAMAGE: dict[str, tuple[str, bool, float]] = {
+    "noise": ("noise_sigma", True, 4),
+    "JPEG artefacts": ("jpeg_quality", False, 85),
+    "blur": ("blur_sigma", True, 0.5),
+    "low resolution": ("downscale", True, 1.4),
+    "fading": ("fading", True, 0.08),
+    "missing parts": ("missing", True, 0.003),
+    "no colours": ("grey", True, 0),
 }
-"""When an image counts as damaged in a way: the column, and the test of its values."""
-MEANS = ("psnr_before", "psnr_after", "ssim_before", "ssim_after", "expected_psnr")
-SCALARS = (
-    *("status", "error_stage", "error_type", "image_width", "image_height", "restore_seconds"),
-    *(column for column, _ in FOUND.values()),
-    *MEANS,
-)
+"""When an image counts as damaged in a way: if a column's value is above (true) or below a bound."""
+LOST = 0.1
+"""dB of PSNR that a restored image may lose against its truth before it counts as worse."""
 
 
 @dataclasses.dataclass
@@ -39,37 +27,68 @@ class Summary:
     run_id: str
     rows: int = 0
     by_status: dict[str, int] = dataclasses.field(default_factory=dict)
+    megapixels_by_status: dict[str, float] = dataclasses.field(default_factory=dict)
     failures: dict[str, int] = dataclasses.field(default_factory=dict)
     """Counts by `stage: type`."""
     damage_found: dict[str, int] = dataclasses.field(default_factory=dict)
     """Rows by kind of damage; one row may count in several."""
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Means by column, over the rows that have a value."""
     with_truth: int = 0
-    psnr_before: float | None = None
-    """Means over the rows with a truth, dB."""
-    psnr_after: float | None = None
-    ssim_before: float | None = None
-    ssim_after: float | None = None
-    expected_psnr: float | None = None
-    """Mean over the rows that were not failed, dB."""
+    worse: int = 0
+    """Rows with a truth and status `restored` that lost more than 0.1 dB."""
     duplicate_ids: int = 0
     """Ids that more than one row has, in this run's source or with what was read before."""
     files_read: int = 0
     """Input files of which this run has read rows."""
     bytes_read: int = 0
     """Of their row groups with these rows, or of the image files."""
-    worse: int = 0
-    """Rows with a truth and status `restored` that lost more than 0.1 dB."""
-    megapixels: float = 0.0
-    """Of all rows that reached the restorer."""
     restore_seconds: float = 0.0
-    """Seconds that restoring actors worked."""
+    """Seconds that restoring actors ran the model."""
+    score_seconds: float = 0.0
+    """Seconds that they scored and judged."""
     seconds: float = 0.0
     """Seconds from the start of the run to its end."""
+    flow_seconds: float = 0.0
+    """Of these, while rows were on their way."""
+    actors: int = 0
+    """Restoring actors."""
+    device: str = ""
+    """Where they ran the model: `cpu` or `cuda`."""
+    bare_speed: float | None = None
+    """Megapixels a second of the bare model on tiles in memory, on one actor, measured at its start."""
 
     @property
     def measured(self) -> dict[str, Any]:
         """What the run has measured, and the table does not tell."""
-        return {name: getattr(self, name) for name in ("seconds", "files_read", "bytes_read", "duplicate_ids")}
+        names = (
+            "seconds",
+            "flow_seconds",
+            "files_read",
+            "bytes_read",
+            "duplicate_ids",
+            "actors",
+            "device",
+            "bare_speed",
+        )
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def megapixels(self) -> float:
+        """Of all rows that came out with an image."""
+        return sum(self.megapixels_by_status.values())
+
+    @property
+    def speed(self) -> float | None:
+        """Megapixels a second while rows were on their way."""
+        return self.megapixels / self.flow_seconds if self.flow_seconds else None
+
+    @property
+    def share_of_bare(self) -> float | None:
+        """The run's speed as a share of what the bare model would do on as many actors."""
+        if self.speed is None or not self.bare_speed or not self.actors:
+            return None
+        return self.speed / (self.bare_speed * self.actors)
 
     @property
     def seconds_a_megapixel(self) -> float | None:
@@ -78,62 +97,40 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return dataclasses.asdict(self) | {"seconds_a_megapixel": self.seconds_a_megapixel}
+        told = ("megapixels", "speed", "share_of_bare", "seconds_a_megapixel")
+        return dataclasses.asdict(self) | {name: getattr(self, name) for name in told}
 
 
-def summarise(dataset: pads.Dataset, run_id: str, prefix: str = "") -> Summary:
-    """Count a table. Only its small columns are read, batch by batch.
-
-    Args:
-        dataset: the table.
-        run_id: the run it belongs to.
-        prefix: the recipe's `output.prefix`.
-    """
-    summary = Summary(run_id)
-    statuses, failures, found = Counter[str](), Counter[str](), Counter[str]()
-    sums, counts = dict.fromkeys(MEANS, 0.0), dict.fromkeys(MEANS, 0)
-    for batch in dataset.to_batches(columns={name: pads.field(prefix + name) for name in SCALARS}):
-        table = pa.Table.from_batches([batch])
-        summary.rows += table.num_rows
-        statuses.update(table["status"].to_pylist())
-        errors = table.filter(pc.equal(table["status"], "failed"))
-        failures.update(
-            f"{stage}: {kind}"
-            for stage, kind in zip(errors["error_stage"].to_pylist(), errors["error_type"].to_pylist(), strict=True)
-        )
-        for name, (column, test) in FOUND.items():
-            found[name] += pc.sum(test(table[column])).as_py() or 0
-        for name in MEANS:
-            sums[name] += pc.sum(table[name]).as_py() or 0.0
-            counts[name] += pc.count(table[name]).as_py()
-        lost = pc.and_(
-            pc.equal(table["status"], "restored"), pc.less(pc.subtract(table["psnr_after"], table["psnr_before"]), -0.1)
-        )
-        summary.worse += pc.sum(lost).as_py() or 0
-        area = pc.multiply(table["image_width"].cast(pa.float64()), table["image_height"].cast(pa.float64()))
-        summary.megapixels += (pc.sum(area).as_py() or 0) / 1e6
-        summary.restore_seconds += pc.sum(table["restore_seconds"]).as_py() or 0.0
-    summary.by_status = {status: statuses[status] for status in STATUSES if statuses[status]}
-    summary.failures = dict(failures.most_common())
-    summary.damage_found = {name: count for name, count in found.most_common() if count}
-    summary.with_truth = counts["psnr_before"]
-    for name in MEANS:
-        value = sums[name] / counts[name] if counts[name] else math.nan
-        setattr(summary, name, None if math.isnan(value) else value)
-    return summary
+def kinds_of(row: Mapping[str, Any]) -> list[str]:
+    """The kinds of damage that were found in a row."""
+    kinds = []
+    for name, (column, above, bound) in DAMAGE.items():
+        value = row.get(column)
+        if value is not None and (value > bound if above else value < bound):
+            kinds.append(name)
+    return kinds
 
 
 def as_text(summary: Summary) -> str:
     """The summary as a table for the console."""
+    lines = as_lines(summary)
+    wide = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{wide}}  {value}" for name, value in lines)
+
+
+def as_lines(summary: Summary) -> list[tuple[str, str]]:
+    """The summary line by line: what, and how much."""
+    scores = summary.scores
     lines = [("rows", f"{summary.rows}")]
     lines += [(f"  {status}", f"{count}") for status, count in summary.by_status.items()]
     lines += [(f"    {cause}", f"{count}") for cause, count in summary.failures.items()]
     if summary.with_truth:
+        psnr, ssim = (tuple(scores.get(f"{name}_{when}") for when in ("before", "after")) for name in ("psnr", "ssim"))
         lines += [
             ("rows with a truth", f"{summary.with_truth}"),
-            ("  mean PSNR before / after", f"{_number(summary.psnr_before)} / {_number(summary.psnr_after)} dB"),
-            ("  mean SSIM before / after", f"{_number(summary.ssim_before, 4)} / {_number(summary.ssim_after, 4)}"),
-            ("  restored, but over 0.1 dB worse", f"{summary.worse}"),
+            ("  mean PSNR before / after", f"{_number(psnr[0])} / {_number(psnr[1])} dB"),
+            ("  mean SSIM before / after", f"{_number(ssim[0], 4)} / {_number(ssim[1], 4)}"),
+            (f"  restored, but over {LOST} dB worse", f"{summary.worse}"),
         ]
     if summary.files_read:
         lines.append(("files read", f"{summary.files_read} ({summary.bytes_read / 1e6:.1f} MB)"))
@@ -147,8 +144,19 @@ def as_text(summary: Summary) -> str:
         ("restoring, seconds a megapixel", _number(summary.seconds_a_megapixel)),
         ("whole run, seconds", f"{summary.seconds:.1f}"),
     ]
-    wide = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:<{wide}}  {value}" for name, value in lines)
+    if summary.share_of_bare is not None:
+        lines.append(("speed", speed_line(summary)))
+    return lines
+
+
+def speed_line(summary: Summary) -> str:
+    """The run's speed against the bare model's."""
+    assert summary.speed is not None and summary.bare_speed and summary.share_of_bare is not None
+    many = f" on {summary.actors} actors" if summary.actors > 1 else ""
+    return (
+        f"{summary.speed:.2f} MP/s, {summary.share_of_bare:.0%} of the bare model's "
+        f"{summary.bare_speed * summary.actors:.2f} MP/s on {summary.device}{many}"
+    )
 
 
 def _number(value: float | None, digits: int = 2) -> str:

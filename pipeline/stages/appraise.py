@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from pipeline.quality.gate import Evidence, Sighting, decide, expected_gain
+from pipeline.quality.gate import Decision, Evidence, Sighting, decide, expected_gain
 from pipeline.quality.scorer import Extras, Scorer, Scores
 from pipeline.quality.scores import decibels
 from pipeline.quality.subjects import Subject, SubjectFinder
@@ -33,6 +33,8 @@ class Case:
     truth: Pixels | None = None  # [H, W, 3]
     coloured: bool = False
     """It was grey, and was to have colours."""
+    decision: Decision | None = None
+    """A person has seen this very result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +100,9 @@ class Appraiser:
         if case.coloured:  # the repair was judged without the colours
             after = _onto(case.before, proposed) if status == "kept" else proposed
             status, reasons = "review", [*reasons, "colours are invented"]
+        if case.decision is not None:
+            status, reasons = case.decision.apply(reasons)
+            after = None if status == "kept" else proposed if after is None else after
         return Verdict(status, reasons, sorted({sighting.kind for sighting in sightings}), scores, after)
 
     def _sightings(self, case: Case) -> list[Sighting]:

@@ -68,6 +68,7 @@ class DecodeStage:
             row["truth"] = self._truth(table, index, size, row["notes"])
             row["references"] = self._references(table, index, row["notes"])
             row["caption"] = as_caption(_cell(table, columns.caption, index))
+            row["inputs_sha256"] = _inputs_digest(row)
         except RowError as error:
             return _failed(row, error)
         except Exception as error:  # one row's surprise must not cost the others
@@ -156,6 +157,15 @@ class DecodeStage:
             picture.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE), reducing_gap=2.0)
             found.append({"pixels": picture.tobytes(), "height": picture.height, "width": picture.width})
         return found
+
+
+def _inputs_digest(row: Row) -> str:
+    """SHA-256 of what a result is made from."""
+    digest = hashlib.sha256(row["source_sha256"].encode())
+    parts = [row["mask"] or b"", (row["caption"] or "").encode(), *(found["pixels"] for found in row["references"])]
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()
 
 
 def _failed(row: Row, error: RowError) -> Row:

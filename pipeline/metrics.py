@@ -1,0 +1,65 @@
+"""Metrics for Prometheus, through Ray: rows and megapixels by status, failures, seconds by stage, busy actors."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from ray.util.metrics import Counter, Gauge
+
+
+class StageMeter:
+    """Of one stage in one worker; Ray adds up what workers say."""
+
+    def __init__(self, stage: str) -> None:
+        self._tags = {"stage": stage}
+        self._seconds = Counter(
+            "conservator_stage_seconds", "Seconds that a stage has worked, over all workers.", tag_keys=("stage",)
+        )
+        self._busy = Gauge(
+            "conservator_busy_share", "Share of its life that a worker has worked in a stage.", tag_keys=("stage",)
+        )
+        self._started = time.monotonic()
+        self._worked = 0.0
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Counts the time that its block takes."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            ended = time.monotonic()
+            self._worked += ended - started
+            self._seconds.inc(max(ended - started, 1e-9), tags=self._tags)
+            self._busy.set(self._worked / max(ended - self._started, 1e-9), tags=self._tags)
+
+
+class RowMeter:
+    """Of rows as they come out."""
+
+    def __init__(self) -> None:
+        self._rows = Counter("conservator_rows", "Rows that came out.", tag_keys=("status",))
+        self._megapixels = Counter("conservator_megapixels", "Megapixels that came out.", tag_keys=("status",))
+        self._failures = Counter("conservator_failures", "Rows that failed.", tag_keys=("stage", "type"))
+
+    def count(self, table: pa.Table, prefix: str) -> None:
+        """Count a table of the output's columns."""
+        area = pc.multiply(table[prefix + "image_width"].cast("double"), table[prefix + "image_height"].cast("double"))
+        rows = pa.table({"status": table[prefix + "status"], "area": area}).group_by("status")
+        for row in rows.aggregate([([], "count_all"), ("area", "sum")]).to_pylist():
+            self._rows.inc(row["count_all"], tags={"status": row["status"]})
+            if row["area_sum"]:
+                self._megapixels.inc(row["area_sum"] / 1e6, tags={"status": row["status"]})
+        names = [prefix + "error_stage", prefix + "error_type"]
+        failed = table.filter(pc.equal(table[prefix + "status"], "failed")).select(names)
+        for row in (
+            failed.rename_columns(["stage", "type"])
+            .group_by(["stage", "type"])
+            .aggregate([([], "count_all")])
+            .to_pylist()
+        ):
+            self._failures.inc(row.pop("count_all"), tags=row)

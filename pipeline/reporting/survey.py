@@ -1,0 +1,88 @@
+"""One look at all rows of a run: totals, distributions, and which rows to show. Only small columns are read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+from pipeline.reporting.distributions import Distributions, columns
+from pipeline.reporting.gallery import SCALARS, Chooser, Chosen
+from pipeline.reporting.summary import DAMAGE, LOST, Summary
+from pipeline.schema import STATUSES
+
+_COUNTED = ("image_width", "image_height", "restore_seconds", "score_seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What was seen."""
+
+    summary: Summary
+    distributions: Distributions
+    chosen: Chosen
+
+
+def survey(dataset: pads.Dataset, run_id: str, prefix: str = "") -> Survey:
+    """Look at the rows of `dataset`, batch by batch.
+
+    Args:
+        dataset: the rows of a run.
+        run_id: of the run.
+        prefix: the recipe's `output.prefix`.
+    """
+    there = [name.removeprefix(prefix) for name in dataset.schema.names if name.startswith(prefix)]
+    wanted = dict.fromkeys([*SCALARS, *_COUNTED, *columns(), *(column for column, *_ in DAMAGE.values())])
+    names = [name for name in wanted if name in there]  # rows of older versions lack some
+    summary, distributions, chooser = Summary(run_id), Distributions(names), Chooser(run_id)
+    totals = _Totals(summary)
+    for batch in dataset.to_batches(columns={name: pads.field(prefix + name) for name in names}):
+        table = pa.Table.from_batches([batch])
+        distributions.add(table)
+        chooser.add(table)
+        totals.add(table)
+    totals.finish()
+    summary.scores = distributions.means()
+    return Survey(summary, distributions, chooser.chosen)
+
+
+class _Totals:
+    """Counts into a summary."""
+
+    def __init__(self, summary: Summary) -> None:
+        self._summary = summary
+        self._statuses, self._failures, self._found = Counter[str](), Counter[str](), Counter[str]()
+        self._megapixels = Counter[str]()
+
+    def add(self, table: pa.Table) -> None:
+        summary = self._summary
+        summary.rows += table.num_rows
+        self._statuses.update(table["status"].to_pylist())
+        errors = table.filter(pc.equal(table["status"], "failed"))
+        kinds = zip(errors["error_stage"].to_pylist(), errors["error_type"].to_pylist(), strict=True)
+        self._failures.update(f"{stage}: {kind}" for stage, kind in kinds)
+        for name, (column, above, bound) in DAMAGE.items():
+            test = pc.greater if above else pc.less
+            self._found[name] += pc.sum(test(table[column].cast(pa.float64()), bound)).as_py() or 0
+        gain = pc.subtract(table["psnr_after"], table["psnr_before"])
+        summary.with_truth += len(gain) - gain.null_count
+        lost = pc.and_(pc.equal(table["status"], "restored"), pc.less(gain, -LOST))
+        summary.worse += pc.sum(lost).as_py() or 0
+        area = pc.multiply(table["image_width"].cast(pa.float64()), table["image_height"].cast(pa.float64()))
+        sums = pa.table({"status": table["status"], "area": area}).group_by("status").aggregate([("area", "sum")])
+        self._megapixels.update({row["status"]: (row["area_sum"] or 0) / 1e6 for row in sums.to_pylist()})
+        for name in ("restore_seconds", "score_seconds"):
+            if name in table.column_names:
+                setattr(summary, name, getattr(summary, name) + (pc.sum(table[name]).as_py() or 0.0))
+
+    def finish(self) -> None:
+        summary = self._summary
+        summary.by_status = {status: self._statuses[status] for status in STATUSES if self._statuses[status]}
+        summary.megapixels_by_status = {
+            status: round(self._megapixels[status], 6) for status in STATUSES if self._megapixels[status]
+        }
+        summary.failures = dict(self._failures.most_common())
+        summary.damage_found = {name: count for name, count in self._found.most_common() if count}
