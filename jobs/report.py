@@ -18,7 +18,9 @@ from pipeline.reporting.survey import survey
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     parser.add_argument("output", metavar="TABLE", help="what --output was in the run, or its data folder")
-    parser.add_argument("--run", dest="run_id", metavar="RUN_ID", help="a run before the last; its rows as the table has them now")
+    parser.add_argument(
+        "--run", dest="run_id", metavar="RUN_ID", help="a run before the last; its rows as the table has them now"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -33,7 +33,7 @@ from pipeline.lake.output import REPORTS, Output
 from pipeline.lake.places import is_local
 from pipeline.lake.reader import NothingToFilter, Part, Rows, plan_parts
 from pipeline.lake.table import Table
-from pipeline.metrics import RowMeter, StageMeter
+from pipeline.metrics import ActorMeter, RowMeter, StageMeter
 from pipeline.plan import Retry, Run, partitions, plan
 from pipeline.progress import Tally
 from pipeline.quality.gate import Decision
@@ -323,7 +323,7 @@ class _Restore:
         self._stage = RestoreStage(recipe, device, threads, decisions)
         if counter is not None:
             counter.found_speed.remote(self._stage.bare_speed())
-        self._meter = StageMeter("restore")
+        self._meter = ActorMeter("restore")
 
     def __call__(self, table: pa.Table) -> pa.Table:
         with self._meter.working():

@@ -12,18 +12,13 @@ from ray.util.metrics import Counter, Gauge
 
 
 class StageMeter:
-    """Of one stage in one worker; Ray adds up what workers say."""
+    """Of one stage in one worker; Ray exports what each says."""
 
     def __init__(self, stage: str) -> None:
         self._tags = {"stage": stage}
         self._seconds = Counter(
             "conservator_stage_seconds", "Seconds that a stage has worked, over all workers.", tag_keys=("stage",)
         )
-        self._busy = Gauge(
-            "conservator_busy_share", "Share of its life that a worker has worked in a stage.", tag_keys=("stage",)
-        )
-        self._started = time.monotonic()
-        self._worked = 0.0
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -32,10 +27,25 @@ class StageMeter:
         try:
             yield
         finally:
-            ended = time.monotonic()
-            self._worked += ended - started
-            self._seconds.inc(max(ended - started, 1e-9), tags=self._tags)
-            self._busy.set(self._worked / max(ended - self._started, 1e-9), tags=self._tags)
+            self._worked(max(time.monotonic() - started, 1e-9))
+
+    def _worked(self, seconds: float) -> None:
+        self._seconds.inc(seconds, tags=self._tags)
+
+
+class ActorMeter(StageMeter):
+    """Of a stage that has an actor to itself, which should never wait."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(stage)
+        self._busy = Gauge("conservator_restorer_busy_share", "Share of its life that a restoring actor has worked.")
+        self._started = time.monotonic()
+        self._sum = 0.0
+
+    def _worked(self, seconds: float) -> None:
+        super()._worked(seconds)
+        self._sum += seconds
+        self._busy.set(min(1.0, self._sum / max(time.monotonic() - self._started, seconds)))
 
 
 class RowMeter:

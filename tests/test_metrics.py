@@ -1,0 +1,81 @@
+"""What Prometheus gets to see, and whether the dashboard asks for nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline import metrics
+from tests.conftest import ROOT
+
+
+class Recorder:
+    """Stands for Ray's metrics, which only a cluster with an agent exports."""
+
+    found: dict[str, list[tuple[float, dict[str, str]]]]
+
+    def __init__(self, name: str, description: str, tag_keys: tuple[str, ...] = ()) -> None:
+        assert description
+        self._name, self._keys = name, set(tag_keys)
+
+    def inc(self, value: float, tags: dict[str, str] | None = None) -> None:
+        assert value > 0 and set(tags or {}) == self._keys
+        self.found.setdefault(self._name, []).append((value, tags or {}))
+
+    set = inc
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    Recorder.found = {}
+    monkeypatch.setattr(metrics, "Counter", Recorder)
+    monkeypatch.setattr(metrics, "Gauge", Recorder)
+    return Recorder.found
+
+
+def test_rows_megapixels_and_failures_are_counted_by_what_became_of_them(recorded: dict[str, Any]) -> None:
+    table = pa.table(
+        {
+            "x_status": ["kept", "failed", "kept", "failed"],
+            "x_image_width": pa.array([1000, None, 500, None], pa.int32()),
+            "x_image_height": pa.array([1000, None, 400, None], pa.int32()),
+            "x_error_stage": [None, "decode", None, "encode"],
+            "x_error_type": [None, "UnreadableImage", None, "PermanentRowError"],
+        }
+    )
+    metrics.RowMeter().count(table, "x_")
+    metrics.RowMeter().count(table.slice(0, 0), "x_")
+    statuses = {(count, tags["status"]) for count, tags in recorded["conservator_rows"]}
+    assert statuses == {(2, "failed"), (2, "kept")}
+    assert recorded["conservator_megapixels"] == [(pytest.approx(1.2), {"status": "kept"})]
+    kinds = {(count, tags["stage"], tags["type"]) for count, tags in recorded["conservator_failures"]}
+    assert kinds == {(1, "decode", "UnreadableImage"), (1, "encode", "PermanentRowError")}
+
+
+def test_an_actor_tells_how_busy_it_is(recorded: dict[str, Any]) -> None:
+    meter = metrics.ActorMeter("restore")
+    with meter.working():
+        pass
+    (seconds, tags), (share, _) = (
+        recorded["conservator_stage_seconds"][0],
+        recorded["conservator_restorer_busy_share"][0],
+    )
+    assert tags == {"stage": "restore"} and seconds > 0 and 0 < share <= 1
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are(recorded: dict[str, Any]) -> None:
+    dashboard = json.loads((ROOT / "deploy/grafana/conservator.json").read_text())
+    asked = {
+        name
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"ray_conservator_\w+", target["expr"])
+    }
+    source = (ROOT / "pipeline/metrics.py").read_text()
+    counters = {f"ray_{name}_total" for name in re.findall(r'Counter\(\s*"(\w+)"', source)}
+    gauges = {f"ray_{name}" for name in re.findall(r'Gauge\(\s*"(\w+)"', source)}
+    assert asked == counters | gauges
