@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import ledger
+from benchmarks import ledger, scores
 from benchmarks.denoisers import dncnn, ffdnet, measure
 from pipeline.evaluation.tables import Sample
 
@@ -38,3 +38,10 @@ def test_other_denoisers_are_measured_by_the_same_protocol(tmp_path: Path) -> No
     assert abs(first["psnr"] - 20.2) < 0.3  # no noise found: the input
     assert second["psnr"] < 7  # an image of nothing
     assert first["mp_per_s"] > 0
+
+
+def test_scores_are_measured_beside_their_libraries(photo: np.ndarray) -> None:
+    pair = (scores.noisy([Sample("one", photo, (), {})])[0], photo)
+    rows = {row["score"]: row for row in scores.compare([pair])}
+    assert rows["ssim"]["largest difference"] < 1e-3 and rows["ciede2000"]["largest difference"] < 1e-3
+    assert all(row["s/MP"] > 0 for row in rows.values())
