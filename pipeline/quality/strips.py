@@ -13,19 +13,20 @@ _LEAST = 16
 """Rows of a strip at least, however wide: more than any score looks around a pixel."""
 
 
-def strips(images: Tensor, reach: int = 0, step: int = 1) -> Iterator[tuple[slice, slice]]:
+def strips(images: Tensor, reach: int = 0, step: int = 1, pixels: int | None = None) -> Iterator[tuple[slice, slice]]:
     """Which rows of `images` [N, H, W, …] to look at together: all of them come once.
 
     Args:
         images: of one size.
         reach: rows above and below that are looked at too, as far as the image goes; a multiple of `step`.
         step: strips begin at multiples of it.
+        pixels: looked at together; None: `PIXELS`.
 
     Yields:
         The rows to load, and which of them count.
     """
     count, height, width = images.shape[:3]
-    tall = max(_LEAST, PIXELS // (count * width) // step * step)
+    tall = max(_LEAST, (pixels or PIXELS) // (count * width) // step * step)
     tall += -tall % step
     for top in range(0, height, tall):
         bottom, first = min(height, top + tall), max(0, top - reach)
