@@ -1,8 +1,8 @@
 """Faces and text: where a person must look if the result is uncertain, since invented ones mislead most.
 
 Faces are looked for by scikit-image's cascade of local binary patterns: frontal ones, of 64 photographs it saw 11 with
-large faces, and 5 where there were none. Text is looked for by RapidOCR's detector, where asked for. Both are told of by
-the caption's words, too.
+large faces, and 5 where there were none. Text is looked for by RapidOCR's detector, where asked for. The caption's words
+tell of both, too.
 """
 
 from __future__ import annotations
