@@ -5,21 +5,30 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 
 from jobs.console import OK, main
 from pipeline.errors import OutputError
 from pipeline.imaging.cells import redacted
 from pipeline.lake.output import REPORTS, Output, open_output
-from pipeline.recipe import Recipe, parse_recipe
+from pipeline.recipe import Recipe, load_recipe, parse_recipe
 from pipeline.reporting.summary import Summary, as_text
 from pipeline.reporting.survey import survey
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
-    parser.add_argument("output", metavar="TABLE", help="what --output was in the run, or its data folder")
+    add_place(parser)
     parser.add_argument(
         "--run", dest="run_id", metavar="RUN_ID", help="a run before the last; its rows as the table has them now"
+    )
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Where the table is."""
+    parser.add_argument("output", metavar="TABLE", help="what --output was in the run, or its data folder")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="options of its store, such as output.storage.…"
     )
 
 
@@ -27,8 +36,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Write both files, and print the summary."""
     from pipeline.flow import report
 
-    output, recipe, last = finished_output(arguments.output)
-    run_id = arguments.run_id or last
+    output, recipe = output_at(arguments.output, arguments.set)
+    main_run = output.main_run()
+    run_id = arguments.run_id or main_run
+    if run_id is None:
+        raise OutputError(f"{redacted(output.uri)} holds no finished run; run conservator restore again")
     dataset = output.dataset(output.table(), run_id)
     seen = survey(dataset, run_id, recipe.output.prefix)
     if not seen.summary.rows and arguments.run_id:
@@ -39,28 +51,28 @@ def run(arguments: argparse.Namespace) -> int:
     known = {field.name for field in dataclasses.fields(Summary)} & seen.summary.measured.keys()
     measured = {name: value for name, value in output.measured(run_id).items() if name in known}
     seen = dataclasses.replace(seen, summary=dataclasses.replace(seen.summary, **measured))
-    report(output, dataset, seen, recipe, is_last=run_id == last)
+    report(output, dataset, seen, recipe, is_main=run_id == main_run)
     print(as_text(seen.summary))
     print(f"\n{redacted(output.uri).rstrip('/')}/{REPORTS}/{run_id}/report.html")
     return OK
 
 
-def finished_output(place: str) -> tuple[Output, Recipe, str]:
-    """The output at a place with its recipe and the id of its last run, which is finished.
+def output_at(place: str, options: Sequence[str]) -> tuple[Output, Recipe]:
+    """The output at a place with its recipe; `options` set what of it is needed to reach the place.
 
     Raises:
         OutputError: there is none.
     """
-    output = open_output(place)
-    last = output.run()
-    if last is None and place.rstrip("/").endswith("/data"):
+    settings = load_recipe(overrides=options).output
+    output = open_output(place, settings)
+    if output.run() is None and place.rstrip("/").endswith("/data"):
         place = place.rstrip("/").removesuffix("/data")
-        output = open_output(place)
-        last = output.run()
-    if last is None or last["state"] != "finished":
+        output = open_output(place, settings)
+    if output.run() is None:
         raise OutputError(f"{redacted(place)} holds no finished run; give what --output was")
     recipe = parse_recipe(output.recipe())
-    return open_output(place, recipe.output), recipe, last["run_id"]
+    storage = settings.storage or recipe.output.storage
+    return open_output(place, recipe.output.model_copy(update={"storage": storage})), recipe
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pipeline.recipe import load_recipe, ready_made
 
 if TYPE_CHECKING:
     from pipeline.plan import Retry, Run
+    from pipeline.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _dry_run(run)
     code = _restore(run, arguments.retry_failed)
-    if arguments.retry_failed is None and run.decisions:
-        decided = prepare(recipe, retry="reviewed")
-        if decided.rows:
-            log.info("%d rows were decided by persons", decided.rows)
-            code = max(code, _restore(decided, "reviewed"))
-    return code
+    return max(code, _carry_out_decisions(recipe, run)) if arguments.retry_failed is None else code
 
 
 def _restore(run: Run, retry: Retry | None) -> int:
@@ -95,6 +91,21 @@ def _restore(run: Run, retry: Retry | None) -> int:
     if summary.by_status.get("review"):
         print(f"conservator review {place} is where a person decides about the rows marked review")
     return FAILED_ROWS if summary.by_status.get("failed") else OK
+
+
+def _carry_out_decisions(recipe: Recipe, run: Run) -> int:
+    """What persons have decided since about rows of the table."""
+    from pipeline.plan import prepare
+
+    if not run.decisions or (run.output.run() or {}).get("decided") == run.decided:
+        return OK
+    decided = prepare(recipe, retry="reviewed")
+    if decided.waiting:
+        log.warning("%d rows are decided, but their input files are gone or not finished", decided.waiting)
+    if not decided.rows:
+        return OK
+    log.info("%d rows are decided", decided.rows)
+    return _restore(decided, "reviewed")
 
 
 def _dry_run(run: Run) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import ray
@@ -24,7 +25,7 @@ from ray.data.datasource import FilenameProvider
 
 from pipeline.cluster import device_of
 from pipeline.drain import Drain
-from pipeline.errors import ConservatorError, Interrupted, OutputError, RunError, SourceError
+from pipeline.errors import ConservatorError, Interrupted, OutputError, RunError
 from pipeline.imaging.cells import redacted, without_secrets
 from pipeline.lake.attempts import Attempts, GaveUp
 from pipeline.lake.commits import Committer, Input, Interval
@@ -41,6 +42,7 @@ from pipeline.recipe import Recipe
 from pipeline.reporting.page import render
 from pipeline.reporting.summary import Summary
 from pipeline.reporting.survey import Survey, survey
+from pipeline.stages.decide import DecideStage
 from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage
 
@@ -66,7 +68,7 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
     started = time.monotonic()
     drain = drain or Drain(0)
     recipe, output, turn = run.recipe, run.output, run.turn
-    if run.source.files:
+    if run.source.files and not run.decided_in:
         device_of(recipe)  # or there is none, before anything is written
     with output.lease(run.run_id) as lease:
         if output.run() != run.before:
@@ -84,6 +86,8 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         parts = plan_parts(run.source.files, run.wanted, committer.done())
         expected = committer.uncommitted + sum(part.rows for part in parts)
         record["rows"] = run.rows
+        before = run.before or {}
+        record |= {name: before[name] for name in ("main", "decided") if name in before}
         if run.source.files:
             ledger.begin((file.input for file in run.source.files), table.last_commit())
         ended, tally = False, Tally(sum(part.rows for part in parts))
@@ -106,8 +110,12 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         summary = seen.summary
         _tell(summary, run, parts, tally)
         summary.seconds = time.monotonic() - started
-        report(output, dataset, seen, recipe, is_last=retry != "reviewed")
-        output.finish(record | {"finished": _now(), "by_status": summary.by_status, "measured": summary.measured})
+        main = before.get("main") if run.decided_in else run.run_id
+        report(output, dataset, seen, recipe, is_main=main == run.run_id)
+        if turn.replaces or (run.decided_in and not run.waiting):
+            record["decided"] = run.decided  # and need not be looked for again
+        record |= {"finished": _now(), "by_status": summary.by_status, "measured": summary.measured, "main": main}
+        output.finish(record)
     return summary
 
 
@@ -132,9 +140,10 @@ def _recovered(run: Run, table: Table, lease: Lease, retry: Retry | None) -> tup
 
 def _tell(summary: Summary, run: Run, parts: Sequence[Part], tally: Tally) -> None:
     """Add to a summary what the table does not tell."""
-    if parts:
+    if parts and not run.decided_in:
         summary.device, summary.actors = device_of(run.recipe)
     summary.flow_seconds, summary.bare_speed = tally.seconds, tally.bare_speed
+    summary.flow_rows, summary.flow_megapixels = tally.done
     summary.files_read = len({path for part in parts for path in part.paths})
     summary.bytes_read = sum(part.size for part in parts)
     summary.duplicate_ids = run.duplicates.count if run.duplicates else 0
@@ -202,7 +211,7 @@ def _write(run: Run, parts: Sequence[Part], checkpoint: str, drain: Drain, tally
     """Run the flow into the table's folder; whether it ended early.
 
     Raises:
-        SourceError: a file of the source is broken inside.
+        ConservatorError: a file of the source is broken inside, or a worker lacks what the recipe asks for.
         RunError: a file of the source or the output could not be read or written.
     """
     output, settings = run.output, run.recipe.output
@@ -227,7 +236,7 @@ def _write(run: Run, parts: Sequence[Part], checkpoint: str, drain: Drain, tally
             )
     except ray.exceptions.RayError as error:
         cause = _cause(error)
-        if isinstance(cause, SourceError):
+        if isinstance(cause, ConservatorError):
             raise cause from error
         if isinstance(cause, OSError):
             raise RunError(
@@ -256,9 +265,12 @@ def compose(
     When `stopped` says so, nothing more is read.
     """
     recipe, resources = run.recipe, run.recipe.resources
-    device, actors = device_of(recipe)
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = resources.block_mb * 1_000_000  # else small blocks are put together again
+    if run.decided_in:
+        edits = Rows(run.source.store, parts, run.columns, _Decide(run), stopped)
+        return ray.data.read_datasource(edits, num_cpus=resources.task_cpus)
+    device, actors = device_of(recipe)
     publish = run.output.image_writer(run.turn.generation) if recipe.output.images == "files" else None
     encode = EncodeStage(recipe, run.run_id, publish)
     rows = Rows(run.source.store, parts, run.columns, _Decode(run), stopped)
@@ -316,6 +328,27 @@ class _Decode:
             yield decoded
 
 
+class _Decide:
+    """Makes of rows of the table what persons have decided, instead of restoring those of the source."""
+
+    def __init__(self, run: Run) -> None:
+        output, recipe = run.output, run.recipe
+        lookup = output.lookup(output.table(), run.decided_in)
+        publish = output.image_writer(run.turn.generation) if recipe.output.images == "files" else None
+        self._partitions = dict(partitions(recipe))
+        self._stages = {
+            root: DecideStage(
+                *(recipe, run.run_id, run.source.columns.image, run.decisions, lookup),
+                fetch=run.decode_stage(root).fetch,
+                publish=publish,
+            )
+            for root in {file.root for file in run.source.files}
+        }
+
+    def __call__(self, table: pa.Table, root: str) -> Iterator[pa.Table]:
+        yield _with_folders(self._stages[root](table), self._partitions)
+
+
 class _Restore:
     """What an actor of the cluster holds."""
 
@@ -330,12 +363,12 @@ class _Restore:
             return self._stage(table)
 
 
-def report(output: Output, dataset: pads.Dataset, seen: Survey, recipe: Recipe, is_last: bool = True) -> None:
-    """Write `summary.json` and `report.html` of a run; if it is the last, beside the table too."""
+def report(output: Output, dataset: pads.Dataset, seen: Survey, recipe: Recipe, is_main: bool = True) -> None:
+    """Write `summary.json` and `report.html` of a run; if it is the last but for decisions, beside the table too."""
     columns = recipe.columns
     summary = json.dumps(seen.summary.as_dict(), indent=2) + "\n"
     page = render(dataset, seen, columns.id, columns.caption, recipe.output.prefix)
-    for folder in (f"{REPORTS}/{seen.summary.run_id}/", *([""] if is_last else [])):
+    for folder in (f"{REPORTS}/{seen.summary.run_id}/", *([""] if is_main else [])):
         output.write(folder + "summary.json", summary)
         output.write(folder + "report.html", page)
 
@@ -344,12 +377,21 @@ def _encode(table: pa.Table, stage: EncodeStage, partitions: dict[str, str], cou
     with StageMeter("encode").working():
         out = stage(table)
     RowMeter().count(out, stage.recipe.output.prefix)
+    if counter is not None:
+        counter.add.remote(out.num_rows, _megapixels(out, stage.recipe.output.prefix))
+    return _with_folders(out, partitions)
+
+
+def _with_folders(table: pa.Table, partitions: dict[str, str]) -> pa.Table:
     for name, folder in partitions.items():
         if folder != name:
-            out = out.append_column(folder, out[name])
-    if counter is not None:
-        counter.add.remote(out.num_rows)
-    return out
+            table = table.append_column(folder, table[name])
+    return table
+
+
+def _megapixels(table: pa.Table, prefix: str) -> float:
+    width, height = (table[prefix + name].cast(pa.float64()) for name in ("image_width", "image_height"))
+    return float(pc.sum(pc.multiply(width, height)).as_py() or 0) / 1e6
 
 
 def _now() -> str:

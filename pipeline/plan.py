@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 
 from pipeline.errors import OutputError, RecipeError, SourceError, transient_errors
 from pipeline.imaging.cells import redacted
@@ -32,6 +35,7 @@ from pipeline.recipe import Recipe
 from pipeline.restoration.text import minilm_folder
 from pipeline.restoration.weights import load_model
 from pipeline.schema import OUTPUT
+from pipeline.stages.appraise import Appraiser
 from pipeline.stages.decode import DecodeStage
 
 Retry = Literal["transient", "all", "reviewed"]
@@ -61,6 +65,16 @@ class Run:
     """The source's columns that go through, with the types that the table has for them."""
     decisions: dict[str, Decision]
     """What persons have decided about results, by `result_id`."""
+    decided_in: frozenset[str] = frozenset()
+    """The table's data files with the rows that are only to become what was decided; empty: rows are restored."""
+    waiting: int = 0
+    """Rows that were decided about, and whose input files are gone or not finished."""
+
+    @property
+    def decided(self) -> str:
+        """SHA-256 over all decisions."""
+        said = sorted((result, decision.accepted, decision.said) for result, decision in self.decisions.items())
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     @property
     def run_id(self) -> str:
@@ -128,21 +142,23 @@ def prepare(recipe: Recipe, fresh: bool = False, retry: Retry | None = None) -> 
     output = open_output(recipe.output.uri, recipe.output)
     turn = output.turn(_run_id(), recipe.digest(), fresh, retry is not None)
     run = plan(recipe, output, turn, retry)
-    if run.source.files:
+    if run.source.files and not run.decided_in:
         load_model(recipe.restoration.model)
         minilm_folder()
+        Appraiser(recipe, torch.device("cpu"))
     return run
 
 
 def plan(recipe: Recipe, output: Output, turn: Turn, retry: Retry | None) -> Run:
     """What is to be read of the source, and what takes the place of what."""
     before = output.run()
+    decisions = _decisions(output)
     ledger = output.ledger(turn.generation)
     states = ledger.states()
     finished = frozenset(file for file, state in states.items() if not state.gone)
     table = output.table()
-    reviewed = output.decisions().latest()
-    again = _again(output, table, retry, finished, reviewed) if retry else {}
+    decided = output.decided_rows(table, decisions) if retry == "reviewed" else {}
+    again = _again(output, table, retry, finished, decided) if retry else {}
     known = finished if not retry else frozenset(file for file in finished if file.key not in again)
     source = open_source(recipe.source.uri, recipe.columns, known, recipe.source)
     if retry:
@@ -153,9 +169,16 @@ def plan(recipe: Recipe, output: Output, turn: Turn, retry: Retry | None) -> Run
     last = table.last_commit()
     has_replaced = any(one.generation == turn.generation and one.number <= last for one in output.intents().all())
     passed = _passed(recipe, source, table, turn.replaces and not has_replaced)
+    if decided:
+        passed = _columns_of(table, recipe)
     if retry:
         wanted = {file.key: _chosen(file, again[file.key]) for file in source.files}
-        return Run(recipe, source, output, turn, before, {}, wanted, (), None, passed, _decided(reviewed))
+        chosen = sum(int(rows.sum()) for rows in wanted.values())
+        return Run(
+            *(recipe, source, output, turn, before, {}, wanted, (), None, passed, decisions),
+            decided_in=frozenset(decided.values()),
+            waiting=len(decided) - chosen,
+        )
     _check_half_done(recipe, source, output, turn)
     keys = read_keys(source.store, source.files, source.columns.id, recipe.source.filters)
     exchanges = find_exchanges(source, finished | ledger.begun(states))
@@ -165,7 +188,7 @@ def plan(recipe: Recipe, output: Output, turn: Turn, retry: Retry | None) -> Run
     leaving = frozenset(file for exchange in exchanges for file in exchange.old)
     twice = find_duplicates(keys, ledger.ids(finished - leaving))
     duplicates = name_duplicates(source.store, source.files, source.columns.id, twice)
-    return Run(recipe, source, output, turn, before, keys, wanted, exchanges, duplicates, passed, _decided(reviewed))
+    return Run(recipe, source, output, turn, before, keys, wanted, exchanges, duplicates, passed, decisions)
 
 
 def _passed(recipe: Recipe, source: Source, table: Table, replaces: bool) -> pa.Schema:
@@ -182,6 +205,12 @@ def _passed(recipe: Recipe, source: Source, table: Table, replaces: bool) -> pa.
     if source.files:
         table.check(_schema(passed, recipe), replaces)
     return passed
+
+
+def _columns_of(table: Table, recipe: Recipe) -> pa.Schema:
+    """The columns of a table that are not ours."""
+    own = {recipe.output.prefix + name for name in OUTPUT.names}
+    return pa.schema([field for field in table.schema() or () if field.name not in own])
 
 
 def _schema(passed: pa.Schema, recipe: Recipe) -> pa.Schema:
@@ -229,14 +258,12 @@ def _check_names(recipe: Recipe, source: Source) -> None:
         )
 
 
-def _decided(reviewed: Mapping[str, Reviewed]) -> dict[str, Decision]:
-    return {
-        result: Decision(
-            one.decision == "accepted",
-            f"{one.reviewer} on {one.decided_at:%Y-%m-%d}" + (f" ({one.note})" if one.note else ""),
-        )
-        for result, one in reviewed.items()
-    }
+def _decisions(output: Output) -> dict[str, Decision]:
+    def said(one: Reviewed) -> str:
+        return f"{one.reviewer} on {one.decided_at:%Y-%m-%d}" + (f" ({one.note})" if one.note else "")
+
+    latest = output.decisions().latest()
+    return {result: Decision(one.decision == "accepted", said(one)) for result, one in latest.items()}
 
 
 def _again(
@@ -244,14 +271,13 @@ def _again(
     table: Table,
     retry: Retry,
     finished: Collection[InputFile],
-    reviewed: Collection[str],
+    decided: Iterable[str],
 ) -> dict[str, list[int]]:
     """Numbers of the rows to be done again, by the keys of their files."""
     keys = {file.key for file in finished}
     rows: dict[str, list[int]] = {}
-    if retry == "reviewed":
-        found = output.decided_rows(table, reviewed) if reviewed else []
-    else:
+    found = decided
+    if retry != "reviewed":
         found = output.failed_rows(table, transient_errors() if retry == "transient" else None)
     for row in found:
         key, _, number = row.rpartition("-")

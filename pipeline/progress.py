@@ -25,7 +25,7 @@ class _Counter:
     """Counts the rows that the tasks say are done. A task that is repeated counts again: this is for show only."""
 
     def __init__(self) -> None:
-        self._rows = 0
+        self._rows, self._megapixels = 0, 0.0
         self._speeds: list[float] = []
 
     def found_speed(self, megapixels: float) -> None:
@@ -34,8 +34,12 @@ class _Counter:
     def speed(self) -> float | None:
         return sum(self._speeds) / len(self._speeds) if self._speeds else None
 
-    def add(self, rows: int) -> None:
+    def add(self, rows: int, megapixels: float) -> None:
         self._rows += rows
+        self._megapixels += megapixels
+
+    def done(self) -> tuple[int, float]:
+        return self._rows, self._megapixels
 
     def rows(self) -> int:
         return self._rows
@@ -55,6 +59,8 @@ class Tally:
         """That the block took."""
         self.bare_speed: float | None = None
         """Megapixels a second of the model alone, in the mean of the actors that have told it."""
+        self.done: tuple[int, float] = (0, 0.0)
+        """Rows and megapixels that came out within it."""
 
     def __enter__(self) -> Tally:
         terminal = sys.stderr.isatty()
@@ -76,6 +82,7 @@ class Tally:
             self._thread.join(2 * INTERVAL)
         try:
             self.bare_speed = ray.get(self.counter.speed.remote(), timeout=INTERVAL)
+            self.done = ray.get(self.counter.done.remote(), timeout=INTERVAL)
         except ray.exceptions.RayError as problem:  # for show only
             log.debug("the counter does not answer: %s", problem)
         ray.kill(self.counter)

@@ -127,7 +127,8 @@ class Rule(_Section):
     """One more rule of the gate, by a score."""
 
     score: str
-    """Its column, without prefix: `colour_shift`, `sharpness_after`, …"""
+    """Its column, without prefix: `colour_shift`, `sharpness_after`, …; what is told after is that of the result that
+    was proposed."""
     above: float | None = None
     """The rule holds for higher values,"""
     below: float | None = None
@@ -262,24 +263,38 @@ class Recipe(_Section):
     resources: Resources = Resources()
     limits: Limits = Limits()
 
+    @model_validator(mode="after")
+    def _rules_can_hold(self) -> Recipe:
+        asked = {"clip_score": self.scoring.clip is not None, "brisque": self.scoring.brisque}
+        for rule in self.gate.rules:
+            name = rule.score.rsplit("_", 1)[0]
+            if not asked.get(name, True):
+                wanted = "scoring.clip=FOLDER" if name == "clip_score" else "scoring.brisque=true"
+                raise ValueError(f"a rule of the gate goes by {rule.score!r}, which is not told without {wanted}")
+        return self
+
     def digest(self) -> str:
         """SHA-256 over what decides a row's content: not over places, resources or how many rows."""
         content = self.model_dump(mode="json", exclude={"resources": True, "output": {*_PLACES}})
         content["source"] = {"filters": content["source"]["filters"]}
         content["limits"].pop("rows")
+        content["scoring"] |= {name: content["scoring"][name] is not None for name in ("clip", "lpips", "dists")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def result_digest(self) -> str:
-        """SHA-256 over what decides a result's pixels."""
-        return hashlib.sha256(self.restoration.model_dump_json(exclude={"device", "model"}).encode()).hexdigest()
+        """SHA-256 over what decides a result's pixels, beside model and inputs."""
+        content = self.restoration.model_dump(mode="json", exclude={"device", "model"})
+        if self.restoration.colourise:  # whether colours go onto the repair or the original, the gate decides
+            content["gate"] = self.gate.model_dump(mode="json")
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self, shown: Callable[[str], str] = str) -> str:
         """The recipe as a file that `load_recipe` reads; `shown` may take secrets out of its URIs."""
         tree = self.model_dump(mode="json")
         for key in ("uri", "allowed_uris"):
             tree["source"][key] = [shown(uri) for uri in tree["source"][key]]
-        named = (("source", "captions"), ("restoration", "model"), ("scoring", "lpips"), ("scoring", "dists"))
-        for section, key in (*named, ("output", "uri")):
+        scores = (("scoring", name) for name in ("clip", "lpips", "dists"))
+        for section, key in (("source", "captions"), ("restoration", "model"), *scores, ("output", "uri")):
             tree[section][key] = None if tree[section][key] is None else shown(tree[section][key])
         return yaml.safe_dump(tree, sort_keys=False)
 

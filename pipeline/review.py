@@ -6,6 +6,7 @@ import datetime as dt
 import json
 import logging
 import secrets
+import threading
 from collections.abc import Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,8 +19,9 @@ from pipeline.errors import ConservatorError, OutputError
 from pipeline.imaging.cells import redacted
 from pipeline.lake.decisions import DECISIONS, Reviewed
 from pipeline.lake.output import Output
+from pipeline.lake.places import explained
 from pipeline.recipe import Recipe
-from pipeline.reporting.gallery import fit_pictures, read_rows
+from pipeline.reporting.gallery import as_rows, fit_pictures, read_rows
 from pipeline.reporting.page import describe, page, shown_columns
 
 log = logging.getLogger(__name__)
@@ -49,26 +51,34 @@ class Review:
             OutputError: the table cannot be read, or its rows cannot be told apart.
         """
         self._output, self._recipe, self._reviewer = output, recipe, reviewer
-        self._decisions = output.decisions()
-        self._dataset = output.dataset(output.table())
         self._prefix = recipe.output.prefix
-        if self._prefix + "result_id" not in self._dataset.schema.names:
-            raise OutputError(
-                f"the rows of {redacted(output.uri)} were written by an older version, and cannot be reviewed; "
-                "make them anew with --fresh"
-            )
-        self._rows = {row.result_id: row for row in self._waiting()}
+        self._decisions = output.decisions()
+        self._decisions.compact()
+        self._lock = threading.Lock()
+        self._load()
+
+    def _load(self) -> None:
+        self._seen = self._output.run()
+        with explained(self._output.uri, OutputError):
+            self._dataset = self._output.dataset(self._output.table())
+            if self._prefix + "result_id" not in self._dataset.schema.names:
+                raise OutputError(
+                    f"the rows of {redacted(self._output.uri)} were written by an older version, and cannot be "
+                    "reviewed; make them anew with --fresh"
+                )
+            self._rows = {row.result_id: row for row in self._waiting()}
 
     def _waiting(self) -> list[Waiting]:
         """In the table's order; of rows that are alike in all that matters, the first stands for all."""
         names = {name: pads.field(self._prefix + name) for name in ("source_row", "result_id", "run_id")}
         columns = self._recipe.columns
-        has_id = columns.id in self._dataset.schema.names
-        names["row_id"] = pads.field(columns.id if has_id else self._prefix + "source_row")
-        rows = self._dataset.to_table(columns=names, filter=pads.field(self._prefix + "status") == "review").to_pylist()
+        if columns.id in self._dataset.schema.names:
+            names["row_id"] = pads.field(columns.id)
+        waiting = pads.field(self._prefix + "status") == "review"
         found: dict[str, Waiting] = {}
-        for row in rows:
-            found.setdefault(row["result_id"], Waiting(**row | {"row_id": str(row["row_id"])}))
+        for row in as_rows(self._dataset.to_table(columns=names, filter=waiting)):
+            name = row["source_row"] if row.get("row_id") is None else str(row["row_id"])
+            found.setdefault(row["result_id"], Waiting(**row | {"row_id": name}))
         return list(found.values())
 
     def decide(self, result_id: str, decision: str, note: str) -> None:
@@ -88,25 +98,31 @@ class Review:
         )
         self._decisions.add(said)
 
-    def render(self, token: str, number: int, with_decided: bool) -> str:
-        """One page of rows, the first is 1."""
+    def render(self, after: str = "", with_decided: bool = False) -> str:
+        """One page of rows: those that come after a result in the table's order, or the first.
+
+        Raises:
+            OutputError: the table cannot be read.
+        """
+        with self._lock:
+            if self._output.run() != self._seen:  # a run has changed the table
+                self._load()
         decided = self._decisions.latest()
-        undecided = [row for row in self._rows.values() if row.result_id not in decided]
-        listed = list(self._rows.values()) if with_decided else undecided
-        pages = max(1, -(-len(listed) // ON_A_PAGE))
-        number = min(max(number, 1), pages)
-        chosen = listed[(number - 1) * ON_A_PAGE : number * ON_A_PAGE]
+        rows = list(self._rows.values())
+        undecided = [row for row in rows if row.result_id not in decided]
+        start = next((place + 1 for place, row in enumerate(rows) if row.result_id == after), 0)
+        listed = [row for row in rows[start:] if with_decided or row.result_id not in decided]
+        chosen = listed[:ON_A_PAGE]
         return page(
             "review.html",
             connects=True,
-            token=token,
             place=redacted(self._output.uri),
             reviewer=self._reviewer,
             rows=self._shown(chosen, decided),
-            number=number,
-            pages=pages,
+            after=after,
+            next=chosen[-1].result_id if len(listed) > len(chosen) else "",
             waiting=len(undecided),
-            decided=len(self._rows) - len(undecided),
+            decided=len(rows) - len(undecided),
             with_decided=with_decided,
         )
 
@@ -115,7 +131,8 @@ class Review:
         names = shown_columns(self._dataset, columns.id, columns.caption, self._prefix)
         names["result_id"] = pads.field(self._prefix + "result_id")
         key = self._prefix + "source_row"
-        rows = read_rows(self._dataset, [row.source_row for row in chosen], names, key)
+        with explained(self._output.uri, OutputError):
+            rows = read_rows(self._dataset, [row.source_row for row in chosen], names, key)
         fit_pictures(rows)
         for row in rows:
             describe(row)
@@ -123,13 +140,13 @@ class Review:
         return rows
 
     def close(self) -> int:
-        """Tidy up; returns how many rows the next run will do as it was decided."""
+        """Tidy up; returns how many of the rows that wait are decided."""
         self._decisions.compact()
         return len(self._rows.keys() & self._decisions.latest().keys())
 
 
 class ReviewServer(ThreadingHTTPServer):
-    """Serves a Review to this machine alone."""
+    """Serves a Review to this machine alone, and there to who knows the page's address."""
 
     daemon_threads = True
 
@@ -140,49 +157,43 @@ class ReviewServer(ThreadingHTTPServer):
             OSError: the port is taken.
         """
         self.review = review
-        self.token = secrets.token_urlsafe(24)
-        """Only pages that this server has made can decide."""
+        self.path = f"/{secrets.token_urlsafe(16)}/"
         super().__init__(("127.0.0.1", port), _Handler)
 
     @property
     def url(self) -> str:
         """Where the page is."""
-        return f"http://127.0.0.1:{self.server_port}/"
+        return f"http://127.0.0.1:{self.server_port}{self.path}"
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: ReviewServer
+    timeout = 30
 
     def do_GET(self) -> None:
         address = urlsplit(self.path)
-        if not self._is_local() or address.path != "/":
-            self._answer(HTTPStatus.NOT_FOUND, "there is only one page: /")
+        if not self._is_ours(address.path, ""):
             return
         query = parse_qs(address.query)
-        number = query.get("page", ["1"])[0]
         try:
-            html = self.server.review.render(
-                self.server.token, int(number) if number.isdecimal() else 1, query.get("show") == ["all"]
-            )
+            html = self.server.review.render(query.get("after", [""])[0], query.get("show") == ["all"])
         except ConservatorError as error:
             self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, error.message)
             return
         self._answer(HTTPStatus.OK, html, "text/html; charset=utf-8")
 
     def do_POST(self) -> None:
-        length = self.headers.get("Content-Length", "")
-        is_ours = secrets.compare_digest(self.headers.get("X-Conservator-Token", ""), self.server.token)
-        if not self._is_local() or not is_ours or self.path != "/decisions":
-            self._answer(HTTPStatus.FORBIDDEN, "this page is out of date: load it again")
+        if not self._is_ours(self.path, "decisions"):
             return
-        if not length.isdecimal() or int(length) > _LARGEST_REQUEST:
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal() or len(length) > 6 or int(length) > _LARGEST_REQUEST:
             self._answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "that is too long")
             return
         try:
             said = json.loads(self.rfile.read(int(length)))
             self.server.review.decide(str(said["result"]), str(said["decision"]), str(said.get("note", "")))
         except KeyError:
-            self._answer(HTTPStatus.NOT_FOUND, "no such row waits for a decision")
+            self._answer(HTTPStatus.NOT_FOUND, "no such row waits for a decision; load the page again")
         except (ValueError, TypeError, AttributeError) as error:
             self._answer(HTTPStatus.BAD_REQUEST, str(error))
         except ConservatorError as error:
@@ -190,21 +201,31 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(HTTPStatus.OK, "saved")
 
-    def _is_local(self) -> bool:
-        """Whether the browser was sent to this machine by its own name: no other site's name leads here."""
+    def _is_ours(self, path: str, name: str) -> bool:
+        """Whether this machine was asked by its own name, by who knows the secret address; else it is refused."""
         host = self.headers.get("Host", "")
-        return host in (f"127.0.0.1:{self.server.server_port}", f"localhost:{self.server.server_port}")
+        local = host in (f"127.0.0.1:{self.server.server_port}", f"localhost:{self.server.server_port}")
+        if local and secrets.compare_digest(path.encode(), (self.server.path + name).encode()):
+            return True
+        self._answer(HTTPStatus.NOT_FOUND, "conservator review has printed the address of its page")
+        return False
 
     def _answer(self, status: HTTPStatus, text: str, kind: str = "text/plain; charset=utf-8") -> None:
-        data = text.encode()
+        data = text.encode(errors="replace")
         self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("X-Content-Type-Options", "nosniff")
+        for name, value in (("Content-Type", kind), ("Content-Length", str(len(data))), *_HEADERS):
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Requests are of no interest on a terminal."""
         log.debug(format, *arguments)
+
+
+_HEADERS = (
+    ("Cache-Control", "no-store"),
+    ("Content-Security-Policy", "frame-ancestors 'none'"),
+    ("Referrer-Policy", "no-referrer"),
+    ("X-Content-Type-Options", "nosniff"),
+)

@@ -5,17 +5,20 @@ Each decision is written at once, as a file of one row; `compact` puts them toge
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import io
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
+from pipeline.imaging.cells import redacted
 from pipeline.lake.places import explained, join, make_folder, names_in, put
 
 SCHEMA = pa.schema(
@@ -31,6 +34,8 @@ SCHEMA = pa.schema(
     ]
 )
 DECISIONS = ("accepted", "rejected")
+READERS = 16
+"""Files read at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Decisions:
 
     def __init__(self, store: fsspec.AbstractFileSystem, root: str) -> None:
         self._store, self._root = store, root
+        self._known: dict[str, list[Reviewed]] = {}
 
     def add(self, reviewed: Reviewed) -> None:
         """Write one down; it is safe when this returns.
@@ -77,23 +83,35 @@ class Decisions:
         names = self._names()
         if len(names) > 1:
             self._write(sorted(set(self._read(names)), key=lambda one: one.decided_at))
-            with explained(self._root, OutputError):
-                self._store.rm([join(self._root, name) for name in names])
+            for name in names:
+                with explained(self._root, OutputError), contextlib.suppress(FileNotFoundError):  # another was faster
+                    self._store.rm_file(join(self._root, name))
 
     def _names(self) -> list[str]:
         with explained(self._root, OutputError):
             return [name for name in names_in(self._store, self._root) if name.endswith(".parquet")]
 
     def _read(self, names: Sequence[str]) -> list[Reviewed]:
-        found = []
-        for name in names:
-            with explained(self._root, OutputError):
-                try:
-                    data = self._store.cat_file(join(self._root, name))
-                except FileNotFoundError:  # somebody else has just put it together with others
+        """Files never change: what was read once is remembered."""
+        missing = [name for name in names if name not in self._known]
+        with ThreadPoolExecutor(READERS) as pool:
+            for name, found in zip(missing, pool.map(self._read_file, missing), strict=True):
+                if found is None:  # somebody else has just put it together with others
                     return self._read(self._names())
-            found += [Reviewed(**row) for row in pq.read_table(io.BytesIO(data), schema=SCHEMA).to_pylist()]
-        return found
+                self._known[name] = found
+        return [reviewed for name in names for reviewed in self._known[name]]
+
+    def _read_file(self, name: str) -> list[Reviewed] | None:
+        path = join(self._root, name)
+        with explained(self._root, OutputError):
+            try:
+                data = self._store.cat_file(path)
+            except FileNotFoundError:
+                return None
+        try:
+            return [Reviewed(**row) for row in pq.read_table(io.BytesIO(data), schema=SCHEMA).to_pylist()]
+        except pa.ArrowException as error:
+            raise OutputError(f"{redacted(path)} holds no decisions ({error}); remove it, or put it right") from error
 
     def _write(self, reviewed: Sequence[Reviewed]) -> None:
         data = io.BytesIO()

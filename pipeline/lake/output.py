@@ -18,7 +18,7 @@ import dataclasses
 import json
 import posixpath
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import fsspec
@@ -37,8 +37,10 @@ from pipeline.lake.places import as_uri, explained, join, make_folder, names_in,
 from pipeline.lake.rewriting import PREFIX as REWRITTEN
 from pipeline.lake.staging import Staging, write_of
 from pipeline.lake.storage import resolved
-from pipeline.lake.table import Table
+from pipeline.lake.table import Table, plain
+from pipeline.quality.gate import Decision
 from pipeline.recipe import Output as Settings
+from pipeline.schema import OUTPUT
 
 _OURS = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}_")
 """How the names of data files begin: with the run's id."""
@@ -61,6 +63,23 @@ class Turn:
     resumed: bool
     retries: bool = False
     """Whether it does rows again that have failed, and no others."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lookup:
+    """Reads rows of a table by their keys. Travels to Ray's workers."""
+
+    store: fsspec.AbstractFileSystem
+    root: str
+    paths: tuple[str, ...]
+    schema: pa.Schema
+    key_column: str
+
+    def __call__(self, keys: Sequence[str]) -> pa.Table:
+        """Rows with these keys, with all columns, partitions too."""
+        options = {"filesystem": self.store, "format": "parquet", "partitioning": "hive"}
+        dataset = pads.dataset(list(self.paths), schema=self.schema, partition_base_dir=self.root, **options)
+        return dataset.to_table(filter=pads.field(self.key_column).isin(pa.array(list(keys), pa.string())))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +202,11 @@ class Output:
         """The run is over, and its rows are in the table."""
         self.write(RUN, json.dumps(run | self._kind | {"state": "finished"}, indent=2))
 
+    def main_run(self) -> str | None:
+        """Id of the last run that was more than the carrying out of decisions; None before the first is finished."""
+        last = self.run()
+        return None if last is None else last.get("main")
+
     def runs(self) -> list[str]:
         """Ids of the runs that have left a report, oldest first."""
         return names_in(self.store, join(self.root, REPORTS))
@@ -281,15 +305,34 @@ class Output:
         rows = self.dataset(table).to_table(columns=names, filter=failed).to_pylist()
         return [row["source_row"] for row in rows if kinds is None or row["error_type"] in kinds]
 
-    def decided_rows(self, table: Table, decided: Collection[str]) -> list[str]:
-        """Keys of the rows of the table marked `review` about whose results, by `result_id`, persons have decided."""
+    def decided_rows(self, table: Table, decided: Mapping[str, Decision]) -> dict[str, str]:
+        """Rows of the table that are not yet what persons have decided about their results, by `result_id`.
+
+        Of what was rejected before, the result is not there any more: that cannot be taken back.
+
+        Returns:
+            The paths of the data files with them, by the rows' keys.
+        """
         prefix = self.settings.prefix
-        if prefix + "result_id" not in (table.schema() or pa.schema([])).names:
-            return []
-        names = {name: pads.field(prefix + name) for name in ("source_row", "result_id")}
-        waiting = pads.field(prefix + "status") == "review"
-        rows = self.dataset(table).to_table(columns=names, filter=waiting).to_pylist()
-        return [row["source_row"] for row in rows if row["result_id"] in decided]
+        if not decided or prefix + "result_id" not in (table.schema() or pa.schema([])).names:
+            return {}
+        names = [prefix + name for name in ("source_row", "result_id", "status")]
+        unsettled = pads.field(prefix + "status").isin(["review", "restored"])
+        rows = self.dataset(table).to_table(columns=[*names, "__filename"], filter=unsettled)
+        found = {}
+        for row, result, status, path in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+            decision = decided.get(result)
+            if decision is not None and (status == "review" or not decision.accepted):
+                found[row] = path
+        return found
+
+    def lookup(self, table: Table, paths: Collection[str]) -> Lookup:
+        """Reads rows of the table by their keys, from these of its data files."""
+        prefix = self.settings.prefix
+        own = {prefix + field.name: field.type for field in OUTPUT}
+        # Without the numbers that Iceberg gives its fields: they do not belong into data files.
+        schema = pa.schema([(field.name, own.get(field.name, plain(field.type))) for field in table.schema() or ()])
+        return Lookup(self.store, self.data, tuple(sorted(paths)), schema, prefix + "source_row")
 
     def decisions(self) -> Decisions:
         """What persons have decided about rows marked `review`."""

@@ -18,7 +18,9 @@ SMALLEST = 24
 """Pixels a side from which on noise, blocks and sharpness are told: three blocks of JPEG."""
 _REACH = 8
 _BLOCK = 8
-_BINS, _RANGE = 1 << 17, 2.0
+_BINS, _RANGE = 1 << 17, 4.0
+_FLAT = 1e-6
+"""Mean slope of an image that has no edges."""
 _THREE_QUARTERS = 0.6744897501960817
 """Below it lie three quarters of a normal distribution: the median of its absolute values."""
 _BLUR = 11
@@ -28,7 +30,8 @@ def blind(images: Tensor) -> dict[str, Tensor]:
     """Scores [N] by their names, of images [N, H, W, 3] uint8.
 
     - `noise`: standard deviation in units of 0..255, by the median of the finest diagonal wavelet coefficients (Donoho
-      and Johnstone 1994, as scikit-image's `estimate_sigma`), mean of the channels. Fine texture counts as noise.
+      and Johnstone 1994, as scikit-image's `estimate_sigma`), mean of the channels. Fine texture counts as noise; black
+      does not count at all.
     - `blockiness`: 0 to 1, how much larger the steps of brightness are every eight pixels than elsewhere, wherever
       the grid begins: (grid - rest) / (grid + rest), after Wang, Sheikh and Bovik 2002.
     - `sharpness`: 0 to 1, one less the blur that Crété, Dolmiere, Ladret and Nicolas 2007 perceive (scikit-image's
@@ -37,11 +40,11 @@ def blind(images: Tensor) -> dict[str, Tensor]:
     - `clipped`: share of pixels of which a channel is 0 or 255.
     - `colourfulness`: 0 to about 190, grey to garish (Hasler and Süsstrunk 2003).
 
-    The first three are left out of images smaller than `SMALLEST`.
+    The first three are left out of images smaller than `SMALLEST`; of one without any edge `sharpness` is not a number.
     """
     count, height, width = images.shape[:3]
     fine = min(height, width) >= SMALLEST
-    coefficients = torch.zeros(count * 3, _BINS, device=images.device)
+    median = _Median(count * 3, images.device)
     steps = torch.zeros(2, count, _BLOCK, dtype=torch.float64, device=images.device)
     edges = torch.zeros(2, 2, count, dtype=torch.float64, device=images.device)
     sums = torch.zeros(7, count, dtype=torch.float64, device=images.device)
@@ -50,17 +53,18 @@ def blind(images: Tensor) -> dict[str, Tensor]:
         grey = luma(pixels)[:, 0]
         sums += _sums(images[:, rows][:, kept], pixels[:, :, kept], grey[:, kept])
         if fine:
-            coefficients += _diagonal(pixels, rows, kept, height)
+            median.add(_diagonal(pixels, rows, kept, height))
             steps += _steps(grey, rows, kept, height)
             edges += _edges(grey, rows, kept, height)
     scores = _of_sums(sums / (height * width))
     if fine:
-        scores["noise"] = 255 * _median(coefficients).view(count, 3).mean(1) / _THREE_QUARTERS
+        scores["noise"] = 255 * median.value().view(count, 3).mean(1) / _THREE_QUARTERS
         grid = steps.amax(2)
         rest = (steps.sum(2) - grid) / (_BLOCK - 1)
         scores["blockiness"] = ((grid - rest) / (grid + rest).clamp_min(1e-6)).mean(0)
         sharp, lost = edges
-        scores["sharpness"] = 1 - ((sharp - lost).abs() / sharp.clamp_min(1e-9)).amax(0)
+        blur = ((sharp - lost).abs() / sharp).amax(0)
+        scores["sharpness"] = torch.where((sharp > _FLAT * height * width).all(0), 1 - blur, math.nan)
     return scores
 
 
@@ -85,7 +89,7 @@ def _of_sums(means: Tensor) -> dict[str, Tensor]:
 
 
 def _diagonal(pixels: Tensor, rows: slice, kept: slice, height: int) -> Tensor:
-    """Histograms [3 N, bins] of the sizes of the diagonal coefficients by Daubechies' wavelet of length 4."""
+    """Sizes [3 N, K] of the diagonal coefficients by Daubechies' wavelet of length 4; NaN where all is black."""
     root = math.sqrt(3)
     wavelet = torch.tensor([1 - root, root - 3, 3 + root, -1 - root], device=pixels.device) / (4 * math.sqrt(2))
     width = pixels.shape[3]
@@ -96,19 +100,49 @@ def _diagonal(pixels: Tensor, rows: slice, kept: slice, height: int) -> Tensor:
     across = _mirrored(-2, width + 2 + width % 2, width, pixels.device)
     windows = pixels.index_select(2, down).index_select(3, across).flatten(0, 1)[:, None]
     sizes = F.conv2d(windows, torch.outer(wavelet, wavelet)[None, None], stride=2).flatten(1).abs()
-    bins = (sizes * (_BINS / _RANGE)).long().clamp_max(_BINS - 1)
-    counts = torch.zeros(len(bins), _BINS, device=pixels.device)
-    return counts.scatter_add_(1, bins, torch.ones_like(sizes))
+    black = F.max_pool2d(windows, 4, stride=2).flatten(1) == 0
+    return sizes.masked_fill(black, math.nan)
 
 
-def _median(counts: Tensor) -> Tensor:
-    """[N] from histograms [N, bins]."""
-    below = counts.double().cumsum(1)
-    half = below[:, -1:] / 2
-    place = torch.searchsorted(below, half).clamp_max(_BINS - 1)
-    inside = counts.gather(1, place).clamp_min(1)
-    before = below.gather(1, place) - inside
-    return ((place + (half - before) / inside) * (_RANGE / _BINS))[:, 0]
+class _Median:
+    """The median of what comes in pieces [M, K], for each of the M; NaN does not count, and of nothing it is 0."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self._first: Tensor | None = None
+        self._counts: Tensor | None = None
+        self._shape = (count, _BINS)
+        self._device = device
+
+    def add(self, sizes: Tensor) -> None:
+        """`sizes` in 0..`_RANGE`."""
+        if self._first is None and self._counts is None:
+            self._first = sizes
+            return
+        if self._counts is None:
+            self._counts = torch.zeros(self._shape, device=self._device)
+            assert self._first is not None
+            self._count(self._first)
+            self._first = None
+        self._count(sizes)
+
+    def _count(self, sizes: Tensor) -> None:
+        assert self._counts is not None
+        # Narrow bins for small sizes: what is told is a share of them.
+        bins = ((sizes.nan_to_num() / _RANGE).sqrt() * _BINS).long().clamp_max(_BINS - 1)
+        self._counts.scatter_add_(1, bins, (~sizes.isnan()).float())
+
+    def value(self) -> Tensor:
+        """[M]; exact of one piece."""
+        if self._first is not None:
+            return self._first.nanmedian(1).values.nan_to_num()
+        assert self._counts is not None
+        below = self._counts.double().cumsum(1)
+        half = below[:, -1:] / 2
+        place = torch.searchsorted(below, half).clamp_max(_BINS - 1)
+        inside = self._counts.gather(1, place).clamp_min(1)
+        before = below.gather(1, place) - inside
+        share = ((place + (half - before) / inside) / _BINS) ** 2
+        return torch.where(half > 0, _RANGE * share, 0.0)[:, 0]
 
 
 def _steps(grey: Tensor, rows: slice, kept: slice, height: int) -> Tensor:

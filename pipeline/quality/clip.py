@@ -6,7 +6,6 @@ times the cosine, as torchmetrics counts it. What the fused encoders say is call
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from pipeline.errors import ModelError
+from pipeline.imaging.cells import redacted, without_secrets
 
-BATCH = 16
+LONGEST = 8
+"""Times its shorter side that is looked at of an image."""
 
 
 class ClipScore:
@@ -35,29 +35,30 @@ class ClipScore:
         place = str(Path(place).expanduser()) if Path(place).expanduser().is_dir() else place
         self._device = device
         try:
-            self._model: Any = CLIPModel.from_pretrained(place, local_files_only=True).to(device).eval()
+            options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
+            self._model: Any = CLIPModel.from_pretrained(place, **options).to(device).eval()
             self._tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
             self._processor = CLIPImageProcessorPil.from_pretrained(place, local_files_only=True)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            said = without_secrets(str(error))[:200]
             raise ModelError(
-                f"scoring.clip: no CLIP model of transformers at {place!r} ({str(error)[:200]}); give a folder that "
+                f"scoring.clip: no CLIP model of transformers at {redacted(place)} ({said}); give a folder that "
                 "holds its config.json, model.safetensors, tokenizer and preprocessor_config.json"
             ) from error
 
     @torch.inference_mode()
-    def __call__(self, images: Sequence[npt.NDArray[np.uint8]], captions: Sequence[str]) -> Tensor:
-        """CLIPScore [N], 0 to 100, of images [H, W, 3] and their captions; higher is better."""
-        scores = []
-        for start in range(0, len(images), BATCH):
-            batch = [Image.fromarray(image) for image in images[start : start + BATCH]]
-            pixels = self._processor(images=batch, return_tensors="pt")["pixel_values"].to(self._device)
-            text = self._tokenizer(
-                list(captions[start : start + BATCH]),
-                padding=True,
-                truncation=True,
-                max_length=self._model.config.text_config.max_position_embeddings,
-                return_tensors="pt",
-            ).to(self._device)
-            out = self._model(pixel_values=pixels, **text)
-            scores.append(100 * (out.image_embeds * out.text_embeds).sum(1).clamp_min(0).float())
-        return torch.cat(scores)
+    def __call__(self, image: npt.NDArray[np.uint8], caption: str) -> float:
+        """CLIPScore, 0 to 100, of an image [H, W, 3] and its caption; higher is better."""
+        pixels = self._processor(images=[Image.fromarray(_middle(image))], return_tensors="pt")["pixel_values"]
+        length = self._model.config.text_config.max_position_embeddings
+        text = self._tokenizer([caption], truncation=True, max_length=length, return_tensors="pt")
+        out = self._model(pixel_values=pixels.to(self._device), **text.to(self._device))
+        return 100 * max(0.0, float((out.image_embeds * out.text_embeds).sum()))
+
+
+def _middle(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Of a panorama its middle: the processor enlarges the whole before it takes a square of it."""
+    height, width = image.shape[:2]
+    reach = LONGEST * min(height, width)
+    top, left = (max(0, (length - reach) // 2) for length in (height, width))
+    return np.ascontiguousarray(image[top : top + reach, left : left + reach])

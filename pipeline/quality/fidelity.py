@@ -16,6 +16,9 @@ CHANGED = 8
 """Steps of 0..255 by which a channel must differ for its pixel to count as changed: less is hardly seen."""
 CELLS = 16
 """Cells a side of the grid over which colours are averaged."""
+FADED = 0.05
+"""Fading from which on tone is fitted."""
+_STRIP = 4_000_000
 _REACH = 32
 """Pixels around a strip that is damaged again."""
 
@@ -39,7 +42,7 @@ def colour_shift(before: Tensor, after: Tensor) -> Tensor:
 
 
 def _averaged(images: Tensor) -> Tensor:
-    """[N, H, W, 3] uint8 -> [N, 3, cells, cells] in 0..1."""
+    """[N, H, W, C] uint8 -> [N, C, cells, cells] in 0..1."""
     height, width = images.shape[1:3]
     rows = [images[:, top:bottom] for top, bottom in _bounds(height)]
     lines = [F.adaptive_avg_pool2d(floats(part), (1, min(CELLS, width))) for part in rows]
@@ -51,23 +54,24 @@ def _bounds(length: int) -> list[tuple[int, int]]:
     return [(place * length // cells, (place + 1) * length // cells) for place in range(cells)]
 
 
-def redamaged_error(before: Tensor, after: Tensor, damage: Damage, lost: Tensor) -> float:
+def redamaged_error(before: Tensor, after: Tensor, damage: Damage, lost: Tensor) -> float | None:
     """Mean squared error of an input [H, W, 3] against its result with the damage put back that was found; white = 1.
 
-    If the result is what the picture was, only noise is left, which cannot be put back. Tone is fitted, channel by
-    channel, where the image had faded; lost pixels [H, W] do not count.
+    If the result is what the picture was, only noise is left, which cannot be put back. Where the image had faded, one
+    gain and one shift of each channel are fitted. Lost pixels [H, W] do not count; None if there are no others.
+    Images over `_STRIP` are damaged in strips, which costs some of the accuracy where their resolution was low.
     """
-    total = torch.zeros((), dtype=torch.float64)
-    counted = 0.0
-    for rows, kept in strips(before[None], _REACH, step=16):
+    tone = _tone(before, after, lost) if damage.fading > FADED else None
+    total, counted = 0.0, 0.0
+    for rows, kept in strips(before[None], _REACH, step=16, pixels=_STRIP):
         present = (~lost[rows])[None, None].float()
         one, other = floats(before[None, rows]), _damaged(floats(after[None, rows]), damage)
-        if damage.fading > 0.05:
-            other = _fitted(other, one, present)
-        error = (one - other.clamp(0, 1)).square() * present
-        total += error[:, :, kept].mean(1).sum(dtype=torch.float64).cpu()
+        if tone is not None:
+            other = other * tone[0] + tone[1]
+        error = (one - other.clamp(0, 1)).square().mean(1, keepdim=True) * present
+        total += float(error[:, :, kept].sum(dtype=torch.float64))
         counted += float(present[:, :, kept].sum())
-    return float(total) / max(counted, 1.0)
+    return total / counted if counted else None
 
 
 def _damaged(images: Tensor, damage: Damage) -> Tensor:
@@ -79,10 +83,12 @@ def _damaged(images: Tensor, damage: Damage) -> Tensor:
     return jpeg(images, strength * damage.jpeg_quality) if damage.jpeg_quality < 95 else images
 
 
-def _fitted(images: Tensor, to: Tensor, present: Tensor) -> Tensor:
-    """Each channel scaled and shifted to come as near as it can, where pixels are present."""
-    weight = present.sum().clamp_min(1)
-    mean, wanted = ((part * present).sum((2, 3), keepdim=True) / weight for part in (images, to))
-    spread = ((images - mean).square() * present).sum((2, 3), keepdim=True)
-    gain = ((images - mean) * (to - wanted) * present).sum((2, 3), keepdim=True) / spread.clamp_min(1e-6)
-    return (images - mean) * gain + wanted
+def _tone(before: Tensor, after: Tensor, lost: Tensor) -> tuple[Tensor, Tensor]:
+    """The gain and the shift [1, 3, 1, 1] that bring the result's cells nearest to the input's."""
+    weight = 1 - _averaged((255 * lost.byte())[None, :, :, None])
+    weight = weight / weight.sum().clamp_min(1e-6)
+    one, other = (_averaged(images[None]) for images in (before, after))
+    wanted, mean = ((part * weight).sum((2, 3), keepdim=True) for part in (one, other))
+    spread = ((other - mean).square() * weight).sum((2, 3), keepdim=True)
+    gain = ((other - mean) * (one - wanted) * weight).sum((2, 3), keepdim=True) / spread.clamp_min(1e-6)
+    return gain, wanted - gain * mean

@@ -10,6 +10,12 @@ from pipeline.quality.subjects import Kind
 from pipeline.recipe import Gate, Rule
 from pipeline.schema import Status
 
+LEAST_FILL = 0.01
+"""Share of a face or text that must have been filled to be worth a word."""
+MUCH_FILLED = 0.05
+"""Share of an image that must have been filled for what its caption tells of to be in doubt."""
+_NEEDED = ("clean_probability", "change_psnr", "expected_psnr", "expected_gain", "missing")
+
 
 @dataclasses.dataclass(frozen=True)
 class Sighting:
@@ -19,7 +25,9 @@ class Sighting:
     expected_psnr: float
     """Of the result there, dB."""
     filled: float
-    """Share of it that a mask asked to fill, 0..1."""
+    """Share of it that was filled, 0..1."""
+    is_placed: bool = True
+    """Whether it was seen in a place; else the caption tells of it, and both numbers are those of the whole image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +74,9 @@ def expected_gain(change_psnr: float, mean_error: float) -> float:
 
 def decide(evidence: Evidence, gate: Gate) -> tuple[Status, list[str]]:
     """`restored`, `kept` or `review`, and why."""
+    missing = [name for name in _NEEDED if not math.isfinite(_number(evidence.scores.get(name)))]
+    if missing:
+        return "review", [f"no {', '.join(missing)} could be told"]
     reasons = _to_keep(evidence, gate)
     if reasons:
         return "kept", reasons
@@ -77,9 +88,13 @@ def decide(evidence: Evidence, gate: Gate) -> tuple[Status, list[str]]:
     return "restored", [f"{evidence.score('expected_gain'):.1f} dB gain expected"]
 
 
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
 def _to_keep(evidence: Evidence, gate: Gate) -> list[str]:
     if evidence.masked is not None:  # somebody has asked for it
-        return [] if evidence.masked else ["the mask is empty"]
+        return _matching(evidence, gate.rules, "kept") if evidence.masked else ["the mask is empty"]
     clean, change, gain = (evidence.score(name) for name in ("clean_probability", "change_psnr", "expected_gain"))
     if clean >= gate.clean_above:
         return [f"judged undamaged (probability {clean:.2f})"]
@@ -107,8 +122,10 @@ def _sighted(evidence: Evidence, gate: Gate) -> list[str]:
     doubts = []
     for sighting in evidence.sightings:
         what = "a face" if sighting.kind == "face" else "text"
-        if sighting.filled > 0:
+        if sighting.is_placed and sighting.filled > LEAST_FILL:
             doubts.append(f"{what} is likely, and {sighting.filled:.0%} of it was filled")
+        elif sighting.filled > MUCH_FILLED:
+            doubts.append(f"{what} is likely, and may have been among the {sighting.filled:.0%} that were filled")
         elif sighting.expected_psnr < gate.review_subjects_below:
             doubts.append(f"{what} is likely, and uncertain ({sighting.expected_psnr:.1f} dB expected)")
     return list(dict.fromkeys(doubts))

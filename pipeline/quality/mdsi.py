@@ -5,6 +5,8 @@ As in the authors' code and piq's (piqa's takes the mean over columns and images
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,10 +17,17 @@ _LHM = ((0.2989, 0.5870, 0.1140), (0.30, 0.04, -0.35), (0.34, -0.60, 0.17))
 _C1, _C2, _C3 = 140.0, 55.0, 550.0
 _ALPHA = 0.6
 _SIDE = 256
+_LARGEST = 8_000_000
+"""Pixels of an image that is not made smaller."""
 
 
 def mdsi(images: Tensor, truths: Tensor) -> Tensor:
-    """Distance [N] of images [N, H, W, 3] uint8, 0 and more, lower is better; 0: equal."""
+    """Distance [N] of images [N, H, W, 3] uint8, 0 and more, lower is better; 0: equal.
+
+    Not a number of panoramas so long that they would not fit into memory.
+    """
+    if min(images.shape[1:3]) < 1.5 * _SIDE and images.shape[1] * images.shape[2] > _LARGEST:
+        return torch.full((len(images),), math.nan, dtype=torch.float64, device=images.device)
     x, y = _small(images), _small(truths)
     size_x, size_y, size_mean = _gradient(x[:, :1]), _gradient(y[:, :1]), _gradient((x[:, :1] + y[:, :1]) / 2)
     gradients = (

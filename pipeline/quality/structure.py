@@ -54,7 +54,8 @@ def structure(images: Tensor, truths: Tensor) -> tuple[Tensor | None, Tensor | N
 def _chunks(ones: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """So many planes [M, H, W] together that half of each may stand in floats."""
     many = max(1, _FLOATS // (ones.shape[1] * ones.shape[2]))
-    yield from zip(ones.split(many), others.split(many), strict=True)
+    for start in range(0, len(ones), many):
+        yield ones[start : start + many], others[start : start + many]
 
 
 def _levels(one: Tensor, other: Tensor, levels: int) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """Faces and text: where a person must look if the result is uncertain, since invented ones mislead most.
 
 Faces are looked for by scikit-image's cascade of local binary patterns: frontal ones, of 64 photographs it saw 11 with
-large faces, and 5 where there were none. Text is looked for by RapidOCR's detector, where asked for. The caption's words
-tell of both, too.
+large faces, and 5 where there were none. Text is looked for by RapidOCR's detector, where asked for. The words of the
+caption tell of both, too.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from skimage.feature import Cascade
 
 from pipeline.errors import RecipeError
 
 Pixels = npt.NDArray[np.uint8]
 
-SIDE = 512
-"""Pixels of the longest side of what is looked at."""
-_LEAST_FACE = 32
+SIDE = 320
+"""Pixels of the longest side of what is looked at, which decides how long it takes."""
+_LEAST_FACE = 28
 _SURE_OF_TEXT = 0.8
 _CASCADE = "data/lbpcascade_frontalface_opencv.xml"
 _FACES = re.compile(
@@ -60,6 +59,8 @@ class SubjectFinder:
         Raises:
             RecipeError: it is not installed.
         """
+        from skimage.feature import Cascade  # takes a while
+
         self._faces = Cascade(str(_package_folder("skimage") / _CASCADE))
         self._text = _text_detector() if find_text else None
 

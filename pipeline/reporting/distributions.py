@@ -28,8 +28,12 @@ class Axis:
 PAIRED = {
     "psnr": Axis("PSNR to the truth", 10, 50, "higher is better", "dB"),
     "ssim": Axis("SSIM to the truth", 0, 1, "higher is better"),
+    "ms_ssim": Axis("MS-SSIM to the truth", 0, 1, "higher is better"),
     "haarpsi": Axis("HaarPSI to the truth", 0, 1, "higher is better"),
+    "mdsi": Axis("MDSI to the truth", 0, 0.6, "lower is better"),
     "ciede2000": Axis("colour difference to the truth", 0, 20, "lower is better", "CIEDE2000"),
+    "lpips": Axis("LPIPS to the truth", 0, 1, "lower is better"),
+    "dists": Axis("DISTS to the truth", 0, 0.6, "lower is better"),
     "noise": Axis("noise", 0, 50, "lower is better", "of 255"),
     "blockiness": Axis("JPEG blocks", 0, 0.8, "lower is better"),
     "sharpness": Axis("sharpness", 0, 1),
@@ -43,6 +47,8 @@ PAIRED = {
 SINGLE = {
     "expected_psnr": Axis("PSNR that the model expects", 10, 50, "higher is better", "dB"),
     "expected_gain": Axis("PSNR gain that the model expects", 0, 20, "higher is better", "dB"),
+    "clean_probability": Axis("probability that nothing was wrong", 0, 1),
+    "change_psnr": Axis("result against input", 10, 60, "", "dB"),
     "changed_share": Axis("pixels that would change visibly", 0, 1, "", "share"),
     "colour_shift": Axis("colour shift of the whole", 0, 20, "", "CIEDE2000"),
     "redamaged_psnr": Axis("input against the result damaged again", 10, 60, "higher is better", "dB"),

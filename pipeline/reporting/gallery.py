@@ -129,8 +129,30 @@ def read_rows(dataset: pads.Dataset, keys: Sequence[str], columns: dict[str, pad
     if not keys:
         return []
     wanted = pads.field(key).isin(pa.array(list(keys), pa.string()))
-    found = {row["source_row"]: row for row in dataset.to_table(columns=columns, filter=wanted).to_pylist()}
+    found = {row["source_row"]: row for row in as_rows(dataset.to_table(columns=columns, filter=wanted))}
     return [found[name] for name in keys if name in found]
+
+
+def as_rows(table: pa.Table) -> list[Row]:
+    """A table's rows; text that is no UTF-8 as far as it is."""
+    values = {name: _readable(table[name]) for name in table.column_names}
+    return [{name: column[place] for name, column in values.items()} for place in range(table.num_rows)]
+
+
+def _readable(column: pa.ChunkedArray) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+        kind = pa.list_(pa.large_binary()) if is_list else pa.large_binary()
+        values = [_decoded(value) for value in column.cast(kind).to_pylist()]
+    return values
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decoded(one) for one in value]
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def fit_pictures(rows: Sequence[Row]) -> None:

@@ -32,7 +32,7 @@ _FACTS = (
         "image_uri",
     ),
     *("image_width", "image_height", "image_format", "model", "model_sha256", "recipe_digest", "run_id"),
-    *("change_psnr", "clean_probability", "error_stage", "error_type", "error_message", "attempts"),
+    *("error_stage", "error_type", "error_message", "attempts"),
     *("before_preview", "after_preview"),
 )
 _PROVENANCE = {
@@ -46,7 +46,8 @@ _PROVENANCE = {
     "recipe_digest": "recipe digest",
     "run_id": "run",
 }
-LONGEST_CAPTION = 2000
+LONGEST = {"row_id": 200, "row_caption": 2000, "error_message": 1000}
+"""Characters that are shown, at most; of other text 500."""
 
 
 def render(dataset: pads.Dataset, survey: Survey, id_column: str, caption_column: str | None, prefix: str = "") -> str:
@@ -69,6 +70,8 @@ def render(dataset: pads.Dataset, survey: Survey, id_column: str, caption_column
     examples = [key for keys in failed.values() for key in keys]
     bare = {name: column for name, column in columns.items() if not name.endswith("_preview")}
     broken = {row["source_row"]: row for row in read_rows(dataset, examples, bare, prefix + "source_row")}
+    for row in broken.values():
+        describe(row)
     summary = survey.summary
     return page(
         "run.html",
@@ -107,9 +110,14 @@ def shown_columns(
 def describe(row: Row) -> None:
     """Add to a row what the templates show of it: caption, damage, scores, provenance."""
     caption = row.get("row_caption")
-    text = " · ".join(map(str, caption)) if isinstance(caption, list) else caption
-    row["row_caption"] = None if text is None else str(text)[:LONGEST_CAPTION]
-    row["row_id"] = str(row.get("row_id", row["source_row"]))
+    row["row_caption"] = " · ".join(map(str, caption)) if isinstance(caption, list) else caption
+    if row.get("row_id") is None:
+        row["row_id"] = row["source_row"]
+    for name in ("row_id", "row_caption", "error_message", *_PROVENANCE):
+        if row.get(name) is not None:
+            row[name] = _cut(str(row[name]), LONGEST.get(name, 500))
+    for name in ("reasons", "notes"):
+        row[name] = [_cut(text, 500) for text in (row.get(name) or [])[:20]]
     row["damage"] = kinds_of(row)
     row["scores"] = [
         (axis.title, _number(row.get(f"{name}_before")), _number(row.get(f"{name}_after")), axis.unit)
@@ -119,7 +127,7 @@ def describe(row: Row) -> None:
     row["judged"] = [
         (axis.title, _number(row.get(name)), axis.unit) for name, axis in SINGLE.items() if row.get(name) is not None
     ]
-    row["provenance"] = [(title, str(row[name])) for name, title in _PROVENANCE.items() if row.get(name)]
+    row["provenance"] = [(title, row[name]) for name, title in _PROVENANCE.items() if row.get(name)]
 
 
 def page(template: str, connects: bool = False, **content: Any) -> str:
@@ -137,6 +145,10 @@ def page(template: str, connects: bool = False, **content: Any) -> str:
         + ("; connect-src 'self'" if connects else ""),
         **content,
     )
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _picture(data: bytes | None) -> str:

@@ -50,7 +50,11 @@ class Summary:
     seconds: float = 0.0
     """Seconds from the start of the run to its end."""
     flow_seconds: float = 0.0
-    """Of these, while rows were on their way."""
+    """Of these, while rows were on their way; of a run that was killed and goes on, only since then."""
+    flow_rows: int = 0
+    """Rows that came out in this time,"""
+    flow_megapixels: float = 0.0
+    """and their megapixels."""
     actors: int = 0
     """Restoring actors."""
     device: str = ""
@@ -62,14 +66,8 @@ class Summary:
     def measured(self) -> dict[str, Any]:
         """What the run has measured, and the table does not tell."""
         names = (
-            "seconds",
-            "flow_seconds",
-            "files_read",
-            "bytes_read",
-            "duplicate_ids",
-            "actors",
-            "device",
-            "bare_speed",
+            *("seconds", "flow_seconds", "flow_rows", "flow_megapixels", "files_read", "bytes_read", "duplicate_ids"),
+            *("actors", "device", "bare_speed"),
         )
         return {name: getattr(self, name) for name in names}
 
@@ -81,7 +79,7 @@ class Summary:
     @property
     def speed(self) -> float | None:
         """Megapixels a second while rows were on their way."""
-        return self.megapixels / self.flow_seconds if self.flow_seconds else None
+        return self.flow_megapixels / self.flow_seconds if self.flow_seconds and self.flow_megapixels else None
 
     @property
     def share_of_bare(self) -> float | None:

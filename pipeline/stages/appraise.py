@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from pipeline.quality.gate import Decision, Evidence, Sighting, decide, expected_gain
+from pipeline.quality.gate import LEAST_FILL, Decision, Evidence, Sighting, decide, expected_gain
 from pipeline.quality.scorer import Extras, Scorer, Scores
 from pipeline.quality.scores import decibels
 from pipeline.quality.subjects import Subject, SubjectFinder
@@ -20,6 +20,9 @@ from pipeline.restoration.colour import colour_onto
 from pipeline.schema import FOUND, Status
 
 Pixels = npt.NDArray[np.uint8]
+
+PLACE = 32
+"""Pixels a side of the smallest face that is looked for, about."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +73,8 @@ class Appraiser:
         befores, proposed = [case.before for case in cases], [result.pixels for result in results]
         repairs = [_grey(after) if case.coloured else after for case, after in zip(cases, proposed, strict=True)]
         before, after = self._scorer.blind(befores, captions), self._scorer.blind(proposed, captions)
-        fidelity = self._scorer.fidelity(befores, repairs, [r.damage for r in results], [r.lost for r in results])
+        damages = [None if case.mask is not None else case.result.damage for case in cases]
+        fidelity = self._scorer.fidelity(befores, repairs, damages, [result.lost for result in results])
         verdicts = [
             self._decide(case, pixels, {**_named(one, "before"), **_named(other, "after"), **far})
             for case, pixels, one, other, far in zip(cases, proposed, before, after, fidelity, strict=True)
@@ -93,9 +97,14 @@ class Appraiser:
             "expected_gain": expected_gain(measured["change_psnr"], result.mean_error),
             **measured,
         }
-        sightings = self._sightings(case)
+        try:
+            sightings, trouble = self._sightings(case), None
+        except Exception as error:  # a detector's surprise must not cost the row
+            sightings, trouble = [], f"faces and text could not be looked for ({type(error).__name__}: {error})"
         masked = None if case.mask is None else float(case.mask.mean())
         status, reasons = decide(Evidence(scores, masked, sightings), self._gate)
+        if trouble and status != "kept":
+            status, reasons = "review", [*(reasons if status == "review" else ()), trouble]
         after = None if status == "kept" else proposed
         if case.coloured:  # the repair was judged without the colours
             after = _onto(case.before, proposed) if status == "kept" else proposed
@@ -107,8 +116,9 @@ class Appraiser:
 
     def _sightings(self, case: Case) -> list[Sighting]:
         """Looking takes a while, and is done where it can matter."""
-        filled = case.mask is not None and case.mask.any()
-        if not filled and case.result.expected_psnr >= self._gate.review_subjects_below:
+        result = case.result
+        filled = result.lost.mean() > LEAST_FILL / 10
+        if not filled and _worst(result) >= self._gate.review_subjects_below:
             return []
         return [_sighting(case, subject) for subject in self._finder(case.before, case.caption)]
 
@@ -132,12 +142,28 @@ def _sighting(case: Case, subject: Subject) -> Sighting:
     """What became of a subject: how sure the model is where it lies, compared with the whole."""
     result = case.result
     if subject.box is None:
-        return Sighting(subject.kind, result.expected_psnr, 0.0)
+        return Sighting(subject.kind, result.expected_psnr, float(result.lost.mean()), is_placed=False)
     top, left, bottom, right = subject.box
     here = (slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1)))
     error = float(np.square(result.uncertainty[here].astype(np.float32)).mean())
-    filled = 0.0 if case.mask is None else float(case.mask[here].mean())
-    return Sighting(subject.kind, result.expected_psnr - decibels(result.mean_error) + decibels(error), filled)
+    return Sighting(subject.kind, _local_psnr(result, error), float(result.lost[here].mean()))
+
+
+def _local_psnr(result: Restored, error: float) -> float:
+    """What is expected where the pixels expect this squared error, given what is expected of the whole."""
+    return result.expected_psnr - decibels(result.mean_error) + decibels(error)
+
+
+def _worst(result: Restored) -> float:
+    """The expected PSNR of the worst place of `PLACE` pixels a side, in dB."""
+    height, width = result.uncertainty.shape
+    rows, columns = (range(0, length, PLACE) for length in (height, width))
+    worst = 0.0
+    for top in rows:
+        errors = np.square(result.uncertainty[top : top + PLACE].astype(np.float32)).mean(0)
+        sums = np.add.reduceat(errors, columns)
+        worst = max(worst, float((sums / np.diff([*columns, width])).max()))
+    return _local_psnr(result, worst)
 
 
 def _grey(rgb: Pixels) -> Pixels:

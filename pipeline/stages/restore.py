@@ -85,15 +85,15 @@ class RestoreStage:
         try:
             requests = [self._request(cell) for cell in cells]
             results = self._restorer.restore_batch(requests)
-            restored = time.perf_counter()
-            both = zip(cells, requests, results, strict=True)
-            cases = [self._case(cell, request, result) for cell, request, result in both]
-            verdicts = self._appraiser(cases)
         except Exception as error:  # out of memory, or one image that the model cannot take
             if len(cells) > 1:
                 log.warning("restoring %d rows together failed (%s); now one by one", len(cells), error)
                 return [answer for cell in cells for answer in self._restore([cell])]
             return [failure("restore", PermanentRowError(f"{type(error).__name__}: {error}"))]
+        restored = time.perf_counter()
+        both = zip(cells, requests, results, strict=True)
+        cases = [self._case(cell, request, result) for cell, request, result in both]
+        verdicts = self._appraise(cases)
         scored = time.perf_counter()
         pixels = sum(cell["height"] * cell["width"] for cell in cells)
         answers = []
@@ -102,6 +102,18 @@ class RestoreStage:
             seconds = {"restore_seconds": share * (restored - started), "score_seconds": share * (scored - restored)}
             answers.append(_answer(cell, case, verdict) | seconds | {"result_id": self._result_id(cell)})
         return answers
+
+    def _appraise(self, cases: Sequence[Case]) -> list[Verdict]:
+        """Together, or one by one; a result that cannot be scored is for a person to look at."""
+        try:
+            return self._appraiser(cases)
+        except Exception as error:  # out of memory
+            if len(cases) > 1:
+                log.warning("scoring %d rows together failed (%s); now one by one", len(cases), error)
+                return [verdict for case in cases for verdict in self._appraise([case])]
+            log.warning("a result could not be scored: %s: %s", type(error).__name__, error)
+            reason = f"it could not be scored ({type(error).__name__}: {error})"
+            return [Verdict("review", [reason], [], {}, cases[0].result.pixels)]
 
     def _request(self, cell: Row) -> Request:
         height, width = cell["height"], cell["width"]

@@ -19,7 +19,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from jobs.cli import main
-from jobs.report import finished_output
+from jobs.report import output_at
 from pipeline.review import Review, ReviewServer
 from tests.conftest import ROOT
 
@@ -182,7 +182,7 @@ def test_the_report_of_a_run_can_be_made_again_from_the_table(output: Path) -> N
 
 @pytest.fixture
 def server(output: Path) -> Iterator[ReviewServer]:
-    place, recipe, _ = finished_output(str(output / "out"))
+    place, recipe = output_at(str(output / "out"), [])
     server = ReviewServer(Review(place, recipe, "Ada"), 0)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -192,9 +192,9 @@ def server(output: Path) -> Iterator[ReviewServer]:
     server.server_close()
 
 
-def posted(server: ReviewServer, body: dict[str, str] | bytes, **headers: str) -> int:
+def posted(address: str, body: dict[str, str] | bytes, **headers: str) -> int:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(server.url + "decisions", data, headers)
+    request = urllib.request.Request(address + "decisions", data, headers)
     try:
         with urllib.request.urlopen(request) as answer:
             return int(answer.status)
@@ -202,18 +202,23 @@ def posted(server: ReviewServer, body: dict[str, str] | bytes, **headers: str) -
         return error.code
 
 
-def test_only_the_page_itself_can_decide(server: ReviewServer, output: Path) -> None:
+def test_only_who_knows_the_address_can_see_and_decide(server: ReviewServer, output: Path) -> None:
     result = next(row["result_id"] for row in rows_of(output).values() if row["status"] == "review")
-    token = {"X-Conservator-Token": server.token}
     decision = {"result": result, "decision": "accepted"}
-    assert posted(server, decision) == 403
-    assert posted(server, decision, **token, Host="museum.example") == 403
-    assert posted(server, {"result": "0" * 64, "decision": "accepted"}, **token) == 404
-    assert posted(server, decision | {"decision": "burnt"}, **token) == 400
-    assert posted(server, b"[]", **token) == 400
-    assert posted(server, b"{", **token) == 400
-    assert posted(server, b" " * 20_000, **token) == 413
-    assert not (output / "out/reviews").exists()
+    other = server.url.replace(server.path, "/")
+    assert posted(other, decision) == 404
+    assert posted(server.url, decision, Host="museum.example") == 404
+    assert posted(server.url, {"result": "0" * 64, "decision": "accepted"}) == 404
+    assert posted(server.url, decision | {"decision": "burnt"}) == 400
+    assert posted(server.url, b"[]") == 400
+    assert posted(server.url, b"{") == 400
+    assert posted(server.url, b" " * 20_000) == 413
+    for address in (other, other + "x" * 22 + "/"):
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(address)
+    with urllib.request.urlopen(server.url) as answer:
+        assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+    assert server.review.close() == 0
 
 
 def test_decisions_made_in_the_browser_are_honoured_by_the_next_run(

@@ -116,7 +116,8 @@ def test_clip_score_is_a_hundred_times_the_cosine_of_what_the_model_sees_and_rea
             out = model(pixel_values=pixels, **text)
         cosine = torch.nn.functional.cosine_similarity(out.image_embeds, out.text_embeds)
         expected.append(100 * max(0.0, float(cosine)))
-    assert ClipScore(str(clip), CPU)([photo, photo], captions).tolist() == pytest.approx(expected, rel=1e-3)
+    score = ClipScore(str(clip), CPU)
+    assert [score(photo, caption) for caption in captions] == pytest.approx(expected, rel=1e-3)
     scores = Scorer(CPU, Extras(clip=str(clip))).blind([photo, photo], [captions[0], None])
     assert scores[0]["clip_score"] == pytest.approx(expected[0], rel=1e-3)
     assert "clip_score" not in scores[1]
@@ -145,8 +146,8 @@ def test_faces_are_found_where_they_are(archive: pa.Table) -> None:
     top, left, bottom, right = face.box
     assert 60 < top < 80 and 240 < left < 260 and 40 < bottom - top < 80 and 40 < right - left < 80
     large = np.asarray(Image.fromarray(girls).resize((1600, 1200)))
-    (again,) = SubjectFinder()(large, None)
-    assert again.box == pytest.approx(tuple(4 * side for side in face.box), abs=60)
+    expected = pytest.approx(tuple(4 * side for side in face.box), abs=60)
+    assert any(again.box == expected for again in SubjectFinder()(large, None))
 
 
 @pytest.mark.parametrize(

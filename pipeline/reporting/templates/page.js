@@ -31,7 +31,7 @@ if (filters) {
   apply();
 }
 
-const review = document.querySelector("main[data-token]");
+const review = document.querySelector("main.review");
 if (review) {
   const state = document.querySelector("#state");
   const undecided = () => [...document.querySelectorAll("article[data-result]")].filter((row) => !row.dataset.decision);
@@ -42,31 +42,42 @@ if (review) {
     const note = row.querySelector("input[name=note]").value;
     const answer = await fetch("decisions", {
       method: "POST",
-      headers: { "Content-Type": "application/json", "X-Conservator-Token": review.dataset.token },
+      headers: { "Content-Type": "application/json" },
       body: JSON.stringify({ result: row.dataset.result, decision, note }),
     }).catch((error) => ({ ok: false, text: async () => String(error) }));
+    const said = row.querySelector(".decided");
     if (!answer.ok) {
-      state.textContent = `not saved: ${await answer.text()}`;
-      return;
+      said.textContent = state.textContent = `not saved: ${await answer.text()}`;
+      return false;
     }
     row.dataset.decision = decision;
     for (const button of row.querySelectorAll("button")) button.setAttribute("aria-pressed", button.value === decision);
-    row.querySelector(".decided").textContent = decision;
+    said.textContent = decision;
     tell();
-    const next = undecided()[0];
-    if (next) next.focus();
+    return true;
+  };
+  const decideAndGoOn = async (row, decision) => {
+    if (!(await decide(row, decision))) return;
+    const rows = [...document.querySelectorAll("article[data-result]")];
+    const later = rows.slice(rows.indexOf(row) + 1).find((one) => !one.dataset.decision);
+    (later || undecided()[0])?.focus();
   };
   document.addEventListener("click", (event) => {
     const button = event.target.closest("article[data-result] button");
-    if (button) decide(button.closest("article"), button.value);
+    if (button) decideAndGoOn(button.closest("article"), button.value);
+  });
+  document.addEventListener("change", (event) => {
+    const row = event.target.closest("article[data-decision]");
+    if (row && event.target.matches("input[name=note]")) decide(row, row.dataset.decision);
   });
   document.addEventListener("keydown", (event) => {
     const row = event.target.closest?.("article[data-result]");
-    if (!row || event.target.matches("input[name=note]") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (!row || event.target.matches("input[name=note]") || event.repeat) return;
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
     const decision = { a: "accepted", r: "rejected" }[event.key];
     if (decision) {
       event.preventDefault();
-      decide(row, decision);
+      decideAndGoOn(row, decision);
     }
   });
   tell();

@@ -1,0 +1,94 @@
+"""The decide stage: rows of the table become what a person has decided, without restoring anything anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import pyarrow as pa
+
+from pipeline.errors import RowError, UnreadableImage
+from pipeline.imaging.cells import Fetch, read_cell
+from pipeline.imaging.decode import decode_image
+from pipeline.quality.gate import Decision
+from pipeline.recipe import Recipe
+from pipeline.schema import BLIND_SCORES, ROW_KEY, TRUTH_SCORES
+from pipeline.stages.table import Row
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecideStage:
+    """Looks rows up in the table; accepted ones keep the image that was seen, rejected ones get the original back."""
+
+    recipe: Recipe
+    run_id: str
+    image_column: str
+    """Of the source, with the originals."""
+    decisions: Mapping[str, Decision]
+    """By `result_id`."""
+    lookup: Callable[[Sequence[str]], pa.Table]
+    """The table's rows with these keys, in the table's columns."""
+    fetch: Fetch
+    publish: Callable[[bytes, str, str], str] | None = None
+    """As in encoding."""
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """The table's own rows for the rows of the source in `table`, as it was decided.
+
+        A row whose original cannot be had, or is another now, stays as it was: nothing that a person has seen is lost.
+        """
+        prefix = self.recipe.output.prefix
+        found = self.lookup(table[ROW_KEY].to_pylist())
+        names = {name: name.removeprefix(prefix) for name in found.column_names if name.startswith(prefix)}
+        places = {key: place for place, key in enumerate(table[ROW_KEY].to_pylist())}
+        pieces = []
+        for number in range(found.num_rows):
+            one = found.slice(number, 1)
+            row = {plain: one[name][0].as_py() for name, plain in names.items() if plain in _READ}
+            changed = self._decided(row, table, places[row["source_row"]])
+            for name, plain in names.items():
+                if plain in changed:
+                    kind = one.schema.field(name).type
+                    one = one.set_column(one.column_names.index(name), name, pa.array([changed[plain]], kind))
+            pieces.append(one)
+        return pa.concat_tables(pieces) if pieces else found
+
+    def _decided(self, row: Row, source: pa.Table, place: int) -> Row:
+        decision = self.decisions[row["result_id"]]
+        status, reasons = decision.apply(row["reasons"] or [])
+        try:
+            changed = {} if decision.accepted else self._original(row, source, place)
+        except RowError as error:
+            log.warning("row %s stays for review: its original cannot be kept: %s", row["source_row"], error.message)
+            return {}
+        return changed | {"status": status, "reasons": reasons, "run_id": self.run_id}
+
+    def _original(self, row: Row, source: pa.Table, place: int) -> Row:
+        column = source[self.image_column]
+        data = read_cell(column[place].as_py(), column.type, self.image_column, self.fetch)
+        sha256 = hashlib.sha256(data).hexdigest()
+        if sha256 != row["source_sha256"]:
+            raise UnreadableImage("it is another image than the one that was restored")
+        limits = self.recipe.limits
+        format = decode_image(data, limits.max_megapixels, limits.max_image_mb).format
+        uri = self.publish(data, sha256, format) if self.publish else None
+        return {
+            **{f"{name}_after": row.get(f"{name}_before") for name in (*BLIND_SCORES, *TRUTH_SCORES)},
+            "image": data if uri is None else None,
+            "image_uri": uri,
+            "image_bytes": len(data),
+            "image_format": format,
+            "image_sha256": sha256,
+            "after_preview": row["before_preview"],
+        }
+
+
+_READ = {
+    *("source_row", "result_id", "source_sha256", "reasons", "before_preview"),
+    *(f"{name}_before" for name in (*BLIND_SCORES, *TRUTH_SCORES)),
+}
+"""Columns that are looked at. Of the image itself only a new one is put in its place."""
