@@ -5,7 +5,9 @@ Real Ray, a real S3 server, SIGKILL. The results are read as a stranger's engine
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
+import itertools
 import os
 import random
 import subprocess
@@ -24,6 +26,7 @@ import pytest
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
+from pipeline.lake.decisions import Decisions, Reviewed
 from tests.conftest import ROOT, encoded, noise
 from tests.crash.killer import POINTS
 from tests.seaweed import KEYS, PORT, Seaweed
@@ -109,7 +112,15 @@ class Archive:
                 return None
             files = self.store.cat_file(f"{root}/_symlink_format_manifest/manifest").decode().split()
             frame = pl.scan_parquet(files, storage_options=STORAGE)
-        return frame.select("id", "image", "status", "source_row").collect()
+        return frame.select("id", "image", "status", "source_row", "result_id").collect()
+
+    def statuses(self, kind: str, name: str) -> dict[str, tuple[str, str, str, str]]:
+        """By id: status, digest of the image, result and key."""
+        table = self.table(kind, name)
+        assert table is not None
+        rows = table.to_dicts()
+        assert max(Counter(row["id"] for row in rows).values()) == 1
+        return {r["id"]: (r["status"], _digest(r["image"]), r["result_id"], r["source_row"]) for r in rows}
 
     def check(self, kind: str, name: str, whole: bool = True, over: bool = True, history: bool = False) -> None:
         """Every id at most once, and exactly once in the end, with the bytes of an undisturbed run.
@@ -171,6 +182,39 @@ def test_a_replacement_that_is_killed(archive: Archive, kind: str, point: str) -
     again = ["--fresh"] if list(POINTS).index(point) % 2 else []  # asked for again, or gone on with by itself
     archive.run("jobs.restore", *options, *again)
     archive.check(kind, name, history=kind != "parquet")
+
+
+@pytest.mark.parametrize(("point", "kind"), zip(list(POINTS)[1:], itertools.cycle(KINDS)))
+def test_decisions_that_are_being_carried_out(archive: Archive, kind: str, point: str) -> None:
+    name = f"{kind}-decided-{list(POINTS).index(point)}"
+    doubts = {"clean_above": 1, "least_change": 100, "least_gain": 0, "review_below": 99}
+    options = [*archive.options(kind, name), *(f"--set=gate.{key}={value}" for key, value in doubts.items())]
+    archive.run("jobs.restore", *options)
+    before = archive.statuses(kind, name)
+    store, root = archive.store, f"archive/crash/{name}"
+    reviews = Decisions(store, f"{root}/reviews")
+    originals = {row["id"]: row["image"] for file in range(FILES) for row in rows_of(file)}
+    wanted = dict.fromkeys(["f0-1", "f0-2", "f2-5"], "accepted") | dict.fromkeys(["f0-3", "f1-1", "f2-6"], "rejected")
+    for number, (row, decision) in enumerate(wanted.items()):
+        status, _, result, key = before[row]
+        assert status == "review"
+        when = dt.datetime(2026, 1, 1, 0, number, tzinfo=dt.UTC)
+        reviews.add(Reviewed(result, row, key, "", decision, "Ada", "", when))
+    after = {row: (status, image) for row, (status, image, *_) in before.items()}
+    after |= {row: ("restored", before[row][1]) for row in wanted if wanted[row] == "accepted"}
+    after |= {row: ("kept", _digest(originals[row])) for row in wanted if wanted[row] == "rejected"}
+    killed = archive.start("tests.crash.killer", point, *options)
+    _, log = killed.communicate(timeout=300)
+    assert killed.returncode == -9, log
+    found = archive.statuses(kind, name)
+    for row, (status, image, *_) in found.items():
+        assert (status, image) in (before[row][:2], after[row])
+    assert len(found) == FILES * ROWS
+    archive.run("jobs.restore", *options, codes=(0, 3))
+    assert {row: seen[:2] for row, seen in archive.statuses(kind, name).items()} == after
+    last = archive.statuses(kind, name)
+    archive.run("jobs.restore", *options, codes=(0,))
+    assert archive.statuses(kind, name) == last
 
 
 @pytest.mark.parametrize("kind", KINDS)
