@@ -26,6 +26,7 @@ from torchmetrics.functional.image import (
 from pipeline.damage.tone import luma
 from pipeline.evaluation.tables import Sample, read_samples
 from pipeline.lake.tables import open_tables
+from pipeline.quality.appraise import Appraiser, Case
 from pipeline.quality.blind import blind
 from pipeline.quality.colour import ciede2000
 from pipeline.quality.haarpsi import haarpsi
@@ -34,7 +35,6 @@ from pipeline.quality.structure import structure
 from pipeline.recipe import Recipe
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import Restorer
-from pipeline.stages.appraise import Appraiser, Case
 
 Score = Callable[[np.ndarray, np.ndarray], float]
 

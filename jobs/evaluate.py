@@ -10,14 +10,12 @@ from pathlib import PurePosixPath
 
 from jobs.console import OK, local_folder, main, positive
 from pipeline.errors import SourceError
+from pipeline.evaluation.tables import PUBLISHED
 from pipeline.imaging.cells import redacted
 from pipeline.imaging.tables import ImageTable
 from pipeline.lake.tables import open_tables
 
 log = logging.getLogger(__name__)
-
-PUBLISHED = ("kodak24", "live1", "set5")
-"""Sets whose protocols the field's papers share."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

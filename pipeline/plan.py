@@ -30,12 +30,12 @@ from pipeline.lake.places import as_uri, join
 from pipeline.lake.source import Source, open_source
 from pipeline.lake.storage import check_options, resolved
 from pipeline.lake.table import PARTITION, Table, fitted, storable
+from pipeline.quality.appraise import Appraiser
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
 from pipeline.restoration.text import minilm_folder
 from pipeline.restoration.weights import load_model
 from pipeline.schema import OUTPUT
-from pipeline.stages.appraise import Appraiser
 from pipeline.stages.decode import DecodeStage
 
 Retry = Literal["transient", "all", "reviewed"]

@@ -154,11 +154,12 @@ class Rule(_Section):
 class Gate(_Section):
     """When a restored image is taken, when the original is kept, and when a person should look."""
 
-    clean_above: float = Field(default=0.1, ge=0, le=1)
-    """An image judged undamaged with at least this probability is kept as it is."""
+    clean_above: float = Field(default=0.003, ge=0, le=1)
+    """An image judged undamaged with at least this probability is kept as it is. So small since the model is too sure
+    of damage where there is none (docs/evaluation.md)."""
     least_change: float = Field(default=45.0, ge=0)
     """A result closer to its original than this PSNR (dB) is not worth a new file: the original is kept."""
-    least_gain: float = Field(default=0.8, ge=0)
+    least_gain: float = Field(default=0.5, ge=0)
     """A result expected to be better by fewer dB than this is not worth a new file: the original is kept."""
     review_below: float = Field(default=20.0, ge=0)
     """Results whose expected PSNR (dB) is lower are marked `review`."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from pipeline.damage.strengths import LEVELS
+from pipeline.evaluation.gate import IMPROVABLE, LOST, Harm
 from pipeline.evaluation.protocols import Result
 from pipeline.evaluation.suite import Evaluation, Line, by_level
 
@@ -20,6 +23,8 @@ def as_markdown(evaluation: Evaluation) -> str:
             rows = "".join(f"| {what} | {interval} |\n" for what, interval in found.items())
             head = "| PSNR, paired | dB [95 % interval] |\n|---|---|\n"
             parts.append(f"### {name}, compared image by image\n\n{head}{rows}")
+    for name, harm in evaluation.harms.items():
+        parts.append(f"## The gate, on {name}\n\n{_gate(harm)}")
     if evaluation.calibrations:
         head = "| predicted | images | Spearman | mean error |\n|---|---|---|---|\n"
         rows = "".join(
@@ -57,6 +62,20 @@ def _by_level(levels: dict[str, dict[str, Result]]) -> str:
             ]
         )
     return _table(head, rows)
+
+
+def _gate(harm: Harm) -> str:
+    statuses = Counter(one.status for one in harm.outcomes)
+    clean = [one for one in harm.outcomes if one.kind == "clean"]
+    harmed = [one for one in harm.restored if one.gain < -LOST]
+    rows = [
+        ["images, half of them undamaged", f"{len(harm.outcomes)}"],
+        ["restored / kept / review", " / ".join(f"{statuses[name]}" for name in ("restored", "kept", "review"))],
+        [f"of the restored, over {LOST} dB lost", f"{len(harmed)} of {len(harm.restored)}, {harm.harmed:.1%}"],
+        ["undamaged that kept their bytes", f"{harm.clean_kept:.1%} of {len(clean)}"],
+        [f"improvable by {IMPROVABLE:g} dB that were restored", f"{harm.taken:.1%} of {len(harm.improvable)}"],
+    ]
+    return _table(["", ""], rows)
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

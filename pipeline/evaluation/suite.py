@@ -15,9 +15,10 @@ from pipeline.damage.record import Damage
 from pipeline.damage.strengths import LEVELS
 from pipeline.evaluation import baselines, protocols
 from pipeline.evaluation.baselines import Baseline, baseline_psnr
+from pipeline.evaluation.gate import Harm, gate
 from pipeline.evaluation.protocols import Case, Result, Score, measure
 from pipeline.evaluation.statistics import Interval, paired_difference, spearman
-from pipeline.evaluation.tables import Sample
+from pipeline.evaluation.tables import PUBLISHED, Sample
 from pipeline.restoration.restorer import Restorer
 
 log = logging.getLogger(__name__)
@@ -96,6 +97,8 @@ class Evaluation:
     comparisons: dict[str, dict[str, Interval]]
     """By set: what captions and references are worth, in dB."""
     calibrations: list[Calibration]
+    harms: dict[str, Harm]
+    """By set without a published protocol: what the gate did."""
 
     def as_json(self) -> dict[str, Any]:
         """For `evaluation.json`: every figure, image by image."""
@@ -110,6 +113,11 @@ class Evaluation:
                 | {"truth": c.truth, "predicted": c.predicted}
                 for c in self.calibrations
             ],
+            "gate": {
+                name: {"harmed": _number(h.harmed), "clean_kept": _number(h.clean_kept), "taken": _number(h.taken)}
+                | {"each": [one._asdict() for one in h.outcomes]}
+                for name, h in self.harms.items()
+            },
         }
 
 
@@ -119,13 +127,18 @@ def evaluate(restorer: Restorer, sets: dict[str, list[Sample]]) -> Evaluation:
     Baselines are left out where OpenCV is not installed.
     """
     lines: dict[str, list[Line]] = {}
+    harms: dict[str, Harm] = {}
     for name, samples in sets.items():
+        if name not in PUBLISHED:
+            log.info("%s: the gate", name)
+            harms[name] = gate(restorer, samples)
         lines[name] = []
         for test in trials_of(name, samples):
             log.info("%s: %s", name, test.name)
             lines[name].append(_line(restorer, test))
     comparisons = {name: found for name, content in lines.items() if (found := _comparisons(content))}
-    return Evaluation(lines, comparisons, _calibrations([line.result for found in lines.values() for line in found]))
+    calibrations = _calibrations([line.result for found in lines.values() for line in found])
+    return Evaluation(lines, comparisons, calibrations, harms)
 
 
 def trials_of(name: str, samples: Sequence[Sample]) -> list[Trial]:

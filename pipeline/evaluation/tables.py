@@ -11,6 +11,9 @@ import numpy.typing as npt
 from pipeline.errors import RowError, SourceError
 from pipeline.imaging.tables import CAPTIONS, ImageTable, captions_of
 
+PUBLISHED = ("kodak24", "live1", "set5")
+"""Sets whose protocols the field's papers share."""
+
 
 class Sample(NamedTuple):
     """One undamaged test image."""

@@ -16,13 +16,13 @@ import torch
 
 from pipeline.errors import PermanentRowError
 from pipeline.imaging.decode import without_alpha
+from pipeline.quality.appraise import Appraiser, Case, Verdict
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
 from pipeline.restoration.canvas import Restored
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import Restorer
 from pipeline.schema import RESTORED
-from pipeline.stages.appraise import Appraiser, Case, Verdict
 from pipeline.stages.table import Row, failure, source_columns, stage_rows, with_columns
 
 log = logging.getLogger(__name__)

@@ -12,12 +12,14 @@ from pipeline import Restorer
 from pipeline.damage.record import Damage
 from pipeline.errors import SourceError
 from pipeline.evaluation import baselines, figures, protocols
+from pipeline.evaluation.gate import gate
 from pipeline.evaluation.protocols import blots, colourise, damaged, denoise, derangement, inpaint, jpeg, measure
 from pipeline.evaluation.report import as_markdown
 from pipeline.evaluation.statistics import paired_difference, spearman
 from pipeline.evaluation.suite import evaluate, trials_of
 from pipeline.evaluation.tables import Sample, read_samples
 from pipeline.lake.tables import open_tables
+from pipeline.recipe import Gate, Recipe
 from tests.conftest import encoded, noise
 
 
@@ -198,3 +200,18 @@ def test_without_opencv_and_matplotlib_the_tables_are_still_made(
         assert not module.available()
     found = evaluate(restorer, {"kodak24": [samples[0]._replace(pixels=samples[0].pixels[:40, :40])]})
     assert "noise, sigma 25" in as_markdown(found) and "median" not in as_markdown(found)
+
+
+def test_the_gate_is_measured_on_undamaged_images_and_all_kinds_of_damage(
+    photo: np.ndarray, restorer: Restorer
+) -> None:
+    samples = [Sample(f"{n}", np.ascontiguousarray(photo[:96, :96]), ("a bear",), {}) for n in range(6)]
+    harm = gate(restorer, samples)
+    assert [one.kind == "clean" for one in harm.outcomes] == [True, False] * 3
+    assert len({one.kind for one in harm.outcomes}) == 4
+    everything = Recipe(gate=Gate(clean_above=1, least_change=100, least_gain=0, review_below=0))
+    nothing = Recipe(gate=Gate(least_gain=100))
+    assert gate(restorer, samples, nothing).clean_kept == 1 and not gate(restorer, samples, nothing).restored
+    taken = gate(restorer, samples, everything)
+    assert taken.clean_kept < 1 and len(taken.restored) > 3
+    assert gate(restorer, samples, everything) == taken

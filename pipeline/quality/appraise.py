@@ -1,4 +1,4 @@
-"""Appraising: how good each image was and is, and what the gate says; the second half of the restore stage."""
+"""Appraising: how good each image was and is, and what the gate says of it."""
 
 from __future__ import annotations
 
