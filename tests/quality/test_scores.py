@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import resource
+
 import numpy as np
 import pytest
 import skimage.color
@@ -17,6 +20,7 @@ from pipeline.damage.record import Damage
 from pipeline.damage.tone import luma
 from pipeline.quality import mdsi as mdsi_module
 from pipeline.quality import strips as strips_module
+from pipeline.quality import structure as structure_module
 from pipeline.quality.blind import SMALLEST, blind
 from pipeline.quality.scorer import Scorer
 from pipeline.quality.scores import EQUAL, psnr, ssim
@@ -145,6 +149,7 @@ def test_strips_change_no_score(photo: np.ndarray, scorer: Scorer, monkeypatch: 
         (fidelity,) = scorer.fidelity([damaged], [photo], [damage], [lost])
         return alone | {f"{name} to the truth": value for name, value in truth.items()} | fidelity
 
+    damage = dataclasses.replace(damage, fading=0.3)
     whole = scores()
     for module in (strips_module, mdsi_module):
         monkeypatch.setattr(module, "PIXELS", 20_000)
@@ -208,3 +213,35 @@ def test_the_colour_shift_is_of_the_whole_not_of_the_detail(photo: np.ndarray, s
     detail, tone = scorer.fidelity([noisy(photo), tinted(photo)], [photo] * 2, [Damage()] * 2, [lost] * 2)
     assert detail["colour_shift"] < 1.5
     assert tone["colour_shift"] > 5
+
+
+def test_black_borders_do_not_hide_noise(photo: np.ndarray) -> None:
+    """As in scikit-image: what is black says nothing."""
+    bordered = np.zeros((3 * len(photo), *photo.shape[1:]), np.uint8)
+    bordered[: len(photo)] = noisy(photo)
+    alone, beside = (float(blind(_batch(image))["noise"]) for image in (noisy(photo), bordered))
+    assert beside == pytest.approx(alone, rel=0.02)
+
+
+def test_a_flat_image_has_no_sharpness(scorer: Scorer) -> None:
+    (scores,) = scorer.blind([np.full((40, 40, 3), 90, np.uint8)], [None])
+    assert "sharpness" not in scores and scores["noise"] == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("height", [625, 627, 640])
+def test_windows_over_the_last_rows_are_those_of_the_whole(height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, other = noise(height, 200), noise(height, 200, seed=1)
+    monkeypatch.setattr(structure_module, "_STRIP", 1 << 30)
+    whole = [float(value) for value in structure(_batch(image), _batch(other)) if value is not None]
+    monkeypatch.setattr(structure_module, "_STRIP", 20_000)
+    strips = [float(value) for value in structure(_batch(image), _batch(other)) if value is not None]
+    assert strips == pytest.approx(whole, rel=1e-6)
+    equal, _ = structure(_batch(image), _batch(image))
+    assert float(equal) == pytest.approx(1)
+
+
+def test_many_small_images_take_little_memory(scorer: Scorer) -> None:
+    images = [noise(24, 24, seed) for seed in range(300)]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    scorer.blind(images, [None] * len(images))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # kB
