@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -89,7 +90,7 @@ class Appraiser:
 
     def _decide(self, case: Case, proposed: Pixels, measured: Scores) -> Verdict:
         result = case.result
-        scores: dict[str, float | None] = {
+        told = {
             **{name: getattr(result.damage, name) for name in FOUND},
             "clean_probability": result.clean,
             "caption_agreement": result.agreement,
@@ -97,14 +98,16 @@ class Appraiser:
             "expected_gain": expected_gain(measured["change_psnr"], result.mean_error),
             **measured,
         }
-        try:
-            sightings, trouble = self._sightings(case), None
-        except Exception as error:  # a detector's surprise must not cost the row
-            sightings, trouble = [], f"faces and text could not be looked for ({type(error).__name__}: {error})"
-        masked = None if case.mask is None else float(case.mask.mean())
-        status, reasons = decide(Evidence(scores, masked, sightings), self._gate)
-        if trouble and status != "kept":
-            status, reasons = "review", [*(reasons if status == "review" else ()), trouble]
+        scores = {name: value if value is not None and math.isfinite(value) else None for name, value in told.items()}
+        evidence = Evidence(scores, None if case.mask is None else float(case.mask.mean()))
+        status, reasons = decide(evidence, self._gate)
+        if status != "kept":
+            try:
+                evidence = dataclasses.replace(evidence, sightings=self._sightings(case))
+                status, reasons = decide(evidence, self._gate)
+            except Exception as error:  # a detector's surprise must not cost the row
+                trouble = f"faces and text could not be looked for ({type(error).__name__}: {error})"
+                status, reasons = "review", [*(reasons if status == "review" else ()), trouble]
         after = None if status == "kept" else proposed
         if case.coloured:  # the repair was judged without the colours
             after = _onto(case.before, proposed) if status == "kept" else proposed
@@ -112,7 +115,7 @@ class Appraiser:
         if case.decision is not None:
             status, reasons = case.decision.apply(reasons)
             after = None if status == "kept" else proposed if after is None else after
-        return Verdict(status, reasons, sorted({sighting.kind for sighting in sightings}), scores, after)
+        return Verdict(status, reasons, sorted({sighting.kind for sighting in evidence.sightings}), scores, after)
 
     def _sightings(self, case: Case) -> list[Sighting]:
         """Looking takes a while, and is done where it can matter."""
