@@ -29,7 +29,7 @@ _SURE_OF_TEXT = 0.8
 _CASCADE = "data/lbpcascade_frontalface_opencv.xml"
 _FACES = re.compile(
     r"\b(faces?|portraits?|m[ae]n|wom[ae]n|boys?|girls?|child(ren)?|kids?|bab(y|ies)|toddlers?|people|persons?|lad(y|ies)|"
-    r"gentlem[ae]n|couples?|famil(y|ies)|bride|groom|soldiers?|crowd|mother|father|sisters?|brothers?|self-portrait)\b",
+    r"gentlem[ae]n|famil(y|ies)|bride|groom|soldiers?|crowd|mother|father|sisters?|brothers?|self-portrait)\b",
     re.IGNORECASE,
 )
 _TEXT = re.compile(
