@@ -36,6 +36,8 @@ from pipeline.recipe import Recipe
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import Restorer
 
+BATCH = 8
+"""Images in a batch; an actor's hold some 16 of this size."""
 Score = Callable[[np.ndarray, np.ndarray], float]
 
 
@@ -49,14 +51,14 @@ def planes(pixels: np.ndarray) -> torch.Tensor:
 
 def ours() -> dict[str, Score]:
     def of_structure(place: int) -> Score:
-        return lambda one, other: float(structure(batch(one), batch(other))[place])  # type: ignore[arg-type]
+        return lambda one, other: float(structure(batch(one)[None], batch(other))[place])  # type: ignore[arg-type]
 
     return {
         "ssim": of_structure(0),
         "ms_ssim": of_structure(1),
-        "haarpsi": lambda one, other: float(haarpsi(batch(one), batch(other))),
-        "mdsi": lambda one, other: float(mdsi(batch(one), batch(other))),
-        "ciede2000": lambda one, other: float(ciede2000(batch(one), batch(other))),
+        "haarpsi": lambda one, other: float(haarpsi(batch(one)[None], batch(other))),
+        "mdsi": lambda one, other: float(mdsi(batch(one)[None], batch(other))),
+        "ciede2000": lambda one, other: float(ciede2000(batch(one)[None], batch(other))),
         "sharpness": lambda one, _: float(blind(batch(one))["sharpness"]),
         "noise": lambda one, _: float(blind(batch(one))["noise"]),
     }
@@ -132,13 +134,18 @@ def compare(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[dict[str, An
 
 
 def cost(restorer: Restorer, shown: Sequence[np.ndarray], truths: Sequence[np.ndarray], with_truth: bool) -> float:
-    """Seconds of scoring and judging for one of restoring; the median over the images."""
+    """Seconds of scoring and judging for one of restoring, batch by batch as an actor does; the median."""
     appraiser, shares = Appraiser(Recipe(), restorer.device), []
-    for image, truth in zip(shown, truths, strict=True):
+    for start in range(0, len(shown), BATCH):
+        images, known = shown[start : start + BATCH], truths[start : start + BATCH]
         started = time.perf_counter()
-        (result,) = restorer.restore_batch([Request(image)])
+        results = restorer.restore_batch([Request(image) for image in images])
         restored = time.perf_counter()
-        appraiser([Case(image, result, truth=truth if with_truth else None)])
+        cases = [
+            Case(image, result, truth=truth if with_truth else None)
+            for image, result, truth in zip(images, results, known, strict=True)
+        ]
+        appraiser(cases)
         shares.append((time.perf_counter() - restored) / (restored - started))
     return statistics.median(shares)
 
@@ -168,7 +175,8 @@ def main() -> None:
     restorer.restore_batch([Request(shown[0])])
     for with_truth in (False, True):
         what = "with a truth" if with_truth else "without a truth"
-        print(f"\nscoring and judging {what}: {cost(restorer, shown, truths, with_truth):.1%} of restoring")
+        share = cost(restorer, shown, truths, with_truth)
+        print(f"\nscoring {what}: {share:.1%} of restoring, {share / (1 + share):.1%} of both")
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ class Appraiser:
         captions, results = [case.caption for case in cases], [case.result for case in cases]
         befores, proposed = [case.before for case in cases], [result.pixels for result in results]
         repairs = [_grey(after) if case.coloured else after for case, after in zip(cases, proposed, strict=True)]
-        before, after = self._scorer.blind(befores, captions), self._scorer.blind(proposed, captions)
+        blind = self._scorer.blind([*befores, *proposed], [*captions, *captions])
+        before, after = blind[: len(cases)], blind[len(cases) :]
         damages = [None if case.mask is not None else case.result.damage for case in cases]
         fidelity = self._scorer.fidelity(befores, repairs, damages, [result.lost for result in results])
         verdicts = [
@@ -127,14 +128,11 @@ class Appraiser:
 
     def _compare(self, cases: Sequence[Case], verdicts: Sequence[Verdict]) -> None:
         """Input and output with the truth, where it is known; what was kept is what it was."""
-        pairs = [(case, verdict, case.truth) for case, verdict in zip(cases, verdicts, strict=True)]
-        known = [(case, verdict, truth) for case, verdict, truth in pairs if truth is not None]
-        before = self._scorer.against_truth([case.before for case, *_ in known], [truth for *_, truth in known])
-        taken = [(verdict.after, truth) for _, verdict, truth in known if verdict.after is not None]
-        after = iter(self._scorer.against_truth([image for image, _ in taken], [truth for _, truth in taken]))
-        for (_, verdict, _), scores in zip(known, before, strict=True):
-            verdict.scores.update(_named(scores, "before"))
-            verdict.scores.update(_named(scores if verdict.after is None else next(after), "after"))
+        known = [(case, verdict) for case, verdict in zip(cases, verdicts, strict=True) if case.truth is not None]
+        versions = [[case.before] if verdict.after is None else [case.before, verdict.after] for case, verdict in known]
+        truths = [case.truth for case, _ in known if case.truth is not None]
+        for (_, verdict), found in zip(known, self._scorer.against_truth(versions, truths), strict=True):
+            verdict.scores.update(_named(found[0], "before") | _named(found[-1], "after"))
 
 
 def _named(scores: Scores, when: str) -> Scores:

@@ -100,8 +100,8 @@ def _diagonal(pixels: Tensor, rows: slice, kept: slice, height: int) -> Tensor:
     across = _mirrored(-2, width + 2 + width % 2, width, pixels.device)
     windows = pixels.index_select(2, down).index_select(3, across).flatten(0, 1)[:, None]
     sizes = F.conv2d(windows, torch.outer(wavelet, wavelet)[None, None], stride=2).flatten(1).abs()
-    black = F.max_pool2d(windows, 4, stride=2).flatten(1) == 0
-    return sizes.masked_fill(black, math.nan)
+    corners = windows[:, 0, ::2, ::2][:, : (windows.shape[2] - 2) // 2, : (windows.shape[3] - 2) // 2].flatten(1)
+    return sizes.masked_fill((sizes == 0) & (corners == 0), math.nan)
 
 
 class _Median:

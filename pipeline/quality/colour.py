@@ -19,12 +19,17 @@ _25_7 = 25.0**7
 
 
 def ciede2000(images: Tensor, truths: Tensor) -> Tensor:
-    """Mean colour difference [N] of images [N, H, W, 3] uint8, lower is better; 1 is about what can just be seen."""
-    total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
-    for rows, kept in strips(images):
-        one, other = (lab(floats(part[:, rows][:, kept])) for part in (images, truths))
-        total += difference(one, other).sum((1, 2), dtype=torch.float64)
-    return total / (images.shape[1] * images.shape[2])
+    """Mean colour difference [K, N] of images [K, N, H, W, 3] to truths [N, H, W, 3], uint8: lower is better.
+
+    1 is about what can just be seen.
+    """
+    total = torch.zeros(images.shape[:2], dtype=torch.float64, device=images.device)
+    for rows, kept in strips(truths):
+        other = lab(floats(truths[:, rows][:, kept]))
+        for number, part in enumerate(images):
+            one = lab(floats(part[:, rows][:, kept]))
+            total[number] += difference(one, other).sum((1, 2), dtype=torch.float64)
+    return total / (truths.shape[1] * truths.shape[2])
 
 
 def lab(images: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ As in the authors' code: YIQ, every second pixel after a mean over 2 x 2, three 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,15 +20,16 @@ _REACH = 2**_SCALES
 
 
 def haarpsi(images: Tensor, truths: Tensor) -> Tensor:
-    """Similarity [N] of images [N, H, W, 3] uint8, 0..1, higher is better; 1: equal."""
-    above = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+    """Similarity [K, N] of images [K, N, H, W, 3] to truths [N, H, W, 3], uint8: 0..1, higher is better; 1: equal."""
+    above = torch.zeros(images.shape[:2], dtype=torch.float64, device=images.device)
     below = torch.zeros_like(above)
-    for rows, kept in strips(images, 2 * _REACH, step=2):
-        similar, weight = _maps(_seen(images[:, rows]), _seen(truths[:, rows]))
+    for rows, kept in strips(truths, 2 * _REACH, step=2):
+        one, other = _features(images[:, :, rows].flatten(0, 1)), _features(truths[:, rows])
+        similar, weight = _maps([part.view(*above.shape, *part.shape[1:]) for part in one], other)
         counted = slice(kept.start // 2, (kept.stop + 1) // 2)
-        similar, weight = similar[:, :, counted], weight[:, :, counted]
-        above += (torch.sigmoid(_ALPHA * similar) * weight).sum((1, 2, 3), dtype=torch.float64)
-        below += weight.sum((1, 2, 3), dtype=torch.float64)
+        similar, weight = similar[..., counted, :], weight[..., counted, :]
+        above += (torch.sigmoid(_ALPHA * similar) * weight).sum((2, 3, 4), dtype=torch.float64)
+        below += weight.sum((2, 3, 4), dtype=torch.float64)
     smallest = torch.finfo(torch.float32).eps  # two pictures without any edges are equally flat
     return (torch.logit((above + smallest) / (below + smallest), eps=1e-12) / _ALPHA).square().clamp_max(1)
 
@@ -38,14 +41,20 @@ def _seen(images: Tensor) -> Tensor:
     return F.avg_pool2d(F.pad(yiq, (0, odd[1], 0, odd[0])), 2)
 
 
-def _maps(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Similarities and weights, [N, 3, h, w]: of vertical and horizontal edges, and of colours."""
-    fine = [(_edges(one, scale), _edges(other, scale)) for scale in range(1, _SCALES)]
+def _features(images: Tensor) -> list[Tensor]:
+    """Of [N, h, W, 3]: sizes of edges at each scale, then of colours, [N, 2, h / 2, W / 2] each."""
+    yiq = _seen(images)
+    colours = F.avg_pool2d(F.pad(yiq[:, 1:], (0, 1, 0, 1)), 2, stride=1).abs()
+    return [*(_edges(yiq, scale) for scale in range(1, _SCALES + 1)), colours]
+
+
+def _maps(one: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Similarities and weights, [..., 3, h, w]: of vertical and horizontal edges, and of colours."""
+    *fine, coarse, colours = ((x, y) for x, y in zip(one, other, strict=True))
     similar = torch.stack([_similarity(x, y) for x, y in fine]).mean(0)
-    weight = torch.maximum(_edges(one, _SCALES), _edges(other, _SCALES))
-    x, y = (F.avg_pool2d(F.pad(planes[:, 1:], (0, 1, 0, 1)), 2, stride=1).abs() for planes in (one, other))
-    colours = _similarity(x, y).mean(1, keepdim=True)
-    return torch.cat([similar, colours], 1), torch.cat([weight, weight.mean(1, keepdim=True)], 1)
+    weight = torch.maximum(*coarse)
+    similar = torch.cat([similar, _similarity(*colours).mean(-3, keepdim=True)], -3)
+    return similar, torch.cat([weight, weight.mean(-3, keepdim=True)], -3)
 
 
 def _edges(yiq: Tensor, scale: int) -> Tensor:

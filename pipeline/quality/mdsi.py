@@ -22,23 +22,31 @@ _LARGEST = 8_000_000
 
 
 def mdsi(images: Tensor, truths: Tensor) -> Tensor:
-    """Distance [N] of images [N, H, W, 3] uint8, 0 and more, lower is better; 0: equal.
+    """Distance [K, N] of images [K, N, H, W, 3] to truths [N, H, W, 3], uint8: 0 and more, lower is better; 0: equal.
 
     Not a number of panoramas so long that they would not fit into memory.
     """
-    if min(images.shape[1:3]) < 1.5 * _SIDE and images.shape[1] * images.shape[2] > _LARGEST:
-        return torch.full((len(images),), math.nan, dtype=torch.float64, device=images.device)
-    x, y = _small(images), _small(truths)
-    size_x, size_y, size_mean = _gradient(x[:, :1]), _gradient(y[:, :1]), _gradient((x[:, :1] + y[:, :1]) / 2)
+    count = images.shape[:2]
+    if min(truths.shape[1:3]) < 1.5 * _SIDE and truths.shape[1] * truths.shape[2] > _LARGEST:
+        return torch.full(count, math.nan, dtype=torch.float64, device=images.device)
+    flat, y = _small(images.flatten(0, 1)), _small(truths)
+    x, slope_x, slope_y = _apart(flat, count), _apart(_slopes(flat), count), _slopes(y)
+    size_x, size_y, size_mean = _size(slope_x), _size(slope_y), _size((slope_x + slope_y) / 2)
     gradients = (
         _similarity(size_x, size_y, _C1) + _similarity(size_x, size_mean, _C2) - _similarity(size_y, size_mean, _C2)
     )
-    of_colours = (2 * (x[:, 1:] * y[:, 1:]).sum(1, keepdim=True) + _C3) / (
-        (x[:, 1:] ** 2 + y[:, 1:] ** 2).sum(1, keepdim=True) + _C3
+    colours_x, colours_y = x[:, :, 1:], y[:, 1:]
+    of_colours = (2 * (colours_x * colours_y).sum(2, keepdim=True) + _C3) / (
+        (colours_x**2 + colours_y**2).sum(2, keepdim=True) + _C3
     )
     both = _ALPHA * gradients + (1 - _ALPHA) * of_colours
     roots = both.to(torch.complex128) ** 0.25  # some are below 0
-    return (roots - roots.mean((1, 2, 3), keepdim=True)).abs().mean((1, 2, 3)) ** 0.25
+    deviations: Tensor = (roots - roots.mean((2, 3, 4), keepdim=True)).abs().mean((2, 3, 4))
+    return deviations**0.25
+
+
+def _apart(flat: Tensor, count: tuple[int, ...]) -> Tensor:
+    return flat.view(*count, *flat.shape[1:])
 
 
 def _small(images: Tensor) -> Tensor:
@@ -59,12 +67,16 @@ def _small(images: Tensor) -> Tensor:
     return torch.einsum("kc,nchw->nkhw", torch.tensor(_LHM, device=images.device), torch.cat(parts, 2))
 
 
-def _gradient(planes: Tensor) -> Tensor:
-    """Size of the Prewitt gradient of [N, 1, h, w]."""
+def _slopes(planes: Tensor) -> Tensor:
+    """Prewitt gradient of the brightness of [N, 3, h, w]: [N, 2, h, w]."""
     along = torch.tensor([1.0, 1.0, 1.0], device=planes.device)
     across = torch.tensor([1.0, 0.0, -1.0], device=planes.device) / 3
     kernel = torch.outer(along, across)
-    return F.conv2d(planes, torch.stack([kernel, kernel.T])[:, None], padding=1).square().sum(1, keepdim=True).sqrt()
+    return F.conv2d(planes[:, :1], torch.stack([kernel, kernel.T])[:, None], padding=1)
+
+
+def _size(slopes: Tensor) -> Tensor:
+    return slopes.square().sum(-3, keepdim=True).sqrt()
 
 
 def _similarity(x: Tensor, y: Tensor, constant: float) -> Tensor:

@@ -44,7 +44,7 @@ def decibels(error: float) -> float:
 
 def ssim(image: Pixels, truth: Pixels) -> float | None:
     """Structural similarity of two [H, W, 3] images, -1..1, higher is better; None if smaller than its window."""
-    value, _ = structure(_batch(image), _batch(truth))
+    value, _ = structure(_batch(image)[None], _batch(truth))
     return None if value is None else float(value)
 
 

@@ -8,8 +8,6 @@ several times as long (`python -m benchmarks.scores`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,61 +28,63 @@ _C1, _C2 = 0.01**2, 0.03**2
 
 
 def structure(images: Tensor, truths: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """SSIM [N] and MS-SSIM [N] of images [N, H, W, 3] uint8, in -1..1 and 0..1, higher is better; 1: equal.
+    """SSIM and MS-SSIM, [K, N] each, of images [K, N, H, W, 3] to truths [N, H, W, 3], uint8.
 
-    None for images that are smaller than the window, or than `SMALLEST`.
+    In -1..1 and 0..1, higher is better; 1: equal. None for images that are smaller than the window, or than `SMALLEST`.
     """
-    count, height, width, channels = images.shape
+    count, (height, width, channels) = images.shape[:2], truths.shape[1:]
     if min(height, width) < WINDOW:
         return None, None
     levels = len(_WEIGHTS) if min(height, width) >= SMALLEST else 1
-    ones, others = (planes.movedim(3, 1).reshape(-1, height, width) for planes in (images, truths))
+    ones = images.movedim(4, 2).reshape(count[0], -1, height, width)
+    others = truths.movedim(3, 1).reshape(-1, height, width)
+    many = max(1, _FLOATS // (height * width))
     whole, contrast = [], []
-    for at_once in _chunks(ones, others):
-        parts = _levels(*at_once, levels)
+    for start in range(0, len(others), many):
+        parts = _levels(ones[:, start : start + many], others[start : start + many], levels)
         whole.append(parts[0])
         contrast.append(parts[1])
-    similar, of_contrast = (torch.cat(found, 1).view(levels, count, channels).mean(2) for found in (whole, contrast))
+    similar, of_contrast = (torch.cat(found, 2).view(levels, *count, channels).mean(3) for found in (whole, contrast))
     if levels == 1:
         return similar[0], None
     factors = torch.cat([of_contrast[:-1], similar[-1:]]).clamp_min(0)
-    return similar[0], (factors ** factors.new_tensor(_WEIGHTS)[:, None]).prod(0)
+    return similar[0], (factors ** factors.new_tensor(_WEIGHTS)[:, None, None]).prod(0)
 
 
-def _chunks(ones: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """So many planes [M, H, W] together that half of each may stand in floats."""
-    many = max(1, _FLOATS // (ones.shape[1] * ones.shape[2]))
-    for start in range(0, len(ones), many):
-        yield ones[start : start + many], others[start : start + many]
+def _levels(ones: Tensor, other: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Similarity and its part without brightness, [levels, K, M], of planes [K, M, H, W] to planes [M, H, W].
 
-
-def _levels(one: Tensor, other: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Similarity and its part without brightness, [levels, M], of planes [M, H, W], each level half as large."""
+    Each level is half as large.
+    """
     found = []
     for level in range(levels):
-        found.append(_similarity(one, other))
+        found.append(_similarity(ones, other))
         if level + 1 < levels:
-            one, other = _halved(one), _halved(other)
+            ones, other = torch.stack([_halved(one) for one in ones]), _halved(other)
     whole, contrast = zip(*found, strict=True)
     return torch.stack(whole), torch.stack(contrast)
 
 
-def _similarity(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Means [M] of the similarity and of its part without brightness, of planes [M, H, W]; the latter without edges."""
-    height, width = one.shape[1:]
-    whole = torch.zeros(len(one), dtype=torch.float64, device=one.device)
+def _similarity(ones: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Means [K, M] of the similarity and of its part without brightness; the latter without edges."""
+    count, (height, width) = ones.shape[:2], other.shape[1:]
+    whole = torch.zeros(count, dtype=torch.float64, device=other.device)
     contrast = torch.zeros_like(whole)
-    for rows, kept in strips(one, _REACH, pixels=_STRIP):
+    for rows, kept in strips(other, _REACH, pixels=_STRIP):
         top, bottom = _REACH - kept.start, _REACH - (rows.stop - rows.start - kept.stop)
-        x, y = (_padded(planes[:, rows], top, bottom) for planes in (one, other))
-        mean_x, mean_y, xx, yy, xy = _window(torch.stack([x, y, x * x, y * y, x * y], 1)).unbind(1)
-        variances = (xx - mean_x**2).clamp_min(0) + (yy - mean_y**2).clamp_min(0)
-        of_contrast = (2 * (xy - mean_x * mean_y) + _C2) / (variances + _C2)
-        similar = of_contrast * (2 * mean_x * mean_y + _C1) / (mean_x**2 + mean_y**2 + _C1)
-        whole += similar.sum((0, 2), dtype=torch.float64)
+        y = _padded(other[:, rows], top, bottom)
+        mean_y, yy = _window(torch.stack([y, y * y], 1)).unbind(1)
+        spread_y, bright_y = (yy - mean_y**2).clamp_min(0) + _C2, mean_y**2 + _C1
         first = rows.start + kept.start
         inner = slice(max(0, _REACH - first), max(0, height - _REACH - first))
-        contrast += of_contrast[inner, :, _REACH:-_REACH].sum((0, 2), dtype=torch.float64)
+        for number, one in enumerate(ones):
+            x = _padded(one[:, rows], top, bottom)
+            mean_x, xx, xy = _window(torch.stack([x, x * x, x * y], 1)).unbind(1)
+            means = mean_x * mean_y
+            of_contrast = (2 * (xy - means) + _C2) / ((xx - mean_x**2).clamp_min(0) + spread_y)
+            similar = of_contrast * (2 * means + _C1) / (mean_x**2 + bright_y)
+            whole[number] += similar.sum((0, 2), dtype=torch.float64)
+            contrast[number] += of_contrast[inner, :, _REACH:-_REACH].sum((0, 2), dtype=torch.float64)
     return whole / (height * width), contrast / max(1, (height - 2 * _REACH) * (width - 2 * _REACH))
 
 

@@ -63,7 +63,7 @@ PUBLISHED = {
 def test_lpips_and_dists_are_those_of_their_authors_packages(name: str, photo: np.ndarray, weights: Path) -> None:
     small = np.ascontiguousarray(photo[:96, :128])
     scorer = Scorer(CPU, Extras(lpips=str(weights / "lpips.safetensors"), dists=str(weights / "dists.safetensors")))
-    (scores,) = scorer.against_truth([DAMAGES[name](small)], [small])
+    ((scores,),) = scorer.against_truth([[DAMAGES[name](small)]], [small])
     for score, value in PUBLISHED[name].items():
         assert scores[score] == pytest.approx(value, rel=1e-3)
 
