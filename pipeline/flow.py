@@ -9,19 +9,15 @@ from __future__ import annotations
 import json
 import logging
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import ray
 import ray.data
 import ray.exceptions
 from ray.data.checkpoint import CheckpointConfig
-from ray.data.datasource import FilenameProvider
 
 from pipeline.cluster import device_of
 from pipeline.drain import Drain
@@ -34,17 +30,14 @@ from pipeline.lake.output import REPORTS, Output
 from pipeline.lake.places import is_local
 from pipeline.lake.reader import NothingToFilter, Part, Rows, plan_parts
 from pipeline.lake.table import Table
-from pipeline.metrics import ActorMeter, RowMeter, StageMeter
 from pipeline.plan import Retry, Run, partitions, plan
 from pipeline.progress import Tally
-from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
 from pipeline.reporting.page import render
 from pipeline.reporting.summary import Summary
 from pipeline.reporting.survey import Survey, survey
-from pipeline.stages.decide import DecideStage
 from pipeline.stages.encode import EncodeStage
-from pipeline.stages.restore import RestoreStage
+from pipeline.workers import Decide, Decode, Names, Restore, encode
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +222,7 @@ def _write(run: Run, parts: Sequence[Part], checkpoint: str, drain: Drain, tally
             compose(run, parts, tally, stopped).write_parquet(
                 output.data,
                 filesystem=store,
-                filename_provider=_Names(run.run_id),
+                filename_provider=Names(run.run_id),
                 min_bytes_per_file=settings.file_mb * 1_000_000,
                 row_group_size=settings.row_group,
                 partition_cols=[partition for _, partition in partitions(run.recipe)] or None,
@@ -268,16 +261,16 @@ def compose(
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = resources.block_mb * 1_000_000  # else small blocks are put together again
     if run.decided_in:
-        edits = Rows(run.source.store, parts, run.columns, _Decide(run), stopped)
+        edits = Rows(run.source.store, parts, run.columns, Decide(run), stopped)
         return ray.data.read_datasource(edits, num_cpus=resources.task_cpus)
     device, actors = device_of(recipe)
     publish = run.output.image_writer(run.turn.generation) if recipe.output.images == "files" else None
-    encode = EncodeStage(recipe, run.run_id, publish)
-    rows = Rows(run.source.store, parts, run.columns, _Decode(run), stopped)
+    stage = EncodeStage(recipe, run.run_id, publish)
+    rows = Rows(run.source.store, parts, run.columns, Decode(run), stopped)
     return (
         ray.data.read_datasource(rows, num_cpus=resources.task_cpus)
         .map_batches(
-            _Restore,
+            Restore,
             fn_constructor_args=(recipe, device, resources.threads, run.decisions, tally.counter if tally else None),
             compute=ray.data.ActorPoolStrategy(size=actors),
             batch_format="pyarrow",
@@ -286,81 +279,13 @@ def compose(
             udf_modifying_row_count=False,
         )
         .map_batches(
-            _encode,
-            fn_args=(encode, dict(partitions(recipe)), tally.counter if tally else None),
+            encode,
+            fn_args=(stage, dict(partitions(recipe)), tally.counter if tally else None),
             batch_format="pyarrow",
             num_cpus=resources.task_cpus,
             udf_modifying_row_count=False,
         )
     )
-
-
-class _Names(FilenameProvider):  # type: ignore[misc]  # Ray is untyped here
-    """Names of data files: no two attempts of a task share one, so what is repeated overwrites nothing."""
-
-    def __init__(self, run_id: str) -> None:
-        self._run_id = run_id
-        self._attempt = ""
-
-    def __getstate__(self) -> dict[str, str]:
-        return {"_run_id": self._run_id, "_attempt": ""}
-
-    def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
-        """The same for all that one attempt writes: it has a copy of this object to itself."""
-        self._attempt = self._attempt or uuid.uuid4().hex[:8]
-        return f"{self._run_id}_{write_uuid}_{task_index:06d}_{self._attempt}.parquet"
-
-
-class _Decode:
-    """Decodes what a reading task has read."""
-
-    def __init__(self, run: Run) -> None:
-        roots = {file.root for file in run.source.files}
-        self._stages = {root: run.decode_stage(root) for root in roots}
-
-    def __call__(self, table: pa.Table, root: str) -> Iterator[pa.Table]:
-        tables, meter = self._stages[root](table), StageMeter("decode")
-        while True:
-            with meter.working():
-                decoded = next(tables, None)
-            if decoded is None:
-                return
-            yield decoded
-
-
-class _Decide:
-    """Makes of rows of the table what persons have decided, instead of restoring those of the source."""
-
-    def __init__(self, run: Run) -> None:
-        output, recipe = run.output, run.recipe
-        lookup = output.lookup(output.table(), run.decided_in)
-        publish = output.image_writer(run.turn.generation) if recipe.output.images == "files" else None
-        self._partitions = dict(partitions(recipe))
-        self._stages = {
-            root: DecideStage(
-                *(recipe, run.run_id, run.source.columns.image, run.decisions, lookup),
-                fetch=run.decode_stage(root).fetch,
-                publish=publish,
-            )
-            for root in {file.root for file in run.source.files}
-        }
-
-    def __call__(self, table: pa.Table, root: str) -> Iterator[pa.Table]:
-        yield _with_folders(self._stages[root](table), self._partitions)
-
-
-class _Restore:
-    """What an actor of the cluster holds."""
-
-    def __init__(self, recipe: Recipe, device: str, threads: int, decisions: dict[str, Decision], counter: Any) -> None:
-        self._stage = RestoreStage(recipe, device, threads, decisions)
-        if counter is not None:
-            counter.found_speed.remote(self._stage.bare_speed())
-        self._meter = ActorMeter("restore")
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        with self._meter.working():
-            return self._stage(table)
 
 
 def report(output: Output, dataset: pads.Dataset, seen: Survey, recipe: Recipe, is_main: bool = True) -> None:
@@ -371,27 +296,6 @@ def report(output: Output, dataset: pads.Dataset, seen: Survey, recipe: Recipe, 
     for folder in (f"{REPORTS}/{seen.summary.run_id}/", *([""] if is_main else [])):
         output.write(folder + "summary.json", summary)
         output.write(folder + "report.html", page)
-
-
-def _encode(table: pa.Table, stage: EncodeStage, partitions: dict[str, str], counter: Any) -> pa.Table:
-    with StageMeter("encode").working():
-        out = stage(table)
-    RowMeter().count(out, stage.recipe.output.prefix)
-    if counter is not None:
-        counter.add.remote(out.num_rows, _megapixels(out, stage.recipe.output.prefix))
-    return _with_folders(out, partitions)
-
-
-def _with_folders(table: pa.Table, partitions: dict[str, str]) -> pa.Table:
-    for name, folder in partitions.items():
-        if folder != name:
-            table = table.append_column(folder, table[name])
-    return table
-
-
-def _megapixels(table: pa.Table, prefix: str) -> float:
-    width, height = (table[prefix + name].cast(pa.float64()) for name in ("image_width", "image_height"))
-    return float(pc.sum(pc.multiply(width, height)).as_py() or 0) / 1e6
 
 
 def _now() -> str:

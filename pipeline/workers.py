@@ -1,0 +1,112 @@
+"""What runs in Ray's workers: the stages, with what tells of their work."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from ray.data.datasource import FilenameProvider
+
+from pipeline.metrics import ActorMeter, RowMeter, StageMeter
+from pipeline.plan import Run, partitions
+from pipeline.quality.gate import Decision
+from pipeline.recipe import Recipe
+from pipeline.stages.decide import DecideStage
+from pipeline.stages.encode import EncodeStage
+from pipeline.stages.restore import RestoreStage
+
+
+class Names(FilenameProvider):  # type: ignore[misc]  # Ray is untyped here
+    """Names of data files: no two attempts of a task share one, so what is repeated overwrites nothing."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._attempt = ""
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"_run_id": self._run_id, "_attempt": ""}
+
+    def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
+        """The same for all that one attempt writes: it has a copy of this object to itself."""
+        self._attempt = self._attempt or uuid.uuid4().hex[:8]
+        return f"{self._run_id}_{write_uuid}_{task_index:06d}_{self._attempt}.parquet"
+
+
+class Decode:
+    """Decodes what a reading task has read."""
+
+    def __init__(self, run: Run) -> None:
+        roots = {file.root for file in run.source.files}
+        self._stages = {root: run.decode_stage(root) for root in roots}
+
+    def __call__(self, table: pa.Table, root: str) -> Iterator[pa.Table]:
+        """Rows of a file below `root`, decoded."""
+        tables, meter = self._stages[root](table), StageMeter("decode")
+        while True:
+            with meter.working():
+                decoded = next(tables, None)
+            if decoded is None:
+                return
+            yield decoded
+
+
+class Decide:
+    """Makes of rows of the table what persons have decided, instead of restoring those of the source."""
+
+    def __init__(self, run: Run) -> None:
+        output, recipe = run.output, run.recipe
+        lookup = output.lookup(output.table(), run.decided_in)
+        publish = output.image_writer(run.turn.generation) if recipe.output.images == "files" else None
+        self._partitions = dict(partitions(recipe))
+        self._stages = {
+            root: DecideStage(
+                *(recipe, run.run_id, run.source.columns.image, run.decisions, lookup),
+                fetch=run.decode_stage(root).fetch,
+                publish=publish,
+            )
+            for root in {file.root for file in run.source.files}
+        }
+
+    def __call__(self, table: pa.Table, root: str) -> Iterator[pa.Table]:
+        """The table's rows for rows of a file below `root`."""
+        yield _with_folders(self._stages[root](table), self._partitions)
+
+
+class Restore:
+    """What an actor of the cluster holds."""
+
+    def __init__(self, recipe: Recipe, device: str, threads: int, decisions: dict[str, Decision], counter: Any) -> None:
+        self._stage = RestoreStage(recipe, device, threads, decisions)
+        if counter is not None:
+            counter.found_speed.remote(self._stage.bare_speed())
+        self._meter = ActorMeter("restore")
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Decoded rows, restored."""
+        with self._meter.working():
+            return self._stage(table)
+
+
+def encode(table: pa.Table, stage: EncodeStage, partitions: dict[str, str], counter: Any) -> pa.Table:
+    """Restored rows as they stand in the output; `counter` is told of them."""
+    with StageMeter("encode").working():
+        out = stage(table)
+    RowMeter().count(out, stage.recipe.output.prefix)
+    if counter is not None:
+        counter.add.remote(out.num_rows, _megapixels(out, stage.recipe.output.prefix))
+    return _with_folders(out, partitions)
+
+
+def _with_folders(table: pa.Table, partitions: dict[str, str]) -> pa.Table:
+    for name, folder in partitions.items():
+        if folder != name:
+            table = table.append_column(folder, table[name])
+    return table
+
+
+def _megapixels(table: pa.Table, prefix: str) -> float:
+    width, height = (table[prefix + name].cast(pa.float64()) for name in ("image_width", "image_height"))
+    return float(pc.sum(pc.multiply(width, height)).as_py() or 0) / 1e6
