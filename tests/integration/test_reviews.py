@@ -74,6 +74,7 @@ def test_decisions_change_their_rows_and_no_others(write_table: Write, tmp_path:
     assert open_output(recipe.output.uri, recipe.output).table().last_commit() == last
 
 
+@pytest.mark.slow
 def test_images_that_are_files_are_put_back_as_files(write_table: Write, tmp_path: Path) -> None:
     source = rows("a", "b")
     write_table(source)
@@ -89,6 +90,7 @@ def test_images_that_are_files_are_put_back_as_files(write_table: Write, tmp_pat
     assert after["b"]["image_uri"] == before["b"]["image_uri"]
 
 
+@pytest.mark.slow
 def test_who_has_accepted_may_still_reject(write_table: Write, tmp_path: Path) -> None:
     source = rows("a", "b")
     write_table(source)
@@ -105,6 +107,7 @@ def test_who_has_accepted_may_still_reject(write_table: Write, tmp_path: Path) -
     assert row["status"] == "kept" and row["image"] == source[0]["image"]
 
 
+@pytest.mark.slow
 def test_a_decision_about_a_row_whose_file_is_gone_waits_and_says_so(
     write_table: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
