@@ -126,6 +126,7 @@ def test_a_decision_about_a_row_whose_file_is_gone_waits_and_says_so(
     assert by_id(tmp_path)["a"]["status"] == "restored"
 
 
+@pytest.mark.slow
 def test_the_same_result_made_anew_is_what_was_decided(write_table: Write, tmp_path: Path) -> None:
     write_table(rows("a", "b"))
     recipe = doubtful(tmp_path)
