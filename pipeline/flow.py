@@ -24,7 +24,8 @@ from pipeline.drain import Drain
 from pipeline.errors import ConservatorError, Interrupted, OutputError, RunError
 from pipeline.imaging.cells import redacted, without_secrets
 from pipeline.lake.attempts import Attempts, GaveUp
-from pipeline.lake.commits import Committer, Input, Interval
+from pipeline.lake.commits import Committer, Input
+from pipeline.lake.interval import Interval
 from pipeline.lake.lease import Lease
 from pipeline.lake.output import REPORTS, Output
 from pipeline.lake.places import is_local

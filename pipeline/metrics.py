@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.util.metrics import Counter, Gauge
 
+from pipeline.schema import megapixels
+
 
 class StageMeter:
     """Of one stage in one worker; Ray exports what each says."""
@@ -58,12 +60,11 @@ class RowMeter:
 
     def count(self, table: pa.Table, prefix: str) -> None:
         """Count a table of the output's columns."""
-        area = pc.multiply(table[prefix + "image_width"].cast("double"), table[prefix + "image_height"].cast("double"))
-        rows = pa.table({"status": table[prefix + "status"], "area": area}).group_by("status")
+        rows = pa.table({"status": table[prefix + "status"], "area": megapixels(table, prefix)}).group_by("status")
         for row in rows.aggregate([([], "count_all"), ("area", "sum")]).to_pylist():
             self._rows.inc(row["count_all"], tags={"status": row["status"]})
             if row["area_sum"]:
-                self._megapixels.inc(row["area_sum"] / 1e6, tags={"status": row["status"]})
+                self._megapixels.inc(row["area_sum"], tags={"status": row["status"]})
         names = [prefix + "error_stage", prefix + "error_type"]
         failed = table.filter(pc.equal(table[prefix + "status"], "failed")).select(names)
         for row in (

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 Status = Literal["restored", "kept", "review", "generated", "failed"]
 INTERNAL = "__conservator_"
@@ -88,6 +89,13 @@ OUTPUT = pa.schema(
 """The columns that conservator adds; the source's own come before them."""
 
 ERROR_FIELDS = [OUTPUT.field(name) for name in ("error_stage", "error_type", "error_message", "attempts")]
+
+
+def megapixels(table: pa.Table, prefix: str = "") -> pa.ChunkedArray:
+    """Of each row of an output table; null without an image."""
+    width, height = (table[prefix + name].cast(pa.float64()) for name in ("image_width", "image_height"))
+    return pc.divide(pc.multiply(width, height), 1e6)
+
 
 _REFERENCE = pa.struct([("pixels", pa.large_binary()), ("height", pa.int32()), ("width", pa.int32())])
 

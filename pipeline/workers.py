@@ -14,6 +14,7 @@ from pipeline.metrics import ActorMeter, RowMeter, StageMeter
 from pipeline.plan import Run, partitions
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
+from pipeline.schema import megapixels
 from pipeline.stages.decide import DecideStage
 from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage
@@ -96,7 +97,7 @@ def encode(table: pa.Table, stage: EncodeStage, partitions: dict[str, str], coun
         out = stage(table)
     RowMeter().count(out, stage.recipe.output.prefix)
     if counter is not None:
-        counter.add.remote(out.num_rows, _megapixels(out, stage.recipe.output.prefix))
+        counter.add.remote(out.num_rows, pc.sum(megapixels(out, stage.recipe.output.prefix)).as_py() or 0.0)
     return _with_folders(out, partitions)
 
 
@@ -105,8 +106,3 @@ def _with_folders(table: pa.Table, partitions: dict[str, str]) -> pa.Table:
         if folder != name:
             table = table.append_column(folder, table[name])
     return table
-
-
-def _megapixels(table: pa.Table, prefix: str) -> float:
-    width, height = (table[prefix + name].cast(pa.float64()) for name in ("image_width", "image_height"))
-    return float(pc.sum(pc.multiply(width, height)).as_py() or 0) / 1e6

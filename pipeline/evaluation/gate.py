@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -13,14 +14,12 @@ from pipeline.damage.mixture import KINDS, damage_one
 from pipeline.damage.planes import as_pixels, as_planes
 from pipeline.evaluation.tables import Sample
 from pipeline.quality.appraise import Appraiser, Case
-from pipeline.quality.scores import psnr
+from pipeline.quality.scores import LOST, psnr
 from pipeline.recipe import Recipe
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import Restorer
 from pipeline.schema import Status
 
-LOST = 0.1
-"""dB of PSNR that a restored image may lose."""
 IMPROVABLE = 1.0
 """dB that a result must gain for its image to count as improvable."""
 TOGETHER = 8
@@ -49,24 +48,20 @@ class Harm:
 
     outcomes: tuple[Outcome, ...]
 
-    def _share(self, of: Sequence[Outcome], which: Sequence[Outcome]) -> float:
-        return len(which) / len(of) if of else float("nan")
-
     @property
     def restored(self) -> list[Outcome]:
         """Taken without a question."""
         return [one for one in self.outcomes if one.status == "restored"]
 
     @property
-    def harmed(self) -> float:
-        """Share of those that lost more than `LOST`."""
-        return self._share(self.restored, [one for one in self.restored if one.gain < -LOST])
+    def harmed(self) -> list[Outcome]:
+        """Of these, those that lost more than `LOST`."""
+        return [one for one in self.restored if one.gain < -LOST]
 
     @property
-    def clean_kept(self) -> float:
-        """Share of the undamaged that kept their bytes."""
-        clean = [one for one in self.outcomes if one.kind == "clean"]
-        return self._share(clean, [one for one in clean if one.status == "kept"])
+    def clean(self) -> list[Outcome]:
+        """The undamaged."""
+        return [one for one in self.outcomes if one.kind == "clean"]
 
     @property
     def improvable(self) -> list[Outcome]:
@@ -74,34 +69,41 @@ class Harm:
         return [one for one in self.outcomes if one.gain >= IMPROVABLE]
 
     @property
-    def taken(self) -> float:
-        """Share of those that were restored."""
-        return self._share(self.improvable, [one for one in self.improvable if one.status == "restored"])
+    def harmed_share(self) -> float:
+        """Of the restored."""
+        return _share(self.harmed, self.restored)
+
+    @property
+    def kept_share(self) -> float:
+        """Of the undamaged, those that kept their bytes."""
+        return _share([one for one in self.clean if one.status == "kept"], self.clean)
+
+    @property
+    def taken_share(self) -> float:
+        """Of the improvable, those that were restored."""
+        return _share([one for one in self.improvable if one.status == "restored"], self.improvable)
+
+
+def _share(part: Sequence[Outcome], whole: Sequence[Outcome]) -> float:
+    return len(part) / len(whole) if whole else float("nan")
 
 
 def gate(restorer: Restorer, samples: Sequence[Sample], recipe: Recipe | None = None, seed: int = 0) -> Harm:
     """Every second image undamaged, the others damaged by one kind after the other at random strengths."""
     appraiser = Appraiser(recipe or Recipe(), restorer.device)
     outcomes: list[Outcome] = []
-    waiting: list[tuple[Sample, str, Request]] = []
-
-    def judge() -> None:
-        results = restorer.restore_batch([request for *_, request in waiting])
-        cases = [
-            Case(request.pixels, result, request.caption)
-            for (*_, request), result in zip(waiting, results, strict=True)
-        ]
-        for (sample, kind, request), result, verdict in zip(waiting, results, appraiser(cases), strict=True):
+    cases = _cases(samples, seed)
+    while batch := list(itertools.islice(cases, TOGETHER)):
+        results = restorer.restore_batch([request for *_, request in batch])
+        verdicts = appraiser(
+            [
+                Case(request.pixels, result, request.caption)
+                for (*_, request), result in zip(batch, results, strict=True)
+            ]
+        )
+        for (sample, kind, request), result, verdict in zip(batch, results, verdicts, strict=True):
             before, after = psnr(request.pixels, sample.pixels), psnr(result.pixels, sample.pixels)
             outcomes.append(Outcome(sample.id, kind, verdict.status, before, after))
-        waiting.clear()
-
-    for case in _cases(samples, seed):
-        waiting.append(case)
-        if len(waiting) == TOGETHER:
-            judge()
-    if waiting:
-        judge()
     return Harm(tuple(outcomes))
 
 

@@ -7,9 +7,10 @@ from collections import Counter
 import numpy as np
 
 from pipeline.damage.strengths import LEVELS
-from pipeline.evaluation.gate import IMPROVABLE, LOST, Harm
+from pipeline.evaluation.gate import IMPROVABLE, Harm
 from pipeline.evaluation.protocols import Result
 from pipeline.evaluation.suite import Evaluation, Line, by_level
+from pipeline.quality.scores import LOST
 
 
 def as_markdown(evaluation: Evaluation) -> str:
@@ -66,14 +67,15 @@ def _by_level(levels: dict[str, dict[str, Result]]) -> str:
 
 def _gate(harm: Harm) -> str:
     statuses = Counter(one.status for one in harm.outcomes)
-    clean = [one for one in harm.outcomes if one.kind == "clean"]
-    harmed = [one for one in harm.restored if one.gain < -LOST]
     rows = [
         ["images, half of them undamaged", f"{len(harm.outcomes)}"],
         ["restored / kept / review", " / ".join(f"{statuses[name]}" for name in ("restored", "kept", "review"))],
-        [f"of the restored, over {LOST} dB lost", f"{len(harmed)} of {len(harm.restored)}, {harm.harmed:.1%}"],
-        ["undamaged that kept their bytes", f"{harm.clean_kept:.1%} of {len(clean)}"],
-        [f"improvable by {IMPROVABLE:g} dB that were restored", f"{harm.taken:.1%} of {len(harm.improvable)}"],
+        [
+            f"of the restored, over {LOST} dB lost",
+            f"{len(harm.harmed)} of {len(harm.restored)}, {harm.harmed_share:.1%}",
+        ],
+        ["undamaged that kept their bytes", f"{harm.kept_share:.1%} of {len(harm.clean)}"],
+        [f"improvable by {IMPROVABLE:g} dB that were restored", f"{harm.taken_share:.1%} of {len(harm.improvable)}"],
     ]
     return _table(["", ""], rows)
 

@@ -114,7 +114,11 @@ class Evaluation:
                 for c in self.calibrations
             ],
             "gate": {
-                name: {"harmed": _number(h.harmed), "clean_kept": _number(h.clean_kept), "taken": _number(h.taken)}
+                name: {
+                    "harmed": _number(h.harmed_share),
+                    "clean_kept": _number(h.kept_share),
+                    "taken": _number(h.taken_share),
+                }
                 | {"each": [one._asdict() for one in h.outcomes]}
                 for name, h in self.harms.items()
             },

@@ -18,7 +18,7 @@ import dataclasses
 import json
 import posixpath
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import fsspec
@@ -32,6 +32,7 @@ from pipeline.lake.images import ImageWriter
 from pipeline.lake.intents import Intents
 from pipeline.lake.lease import Lease
 from pipeline.lake.ledger import Ledger
+from pipeline.lake.lookup import Lookup
 from pipeline.lake.manifest import COLUMNS, ManifestTable
 from pipeline.lake.places import as_uri, explained, join, make_folder, names_in, open_store, put
 from pipeline.lake.rewriting import PREFIX as REWRITTEN
@@ -63,23 +64,6 @@ class Turn:
     resumed: bool
     retries: bool = False
     """Whether it does rows again that have failed, and no others."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Lookup:
-    """Reads rows of a table by their keys. Travels to Ray's workers."""
-
-    store: fsspec.AbstractFileSystem
-    root: str
-    paths: tuple[str, ...]
-    schema: pa.Schema
-    key_column: str
-
-    def __call__(self, keys: Sequence[str]) -> pa.Table:
-        """Rows with these keys, with all columns, partitions too."""
-        options = {"filesystem": self.store, "format": "parquet", "partitioning": "hive"}
-        dataset = pads.dataset(list(self.paths), schema=self.schema, partition_base_dir=self.root, **options)
-        return dataset.to_table(filter=pads.field(self.key_column).isin(pa.array(list(keys), pa.string())))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from pipeline.damage.planes import as_pixels, as_planes
 from pipeline.quality.gate import LEAST_FILL, Decision, Evidence, Sighting, decide, expected_gain
-from pipeline.quality.scorer import Extras, Scorer, Scores
+from pipeline.quality.scorer import Scorer, Scores
 from pipeline.quality.scores import decibels
 from pipeline.quality.subjects import Subject, SubjectFinder
 from pipeline.recipe import Recipe
@@ -63,9 +64,8 @@ class Appraiser:
             ModelError: weights are missing or wrong.
             RecipeError: a package is missing.
         """
-        wanted = recipe.scoring
         self._gate = recipe.gate
-        self._scorer = Scorer(device, Extras(wanted.brisque, wanted.clip, wanted.lpips, wanted.dists))
+        self._scorer = Scorer(device, recipe.scoring)
         self._finder = SubjectFinder(recipe.gate.find_text)
 
     def __call__(self, cases: Sequence[Case]) -> list[Verdict]:
@@ -174,6 +174,4 @@ def _grey(rgb: Pixels) -> Pixels:
 
 def _onto(before: Pixels, coloured: Pixels) -> Pixels:
     """The colours of one picture on the luminance of another, grey one; both [H, W, 3]."""
-    planes = [torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255 for pixels in (before, coloured)]
-    both = colour_onto(planes[0][:1], planes[1])
-    return (both.permute(1, 2, 0) * 255).round().byte().numpy()
+    return as_pixels(colour_onto(as_planes(before)[0, :1], as_planes(coloured)[0])[None])

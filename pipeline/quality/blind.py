@@ -54,7 +54,7 @@ def blind(images: Tensor) -> dict[str, Tensor]:
         sums += _sums(images[:, rows][:, kept], pixels[:, :, kept], grey[:, kept])
         if fine:
             median.add(_diagonal(pixels, rows, kept, height))
-            steps += _steps(grey, rows, kept, height)
+            steps += _steps(grey, kept, height)
             edges += _edges(grey, rows, kept, height)
     scores = _of_sums(sums / (height * width))
     if fine:
@@ -145,7 +145,7 @@ class _Median:
         return torch.where(half > 0, _RANGE * share, 0.0)[:, 0]
 
 
-def _steps(grey: Tensor, rows: slice, kept: slice, height: int) -> Tensor:
+def _steps(grey: Tensor, kept: slice, height: int) -> Tensor:
     """[2, N, 8]: sums of the steps of brightness across and down, by their place in the grid, as shares of an image."""
     count, _, width = grey.shape
     found = torch.zeros(2, count, _BLOCK, dtype=torch.float64, device=grey.device)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.quality.gradients import similarity, slopes
 from pipeline.quality.strips import floats, strips
 
 _YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
@@ -51,22 +52,14 @@ def _features(images: Tensor) -> list[Tensor]:
 def _maps(one: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Similarities and weights, [..., 3, h, w]: of vertical and horizontal edges, and of colours."""
     *fine, coarse, colours = ((x, y) for x, y in zip(one, other, strict=True))
-    similar = torch.stack([_similarity(x, y) for x, y in fine]).mean(0)
+    similar = torch.stack([similarity(x, y, _C) for x, y in fine]).mean(0)
     weight = torch.maximum(*coarse)
-    similar = torch.cat([similar, _similarity(*colours).mean(-3, keepdim=True)], -3)
+    similar = torch.cat([similar, similarity(*colours, _C).mean(-3, keepdim=True)], -3)
     return similar, torch.cat([weight, weight.mean(-3, keepdim=True)], -3)
 
 
 def _edges(yiq: Tensor, scale: int) -> Tensor:
     """Sizes of the brightness's Haar coefficients at a scale, [N, 2, h, w]."""
-    side = 2**scale
-    along = torch.full((side,), 1 / side, device=yiq.device)
-    across = torch.ones(side, device=yiq.device)
-    across[side // 2 :] = -1
-    kernel = torch.outer(along, across)
-    pad = (side // 2 - 1, side // 2)
-    return F.conv2d(F.pad(yiq[:, :1], (*pad, *pad)), torch.stack([kernel, kernel.T])[:, None]).abs()
-
-
-def _similarity(x: Tensor, y: Tensor) -> Tensor:
-    return (2 * x * y + _C) / (x**2 + y**2 + _C)
+    half = 2 ** (scale - 1)
+    along, across = [0.5 / half] * (2 * half), [1.0] * half + [-1.0] * half
+    return slopes(yiq[:, :1], along, across, (half - 1, half)).abs()

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.quality.gradients import similarity, slopes
 from pipeline.quality.strips import PIXELS, floats
 
 _LHM = ((0.2989, 0.5870, 0.1140), (0.30, 0.04, -0.35), (0.34, -0.60, 0.17))
@@ -33,7 +34,7 @@ def mdsi(images: Tensor, truths: Tensor) -> Tensor:
     x, slope_x, slope_y = _apart(flat, count), _apart(_slopes(flat), count), _slopes(y)
     size_x, size_y, size_mean = _size(slope_x), _size(slope_y), _size((slope_x + slope_y) / 2)
     gradients = (
-        _similarity(size_x, size_y, _C1) + _similarity(size_x, size_mean, _C2) - _similarity(size_y, size_mean, _C2)
+        similarity(size_x, size_y, _C1) + similarity(size_x, size_mean, _C2) - similarity(size_y, size_mean, _C2)
     )
     colours_x, colours_y = x[:, :, 1:], y[:, 1:]
     of_colours = (2 * (colours_x * colours_y).sum(2, keepdim=True) + _C3) / (
@@ -69,15 +70,8 @@ def _small(images: Tensor) -> Tensor:
 
 def _slopes(planes: Tensor) -> Tensor:
     """Prewitt gradient of the brightness of [N, 3, h, w]: [N, 2, h, w]."""
-    along = torch.tensor([1.0, 1.0, 1.0], device=planes.device)
-    across = torch.tensor([1.0, 0.0, -1.0], device=planes.device) / 3
-    kernel = torch.outer(along, across)
-    return F.conv2d(planes[:, :1], torch.stack([kernel, kernel.T])[:, None], padding=1)
+    return slopes(planes[:, :1], [1.0, 1.0, 1.0], [1 / 3, 0.0, -1 / 3], (1, 1))
 
 
 def _size(slopes: Tensor) -> Tensor:
     return slopes.square().sum(-3, keepdim=True).sqrt()
-
-
-def _similarity(x: Tensor, y: Tensor, constant: float) -> Tensor:
-    return (2 * x * y + constant) / (x**2 + y**2 + constant)

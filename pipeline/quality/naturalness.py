@@ -5,13 +5,12 @@ Mittal, Moorthy, Bovik: No-reference image quality assessment in the spatial dom
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import RecipeError
+from pipeline.quality.extras import check_extra
 
 LARGEST = 4_000_000
 """Pixels up to which it is told."""
@@ -22,7 +21,12 @@ class Brisque:
     """The scorer, with the model that its authors trained on LIVE."""
 
     def __init__(self) -> None:
-        check_installed()
+        """Load it.
+
+        Raises:
+            RecipeError: it is not installed.
+        """
+        check_extra("scoring.brisque", "brisque", "brisque", "cv2")
         from brisque import BRISQUE
 
         class Scorer(BRISQUE):  # type: ignore[misc]  # untyped
@@ -44,13 +48,3 @@ class Brisque:
         with np.errstate(all="ignore"):  # a flat picture has no distribution to be fitted
             score = float(self._scorer.score(image))
         return score if np.isfinite(score) else None
-
-
-def check_installed() -> None:
-    """Whether the package is there.
-
-    Raises:
-        RecipeError: it is not.
-    """
-    if importlib.util.find_spec("brisque") is None or importlib.util.find_spec("cv2") is None:
-        raise RecipeError("scoring.brisque wants the package of that name: pip install 'conservator[brisque]'")

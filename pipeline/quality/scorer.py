@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import logging
@@ -26,6 +25,7 @@ from pipeline.quality.perceptual import Dists, Lpips, fits
 from pipeline.quality.scores import decibels, squared_error
 from pipeline.quality.strips import floats
 from pipeline.quality.structure import structure
+from pipeline.recipe import Scoring
 
 log = logging.getLogger(__name__)
 
@@ -37,42 +37,29 @@ Scores = dict[str, float]
 """By name; what cannot be told of an image is absent."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Extras:
-    """Scores that need weights or packages of their own."""
-
-    brisque: bool = False
-    clip: str | None = None
-    """A folder with a CLIP model."""
-    lpips: str | None = None
-    """A path or URI of weights."""
-    dists: str | None = None
-    """A path or URI of weights."""
-
-
 class Scorer:
     """Holds what scores need on a device."""
 
-    def __init__(self, device: torch.device, extras: Extras | None = None) -> None:
-        """Load what `extras` ask for.
+    def __init__(self, device: torch.device, wanted: Scoring | None = None) -> None:
+        """Load what the recipe asks for, beside the scores that need nothing.
 
         Raises:
             ModelError: weights are missing or wrong.
             RecipeError: a package is missing.
         """
-        extras = extras or Extras()
+        wanted = wanted or Scoring()
         self._device = device
-        self._brisque = Brisque() if extras.brisque else None
+        self._brisque = Brisque() if wanted.brisque else None
         self._clip: Callable[[Pixels, str], float] | None = None
-        if extras.clip:
+        if wanted.clip:
             from pipeline.quality.clip import ClipScore  # takes a while
 
-            self._clip = ClipScore(extras.clip, device)
+            self._clip = ClipScore(wanted.clip, device)
         self._learned: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
-        if extras.lpips:
-            self._learned["lpips"] = Lpips(extras.lpips, device)
-        if extras.dists:
-            self._learned["dists"] = Dists(extras.dists, device)
+        if wanted.lpips:
+            self._learned["lpips"] = Lpips(wanted.lpips, device)
+        if wanted.dists:
+            self._learned["dists"] = Dists(wanted.dists, device)
 
     def blind(self, images: Sequence[Pixels], captions: Sequence[str | None]) -> list[Scores]:
         """What can be said of each image [H, W, 3] alone: the scores of `quality.blind`, BRISQUE and CLIPScore."""

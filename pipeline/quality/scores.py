@@ -16,6 +16,8 @@ Pixels = npt.NDArray[np.uint8]
 
 EQUAL = 100.0
 """PSNR in dB given to two equal images."""
+LOST = 0.1
+"""dB of PSNR that a restored image may lose against its truth before it counts as worse."""
 
 
 def squared_error(images: Tensor, others: Tensor) -> Tensor:
@@ -27,14 +29,9 @@ def squared_error(images: Tensor, others: Tensor) -> Tensor:
     return total / images[0].numel() / 255**2
 
 
-def mean_squared_error(image: Pixels, other: Pixels) -> float:
-    """Over all values of two [H, W, C] uint8 images, in units of white = 1."""
-    return float(squared_error(_batch(image), _batch(other)))
-
-
 def psnr(image: Pixels, truth: Pixels) -> float:
     """Peak signal-to-noise ratio in dB over all RGB values of two [H, W, 3] images; `EQUAL` at most."""
-    return decibels(mean_squared_error(image, truth))
+    return decibels(float(squared_error(_batch(image), _batch(truth))))
 
 
 def decibels(error: float) -> float:

@@ -90,8 +90,7 @@ def _similarity(ones: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 
 def _padded(planes: Tensor, top: int, bottom: int) -> Tensor:
     """[M, h, W] of 0..1, or of bytes -> [h + top + bottom, M, W + 10] in 0..1, reflected at the edges."""
-    scaled = planes.float() / 255 if planes.dtype == torch.uint8 else planes
-    padded = F.pad(scaled[:, None], (_REACH, _REACH, top, bottom), mode="reflect")[:, 0]
+    padded = F.pad(_scaled(planes)[:, None], (_REACH, _REACH, top, bottom), mode="reflect")[:, 0]
     return padded.transpose(0, 1).contiguous()
 
 
@@ -122,6 +121,10 @@ def _halved(planes: Tensor) -> Tensor:
     planes = planes[:, : planes.shape[1] // 2 * 2]
     out = torch.empty(len(planes), planes.shape[1] // 2, planes.shape[2] // 2, device=planes.device)
     for rows, _ in strips(planes, step=2):
-        scaled = planes[:, rows].float() / 255 if planes.dtype == torch.uint8 else planes[:, rows]
-        out[:, rows.start // 2 : rows.stop // 2] = F.avg_pool2d(scaled[:, None], 2)[:, 0]
+        out[:, rows.start // 2 : rows.stop // 2] = F.avg_pool2d(_scaled(planes[:, rows])[:, None], 2)[:, 0]
     return out
+
+
+def _scaled(planes: Tensor) -> Tensor:
+    """Bytes, or 0..1 already -> 0..1."""
+    return planes.float() / 255 if planes.dtype == torch.uint8 else planes

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.errors import RecipeError
+from pipeline.quality.extras import check_extra
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -109,18 +109,8 @@ class SubjectFinder:
         ]
 
 
-def check_text_detector() -> None:
-    """Whether RapidOCR is there.
-
-    Raises:
-        RecipeError: it is not.
-    """
-    if any(importlib.util.find_spec(name) is None for name in ("rapidocr", "onnxruntime")):
-        raise RecipeError("gate.find_text wants RapidOCR: pip install 'conservator[text]'")
-
-
 def _text_detector() -> Any:
-    check_text_detector()
+    check_extra("gate.find_text", "text", "rapidocr", "onnxruntime")
     from rapidocr import RapidOCR
 
     return RapidOCR(params={"Global.log_level": "error"})

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.schema import paired
+
 BINS = 40
 
 
@@ -59,7 +61,7 @@ SINGLE = {
 
 def columns() -> list[str]:
     """All that is counted."""
-    return [f"{name}_{when}" for name in PAIRED for when in ("before", "after")] + list(SINGLE)
+    return [*paired(tuple(PAIRED)), *SINGLE]
 
 
 class Distribution:
@@ -106,11 +108,6 @@ class Distributions:
         """`names` of the table's columns, without prefix."""
         axes = {f"{name}_{when}": axis for name, axis in PAIRED.items() for when in ("before", "after")} | SINGLE
         self._found = {name: Distribution(axis) for name, axis in axes.items() if name in names}
-
-    @property
-    def names(self) -> list[str]:
-        """The columns."""
-        return list(self._found)
 
     def add(self, table: pa.Table) -> None:
         """Count a batch."""

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from pipeline.reporting.charts import histogram
 from pipeline.reporting.distributions import PAIRED, SINGLE
+from pipeline.reporting.distributions import columns as score_columns
 from pipeline.reporting.gallery import fit_pictures, read_rows
 from pipeline.reporting.summary import DAMAGE, as_lines, kinds_of, speed_line
 from pipeline.reporting.survey import Survey
@@ -19,22 +20,6 @@ from pipeline.schema import STATUSES
 
 Row = dict[str, Any]
 
-_FACTS = (
-    *(
-        "status",
-        "reasons",
-        "notes",
-        "subjects",
-        "source_row",
-        "source_uri",
-        "source_sha256",
-        "image_sha256",
-        "image_uri",
-    ),
-    *("image_width", "image_height", "image_format", "model", "model_sha256", "recipe_digest", "run_id"),
-    *("error_stage", "error_type", "error_message", "attempts"),
-    *("before_preview", "after_preview"),
-)
 _PROVENANCE = {
     "source_uri": "source",
     "source_row": "source row",
@@ -46,6 +31,10 @@ _PROVENANCE = {
     "recipe_digest": "recipe digest",
     "run_id": "run",
 }
+_FACTS = (
+    *("status", "reasons", "notes", "subjects", *_PROVENANCE, "image_width", "image_height", "image_format"),
+    *("error_stage", "error_type", "error_message", "attempts", "before_preview", "after_preview"),
+)
 LONGEST = {"row_id": 200, "row_caption": 2000, "error_message": 1000}
 """Characters that are shown, at most; of other text 500."""
 
@@ -97,8 +86,7 @@ def shown_columns(
 ) -> dict[str, pads.Expression]:
     """What is read of the rows that are shown, as far as the table has it."""
     there = set(dataset.schema.names)
-    paired = [f"{name}_{when}" for name in PAIRED for when in ("before", "after")]
-    wanted = dict.fromkeys([*_FACTS, *paired, *SINGLE, *(column for column, *_ in DAMAGE.values())])
+    wanted = dict.fromkeys([*_FACTS, *score_columns(), *(column for column, *_ in DAMAGE.values())])
     columns = {name: pads.field(prefix + name) for name in wanted if prefix + name in there}
     if id_column in there:
         columns["row_id"] = pads.field(id_column)

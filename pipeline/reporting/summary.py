@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.quality.scores import LOST
+
 DAMAGE: dict[str, tuple[str, bool, float]] = {
     "noise": ("noise_sigma", True, 4),
     "JPEG artefacts": ("jpeg_quality", False, 85),
@@ -16,8 +18,6 @@ DAMAGE: dict[str, tuple[str, bool, float]] = {
     "no colours": ("grey", True, 0),
 }
 """When an image counts as damaged in a way: if a column's value is above (true) or below a bound."""
-LOST = 0.1
-"""dB of PSNR that a restored image may lose against its truth before it counts as worse."""
 
 
 @dataclasses.dataclass

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
+from pipeline.quality.scores import LOST
 from pipeline.reporting.distributions import Distributions, columns
 from pipeline.reporting.gallery import SCALARS, Chooser, Chosen
-from pipeline.reporting.summary import DAMAGE, LOST, Summary
-from pipeline.schema import STATUSES
+from pipeline.reporting.summary import DAMAGE, Summary
+from pipeline.schema import STATUSES, megapixels
 
 _TOGETHER = 50_000
 """Rows."""
@@ -89,9 +90,9 @@ class _Totals:
         summary.with_truth += len(gain) - gain.null_count
         lost = pc.and_(pc.equal(table["status"], "restored"), pc.less(gain, -LOST))
         summary.worse += pc.sum(lost).as_py() or 0
-        area = pc.multiply(table["image_width"].cast(pa.float64()), table["image_height"].cast(pa.float64()))
-        sums = pa.table({"status": table["status"], "area": area}).group_by("status").aggregate([("area", "sum")])
-        self._megapixels.update({row["status"]: (row["area_sum"] or 0) / 1e6 for row in sums.to_pylist()})
+        areas = pa.table({"status": table["status"], "area": megapixels(table)})
+        sums = areas.group_by("status").aggregate([("area", "sum")]).to_pylist()
+        self._megapixels.update({row["status"]: row["area_sum"] or 0.0 for row in sums})
         for name in ("restore_seconds", "score_seconds"):
             if name in table.column_names:
                 setattr(summary, name, getattr(summary, name) + (pc.sum(table[name]).as_py() or 0.0))

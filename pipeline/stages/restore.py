@@ -55,6 +55,7 @@ class RestoreStage:
         self._restorer = Restorer.from_pretrained(
             options.model, device=device, tile=options.tile, margin=options.margin
         )
+        self._settings = recipe.result_digest()
         self._decisions = decisions or {}
         self._appraiser = Appraiser(recipe, self._restorer.device)
 
@@ -140,7 +141,7 @@ class RestoreStage:
         )
 
     def _result_id(self, cell: Row) -> str:
-        follows_from = (cell["inputs_sha256"], self._recipe.result_digest(), self._restorer.digest)
+        follows_from = (cell["inputs_sha256"], self._settings, self._restorer.digest)
         return hashlib.sha256(" ".join(follows_from).encode()).hexdigest()
 
 

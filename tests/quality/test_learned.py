@@ -17,8 +17,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from pipeline.errors import ModelError
 from pipeline.quality.clip import ClipScore
 from pipeline.quality.perceptual import LARGEST, STAGES, WIDTHS, Dists, Lpips, fits
-from pipeline.quality.scorer import Extras, Scorer
+from pipeline.quality.scorer import Scorer
 from pipeline.quality.subjects import SubjectFinder
+from pipeline.recipe import Scoring
 from tests.quality.test_scores import DAMAGES, noisy
 
 CPU = torch.device("cpu")
@@ -62,7 +63,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", DAMAGES)
 def test_lpips_and_dists_are_those_of_their_authors_packages(name: str, photo: np.ndarray, weights: Path) -> None:
     small = np.ascontiguousarray(photo[:96, :128])
-    scorer = Scorer(CPU, Extras(lpips=str(weights / "lpips.safetensors"), dists=str(weights / "dists.safetensors")))
+    scorer = Scorer(CPU, Scoring(lpips=str(weights / "lpips.safetensors"), dists=str(weights / "dists.safetensors")))
     ((scores,),) = scorer.against_truth([[DAMAGES[name](small)]], [small])
     for score, value in PUBLISHED[name].items():
         assert scores[score] == pytest.approx(value, rel=1e-3)
@@ -118,7 +119,7 @@ def test_clip_score_is_a_hundred_times_the_cosine_of_what_the_model_sees_and_rea
         expected.append(100 * max(0.0, float(cosine)))
     score = ClipScore(str(clip), CPU)
     assert [score(photo, caption) for caption in captions] == pytest.approx(expected, rel=1e-3)
-    scores = Scorer(CPU, Extras(clip=str(clip))).blind([photo, photo], [captions[0], None])
+    scores = Scorer(CPU, Scoring(clip=str(clip))).blind([photo, photo], [captions[0], None])
     assert scores[0]["clip_score"] == pytest.approx(expected[0], rel=1e-3)
     assert "clip_score" not in scores[1]
 
@@ -130,7 +131,7 @@ def test_a_folder_without_clip_is_refused(tmp_path: Path) -> None:
 
 def test_brisque_tells_noise_from_none(photo: np.ndarray) -> None:
     pytest.importorskip("brisque", reason="pip install 'conservator[brisque]'")
-    scorer = Scorer(CPU, Extras(brisque=True))
+    scorer = Scorer(CPU, Scoring(brisque=True))
     clean, worse, flat, small = scorer.blind(
         [photo, noisy(photo), np.full((64, 64, 3), 90, np.uint8), photo[:20, :20]], [None] * 4
     )

@@ -1,0 +1,17 @@
+"""Packages that are not installed with the rest."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from pipeline.errors import RecipeError
+
+
+def check_extra(key: str, extra: str, *packages: str) -> None:
+    """Whether what a key of the recipe wants is installed: all of `packages`, which `extra` brings.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    if any(importlib.util.find_spec(name) is None for name in packages):
+        raise RecipeError(f"{key} wants {packages[0]}, which is not installed: pip install 'conservator[{extra}]'")
