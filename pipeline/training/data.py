@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 VIEW = 224
 """Side in pixels of a training image."""
-LOOKS = (("grey",), ("holes",), TONES, ("grey",), ("clean",), ("grey",))
+LOOKS = (("grey",), ("holes",), ("grey",), TONES, ("grey",), ("clean",), ("grey",), ("grey",))
 """What the further pictures for the global view are, one after the other. Undamaged ones are as many as those with
 another tone: else a picture with nothing else wrong is taken for a faded one."""
 LARGEST = 768
@@ -43,36 +43,38 @@ class Mixture:
     """How often what happens to a training image; shares of the batches, to be divided by their sum."""
 
     kinds: tuple[tuple[str, float], ...] = (
-        ("noise", 0.33),
-        ("jpeg", 0.20),
-        ("grey", 0.04),
-        ("low_resolution", 0.12),
-        ("holes", 0.08),
-        ("clean", 0.02),
-        ("worn", 0.03),
-        ("second_order", 0.02),
-        ("scratches", 0.03),
-        ("blur", 0.02),
-        ("fading", 0.015),
-        ("motion", 0.01),
-        ("halftone", 0.01),
-        ("dust", 0.01),
-        ("corners", 0.01),
-        ("cast", 0.01),
-        ("sepia", 0.01),
-        ("yellowing", 0.01),
-        ("uneven", 0.01),
-        ("hairs", 0.01),
-        ("folds", 0.01),
-        ("tears", 0.01),
-        ("foxing", 0.01),
-        ("stains", 0.01),
+        ("noise", 0.40),
+        ("jpeg", 0.22),
+        ("grey", 0.03),
+        ("low_resolution", 0.10),
+        ("holes", 0.06),
+        ("clean", 0.05),
+        ("worn", 0.02),
+        ("second_order", 0.01),
+        ("scratches", 0.02),
+        ("blur", 0.01),
+        ("fading", 0.01),
+        ("motion", 0.006),
+        ("halftone", 0.006),
+        ("dust", 0.006),
+        ("corners", 0.006),
+        ("cast", 0.006),
+        ("sepia", 0.006),
+        ("yellowing", 0.006),
+        ("uneven", 0.006),
+        ("hairs", 0.006),
+        ("folds", 0.006),
+        ("tears", 0.006),
+        ("foxing", 0.006),
+        ("stains", 0.006),
     )
     second: float = 0.1
     """Share of damaged images that get noise or JPEG on top."""
     caption_dropped: float = 0.2
     """Share of captions withheld, so that the model works without."""
-    reference: float = 0.4
+    plain: float = 0.1
+    """Share of all but greys with something flat in them, a mount or a silhouette, which is no damage."""
+    reference: float = 0.25
     """Share of greys and holes shown together with a reference: another crop of the same scene, in colour."""
     wrong_reference: float = 0.3
     """Share of references that show another scene: it must do no harm."""
@@ -206,7 +208,10 @@ class Sampler:
         mixture = self.mixture
         kind = dice.choice(among) if among else dice.choices(self._kinds, self._shares)[0]
         photo = self._pick(kind, dice)
-        truth = _view(photo.pixels, dice)[None].to(self.device).float() / 255
+        view = _view(photo.pixels, dice)
+        if kind != "grey" and dice.random() < mixture.plain:
+            view = dice.choice([_mounted, _silhouette])(view, dice)
+        truth = view[None].to(self.device).float() / 255
         kinds = [kind]
         if kind != "clean" and dice.random() < mixture.second:
             kinds.append(dice.choice(["noise", "jpeg"]))
@@ -248,3 +253,28 @@ def _view(pixels: Tensor, dice: random.Random) -> Tensor:
     top, left = dice.randint(0, height - VIEW), dice.randint(0, width - VIEW)
     view = pixels[:, top : top + VIEW, left : left + VIEW]
     return view.flip(2) if dice.random() < 0.5 else view
+
+
+def _mounted(view: Tensor, dice: random.Random) -> Tensor:
+    """Bars of one tone along one to four sides of [3, H, W], as of a mount, a frame or a slide."""
+    tone = dice.choice([0, 255, dice.randint(0, 40), dice.randint(200, 255), dice.randint(0, 255)])
+    tint = torch.tensor([[[min(255, max(0, tone + dice.randint(-12, 12)))]] for _ in range(3)], dtype=view.dtype)
+    height, width = view.shape[1:]
+    inside = torch.zeros(1, height, width, dtype=torch.bool)
+    sides = set(dice.sample(range(4), dice.randint(1, 4)))
+    top, bottom, left, right = (dice.uniform(0.02, 0.25) * (side in sides) for side in range(4))
+    inside[
+        :, round(top * height) : height - round(bottom * height), round(left * width) : width - round(right * width)
+    ] = 1
+    return torch.where(inside, view, tint)
+
+
+def _silhouette(view: Tensor, dice: random.Random) -> Tensor:
+    """The darkest or the brightest parts of [3, H, W] as one flat tone: against the light, or a blown sky."""
+    luma = F.avg_pool2d(view.float().mean(0)[None, None], 7, stride=1, padding=3, count_include_pad=False)[0]
+    dark = dice.random() < 0.6
+    limit = luma.quantile(dice.uniform(0.1, 0.45) if dark else dice.uniform(0.6, 0.9))
+    flat = (luma < limit if dark else luma > limit).float()[None]
+    flat = F.avg_pool2d(flat, 3, stride=1, padding=1, count_include_pad=False)[0]  # edges as a lens draws them
+    tone = dice.uniform(0, 30) if dark else dice.uniform(225, 255)
+    return torch.lerp(view.float(), torch.full_like(flat, tone), flat).round().to(view.dtype)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from pipeline.restoration.model import CompactModel
 from pipeline.restoration.restorer import Restorer
 from pipeline.restoration.text import MiniLMEncoder
 from pipeline.training.checkpoint import load_checkpoint, read_state, save_checkpoint
-from pipeline.training.data import Mixture, Photo, Sampler, load_photos
+from pipeline.training.data import LOOKS, Mixture, Photo, Sampler, _mounted, _silhouette, load_photos
 from pipeline.training.loop import Progress, TrainingPlan, _curve, train
 from pipeline.training.objective import decoder_losses, predict, total
 from pipeline.training.optimiser import Optimiser
@@ -171,10 +172,11 @@ def test_some_references_show_another_scene(photos: list[Photo]) -> None:
 
 
 def test_further_looks_are_at_what_the_global_view_alone_can_tell(photos: list[Photo]) -> None:
-    looks = Sampler(photos, Mixture(second=0), 1, 32, CPU).looks(0, 12)
-    for start in (0, 6):
-        grey, holes, tone, other, clean, third = looks.damaged.records[start : start + 6]
-        assert grey.grey and other.grey and third.grey and tone.fading > 0 and clean.clean
+    looks = Sampler(photos, Mixture(second=0), 1, 32, CPU).looks(0, 2 * len(LOOKS))
+    for start in (0, len(LOOKS)):
+        done = dict(enumerate(looks.damaged.records[start : start + len(LOOKS)]))
+        holes, tone, clean = done.pop(1), done.pop(3), done.pop(5)
+        assert all(grey.grey for grey in done.values()) and tone.fading > 0 and clean.clean
         assert bool(looks.damaged.masks[start + 1].any()) and not holes.grey
 
 
@@ -299,3 +301,14 @@ def test_no_unit_of_a_new_model_falls_silent(photos: list[Photo], tmp_path: Path
         Restorer(model, device="cpu", tile=64).restore(photos[0].pixels.permute(1, 2, 0).numpy())
     silent = torch.cat([(share < 0.001).float() for share in shares])
     assert len(shares) >= 10 and float(silent.mean()) < 0.1
+
+
+@pytest.mark.parametrize("alter", [_mounted, _silhouette])
+def test_flat_parts_are_flat_and_leave_the_rest_as_it_is(photos: list[Photo], alter: Any) -> None:
+    for seed in range(6):
+        view = photos[0].pixels[:, :64, :64]
+        out = alter(view, random.Random(seed))
+        changed = (out != view).any(0)
+        assert out.dtype == view.dtype and 0.01 < float(changed.float().mean()) < 0.99
+        tones = out[:, changed].T.unique(dim=0, return_counts=True)[1]
+        assert int(tones.max()) > 0.3 * int(changed.sum())  # one tone, but for soft edges
