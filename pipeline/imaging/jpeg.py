@@ -1,0 +1,220 @@
+"""Broken JPEG files: what is left of the picture, and where.
+
+Huffman codes fall back into step after an error, so damage inside a file can only be found where restart markers divide
+it, or where libjpeg warns. The end of a file that is cut short is found by continuing it in two different ways.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+MAGIC = b"\xff\xd8\xff"
+END = b"\xff\xd9"
+CUT_SHORT = "the file is cut short: {:.0%} of the picture is missing"
+DAMAGED = "the file is damaged: {:.0%} of the picture is missing"
+UNCLEAR = "the file is damaged, where is not known: parts of the picture may be wrong"
+NO_DETAIL = "the file is cut short: its finest detail is missing"
+_RESTART = re.compile(rb"\xff[\xd0-\xd7]")
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_MOST = 65_000
+"""Pixels a side that JPEG can hold, about."""
+
+
+class Repaired(NamedTuple):
+    """A file that decodes."""
+
+    data: bytes
+    missing: npt.NDArray[np.bool_] | None
+    """[H, W], as it is stored; None: nowhere altogether, or it cannot be told."""
+    note: str
+
+
+class _Frame(NamedTuple):
+    """What the headers of a file with one scan say."""
+
+    head: bytes
+    """All before the coded picture."""
+    coded: bytes
+    size_at: int
+    """Where in `head` height and width stand."""
+    height: int
+    width: int
+    block: tuple[int, int]
+    """Height and width of a minimum coded unit, in pixels."""
+    interval: int
+    """Units between restart markers; 0: there are none."""
+    progressive: bool
+
+
+def is_sound(data: bytes) -> bool:
+    """Whether libjpeg has nothing to warn of. Files that it cannot read at all, or not here, count as sound."""
+    import simplejpeg
+
+    try:
+        simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, min_factor=1, strict=True)
+    except ValueError as error:
+        return "Corrupt JPEG data" not in str(error) and "Premature end" not in str(error)
+    return True
+
+
+def repair(data: bytes) -> Repaired | None:
+    """A file that decodes out of one that is broken; None if nothing of the picture is left.
+
+    Raises:
+        Exception: whatever decoders trip over.
+    """
+    data = _without_torn_header(data)
+    frame = _frame(data)
+    if frame is None:
+        return None
+    if END in data[-64:]:
+        return _damaged(data, frame)
+    body = data.removesuffix(b"\xff")
+    ended = body + END
+    if frame.progressive and body.count(b"\xff\xda") > 1:
+        return Repaired(ended, None, NO_DETAIL)
+    return _marked(ended, _differing(_read(ended), _read(body + _continuation(frame) + END), frame), CUT_SHORT)
+
+
+def _marked(data: bytes, missing: npt.NDArray[np.bool_], note: str) -> Repaired | None:
+    if missing.all():
+        return None
+    share = float(missing.mean())
+    return Repaired(data, missing if share else None, note.format(share))
+
+
+def _damaged(data: bytes, frame: _Frame) -> Repaired | None:
+    """A file with a beginning and an end: restart intervals that do not decode are missing."""
+    across = -(-frame.width // frame.block[1])
+    down = -(-frame.height // frame.block[0])
+    units = np.zeros(across * down, np.bool_)
+    last = -(-len(units) // frame.interval) - 1 if frame.interval else 0
+    number = 0
+    for interval, marker in _intervals(frame):
+        # the marker that ends an interval counts modulo 8: a gap says how many were lost
+        ends = last if marker is None else min(last, number + (marker - number) % 8)
+        first = number * frame.interval
+        count = min(frame.interval, len(units) - first)
+        if ends > number or not _decodes(frame, interval, count):
+            units[first : (ends + 1) * frame.interval] = True
+        number = ends + 1
+        if number > last:
+            break
+    if not units.any():
+        return Repaired(data, None, UNCLEAR)
+    cells = units.reshape(down, across).repeat(frame.block[0], 0).repeat(frame.block[1], 1)
+    missing = cells[: frame.height, : frame.width].copy()
+    for axis in (0, 1):  # colours are smoothed over the edges of blocks
+        grown = np.moveaxis(missing, axis, 0)
+        spread = grown[1:] | grown[:-1]
+        grown[1:] |= spread
+        grown[:-1] |= spread
+    return _marked(data, missing, DAMAGED)
+
+
+def _intervals(frame: _Frame) -> Iterator[tuple[bytes, int | None]]:
+    """What lies between restart markers, with the number of the one that follows."""
+    if not frame.interval or frame.progressive or frame.interval * frame.block[1] > _MOST:
+        return
+    end = _MARKER.search(frame.coded)
+    place, stop = 0, end.start() if end else len(frame.coded)
+    for found in _RESTART.finditer(frame.coded, 0, stop):
+        yield frame.coded[place : found.start()], found.group()[1] - 0xD0
+        place = found.end()
+    yield frame.coded[place:stop], None
+
+
+def _decodes(frame: _Frame, interval: bytes, units: int) -> bool:
+    """Whether an interval alone is a sound picture, of one row of units."""
+    head = bytearray(frame.head)
+    struct.pack_into(">HH", head, frame.size_at, frame.block[0], units * frame.block[1])
+    return is_sound(bytes(head) + interval + END)
+
+
+def _continuation(frame: _Frame) -> bytes:
+    """Noise for all of the picture, without a marker but those of restarts that would follow."""
+    dice = np.random.default_rng(0)
+    units = -(-frame.width // frame.block[1]) * -(-frame.height // frame.block[0])
+    noise = dice.integers(0, 255, min(units, frame.interval or units) * 64 + 64, dtype=np.uint8).tobytes()
+    if not frame.interval:
+        return noise
+    done = len(_RESTART.findall(frame.coded))
+    left = -(-units // frame.interval) - done
+    return b"".join(noise + bytes([0xFF, 0xD0 + (done + number) % 8]) for number in range(max(0, left))) + noise
+
+
+def _differing(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8], frame: _Frame) -> npt.NDArray[np.bool_]:
+    """Whole units [H, W] in which two pictures differ."""
+    marked = (first != second).any(2)
+    (height, width), (tall, wide) = marked.shape, frame.block
+    padded = np.zeros((-(-height // tall) * tall, -(-width // wide) * wide), np.bool_)
+    padded[:height, :width] = marked
+    cells = padded.reshape(padded.shape[0] // tall, tall, padded.shape[1] // wide, wide).any((1, 3))
+    return cells.repeat(tall, 0).repeat(wide, 1)[:height, :width]
+
+
+def _read(data: bytes) -> npt.NDArray[np.uint8]:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("CMYK" if image.mode == "CMYK" else "RGB"))
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Each header's marker, start of its body, and end; the first that the file's end cuts off is the last."""
+    place = 2
+    while place + 4 <= len(data):
+        if data[place] != 0xFF:
+            return
+        kind = data[place + 1]
+        if kind == 0xFF:
+            place += 1
+            continue
+        (length,) = struct.unpack_from(">H", data, place + 2)
+        end = place + 2 + length
+        yield kind, place + 4, end
+        if end > len(data):
+            return
+        place = end
+        if kind == 0xDA:
+            following = _MARKER.search(data, end)
+            if following is None:
+                return
+            place = following.start()
+
+
+def _without_torn_header(data: bytes) -> bytes:
+    """Without a header at its end, between two scans, that is not all there."""
+    for kind, start, end in _segments(data):
+        if end > len(data):
+            return data[: start - 4]
+        if kind == 0xD9:
+            break
+    return data
+
+
+def _frame(data: bytes) -> _Frame | None:
+    interval, frame = 0, None
+    for kind, start, end in _segments(data):
+        body = data[start:end]
+        if kind == 0xDD and len(body) == 2:
+            (interval,) = struct.unpack(">H", body)
+        elif kind in (0xC0, 0xC1, 0xC2) and len(body) >= 6 and len(body) == 6 + 3 * body[5]:
+            _, height, width, count = struct.unpack_from(">BHHB", body)
+            factors = [divmod(body[7 + 3 * number], 16) for number in range(count)]
+            if not factors or 0 in (across * down for across, down in factors) or not height or not width:
+                return None
+            block = (8 * max(down for _, down in factors), 8 * max(across for across, _ in factors))
+            if count == 1:
+                block = (8, 8)
+            frame = (start + 1, height, width, block, kind == 0xC2)
+        elif kind == 0xDA and frame is not None:
+            size_at, height, width, block, progressive = frame
+            return _Frame(data[:end], data[end:], size_at, height, width, block, interval, progressive)
+    return None

@@ -1,0 +1,240 @@
+"""What a file tells of its picture beside the pixels: profile, EXIF, IPTC, XMP, resolution."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from PIL import Image
+from PIL.ExifTags import IFD
+
+from pipeline.imaging.boxes import JP2_EXIF, JP2_IPTC, JP2_XMP, jp2_boxes
+from pipeline.imaging.tags import exif_block, read_directory
+
+EXIF_HEAD = b"Exif\0\0"
+INCH = 2.54
+"""Centimetres."""
+METRE = 39.3701
+"""Inches."""
+ORIENTATION = 0x0112
+_SIDES = {0xA002: 0xA003, 0xA003: 0xA002}
+"""EXIF's width and height of the picture."""
+
+_JP2_BLOCKS = {JP2_EXIF: "exif", JP2_IPTC: "iptc", JP2_XMP: "xmp"}
+
+STRUCTURAL = frozenset(
+    {
+        *(0x00FE, 0x00FF, 0x0100, 0x0101, 0x0102, 0x0103, 0x0106, 0x0107, 0x0108, 0x0109, 0x010A, 0x0111, 0x0112),
+        *(0x0115, 0x0116, 0x0117, 0x0118, 0x0119, 0x011A, 0x011B, 0x011C, 0x0120, 0x0121, 0x0122, 0x0123, 0x0124),
+        *(0x0125, 0x0128, 0x0129, 0x012D, 0x013D, 0x0140, 0x0141, 0x0142, 0x0143, 0x0144, 0x0145, 0x014A, 0x014C),
+        *(0x014E, 0x0150, 0x0152, 0x0153, 0x0154, 0x0155, 0x0156, 0x015B, 0x0200, 0x0201, 0x0202, 0x0203, 0x0205),
+        *(0x0206, 0x0207, 0x0208, 0x0209, 0x0211, 0x0212, 0x0213, 0x0214, 0x02BC, 0x83BB, 0x8773),
+    }
+)
+"""Tags of a TIFF file that say how its picture is stored, or that are blocks of their own; all others are its EXIF."""
+IPTC_RESOURCE = 0x0404
+"""Where Photoshop's resources of a JPEG file hold IPTC."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """Blocks as the file holds them; None where it has none."""
+
+    icc: bytes | None = None
+    """Colour profile."""
+    exif: bytes | None = None
+    """A TIFF structure, beginning with its byte order; its orientation is 1, for the picture is upright."""
+    iptc: bytes | None = None
+    """IIM records."""
+    xmp: bytes | None = None
+    """An RDF/XML packet."""
+    resolution: tuple[float, float] | None = None
+    """Pixels an inch, across and down."""
+
+    def made_upright(self) -> Metadata:
+        """As of the picture turned as EXIF's orientation says."""
+        resolution = self.resolution
+        if resolution is not None and orientation_of(self.exif) >= 5:
+            resolution = resolution[1], resolution[0]
+        return dataclasses.replace(self, exif=upright(self.exif), resolution=resolution)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Which of them there are."""
+        return tuple(field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None)
+
+
+def orientation_of(exif: bytes | None) -> int:
+    """EXIF's orientation, 1 to 8; 1 if there is none, or none that can be read."""
+    entries = _entries(exif, ORIENTATION)
+    value = entries[0].value if entries else 1
+    return value if 1 <= value <= 8 else 1
+
+
+def upright(exif: bytes | None) -> bytes | None:
+    """The block with its orientation set to 1, and nothing else in it moved; turned sides change their names."""
+    orientation = orientation_of(exif)
+    if exif is None or orientation == 1:
+        return exif
+    block = bytearray(exif)
+    for entry in _entries(exif, ORIENTATION):
+        entry.write(block, 1)
+    if orientation >= 5:
+        sides = {tag: entry for tag in _SIDES for entry in _entries(exif, tag)[:1]}
+        for tag, entry in sides.items():
+            other = sides.get(_SIDES[tag])
+            if other is not None:
+                entry.write(block, other.value)
+    return bytes(block)
+
+
+class _Entry(NamedTuple):
+    """A whole number of an image file directory, in its place."""
+
+    order: str
+    kind: int
+    offset: int
+    value: int
+
+    def write(self, block: bytearray, value: int) -> None:
+        struct.pack_into(self.order + ("H" if self.kind == 3 else "I"), block, self.offset, value)
+
+
+def _entries(exif: bytes | None, tag: int) -> list[_Entry]:
+    """Those of a tag in the first directory and in EXIF's own; a broken block has none."""
+    if exif is None or exif[:4] not in (b"II*\0", b"MM\0*"):
+        return []
+    order = "<" if exif[:2] == b"II" else ">"
+    try:
+        (first,) = struct.unpack_from(order + "I", exif, 4)
+        inner = [entry.value for found, entry in _directory(exif, first, order) if found == IFD.Exif]
+        return [
+            entry for start in (first, *inner[:1]) for found, entry in _directory(exif, start, order) if found == tag
+        ]
+    except struct.error:
+        return []
+
+
+def _directory(exif: bytes, start: int, order: str) -> Iterator[tuple[int, _Entry]]:
+    (count,) = struct.unpack_from(order + "H", exif, start)
+    for place in range(start + 2, start + 2 + 12 * count, 12):
+        tag, kind, number = struct.unpack_from(order + "HHI", exif, place)
+        if number == 1 and kind in (3, 4, 13):
+            (value,) = struct.unpack_from(order + ("H" if kind == 3 else "I"), exif, place + 8)
+            yield tag, _Entry(order, kind, place + 8, value)
+
+
+def bare_exif(block: bytes | None) -> bytes | None:
+    """Without the head that JPEG puts before it; None if that leaves nothing."""
+    return (block or b"").removeprefix(EXIF_HEAD) or None
+
+
+def metadata_of(image: Image.Image, notes: list[str]) -> Metadata:
+    """What stands beside the pixels of an opened file of any format but TIFF.
+
+    Some of it may follow the pixels: what Pillow has found is only complete when `image` is loaded.
+    """
+    info = image.info
+    exif = bare_exif(info.get("exif"))
+    if exif is not None and exif[:4] not in (b"II*\0", b"MM\0*"):
+        notes.append("EXIF cannot be read and is left out")
+        exif = None
+    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
+    photoshop = info.get("photoshop")
+    iptc = (
+        photoshop.get(IPTC_RESOURCE) if isinstance(photoshop, dict) else _raw_profile(info.get("Raw profile type iptc"))
+    )
+    return Metadata(
+        icc=info.get("icc_profile") or None,
+        exif=exif,
+        iptc=iptc or None,
+        xmp=(xmp.encode() if isinstance(xmp, str) else xmp) or None,
+        resolution=_resolution(info.get("dpi")),
+    )
+
+
+def _raw_profile(text: Any) -> bytes | None:
+    """What ImageMagick writes into PNG files: a name, a length, and hexadecimal digits.
+
+    A block of Photoshop's resources may be in it.
+    """
+    if not isinstance(text, str):
+        return None
+    try:
+        data = bytes.fromhex("".join(text.split()[2:]))
+    except ValueError:
+        return None
+    if data.startswith(b"8BIM"):
+        return iptc_of_resources(data)
+    return data
+
+
+def iptc_of_resources(data: bytes) -> bytes | None:
+    """IPTC among Photoshop's image resources, if it is there."""
+    place = 0
+    while data[place : place + 4] == b"8BIM" and place + 12 <= len(data):
+        (kind,) = struct.unpack_from(">H", data, place + 4)
+        name = data[place + 6] + 1
+        start = place + 6 + name + name % 2
+        if start + 4 > len(data):
+            return None
+        (size,) = struct.unpack_from(">I", data, start)
+        if kind == IPTC_RESOURCE:
+            return data[start + 4 : start + 4 + size] or None
+        place = start + 4 + size + size % 2
+    return None
+
+
+def resources_of_iptc(iptc: bytes) -> bytes:
+    """Photoshop's image resources with IPTC alone, as JPEG's APP13 holds them."""
+    block = b"8BIM" + struct.pack(">HHI", IPTC_RESOURCE, 0, len(iptc)) + iptc
+    return block + b"\0" * (len(iptc) % 2)
+
+
+def jp2_metadata(data: bytes, dpi: Any) -> Metadata:
+    """What the boxes of a JP2 file tell, which Pillow passes over; `dpi` as Pillow gives it."""
+    found: dict[str, bytes] = {}
+    for kind, body in jp2_boxes(data):
+        if kind == b"uuid":
+            name = _JP2_BLOCKS.get(body[:16])
+            if name is not None:
+                found.setdefault(name, body[16:])
+        elif kind == b"jp2h":
+            for inner, data in jp2_boxes(body):
+                if inner == b"colr" and data[:1] == b"\2":
+                    found.setdefault("icc", data[3:])
+    exif = bare_exif(found.get("exif"))
+    return Metadata(
+        icc=found.get("icc"),
+        exif=exif if exif is not None and exif[:4] in (b"II*\0", b"MM\0*") else None,
+        iptc=found.get("iptc"),
+        xmp=found.get("xmp"),
+        resolution=_resolution(dpi),
+    )
+
+
+def _resolution(dpi: Any) -> tuple[float, float] | None:
+    try:
+        across, down = (float(value) for value in dpi)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (across, down) if 0 < across < 1e6 and 0 < down < 1e6 else None
+
+
+def exif_of_tiff(read: Callable[[int, int], bytes], start: int, order: str, big: bool) -> bytes | None:
+    """The tags of a TIFF file's directory that tell of its picture, as an EXIF block; orientation is left out.
+
+    Args:
+        read: gives bytes of the file from a place on.
+        start: where the directory is.
+        order: of its bytes, `<` or `>`.
+        big: whether it is a BigTIFF.
+
+    Raises:
+        struct.error: the directory is broken.
+    """
+    found = read_directory(read, start, order, big)
+    kept = {tag: value for tag, value in found.items() if tag not in STRUCTURAL}
+    return exif_block(kept, order) if kept else None

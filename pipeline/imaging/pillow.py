@@ -1,0 +1,140 @@
+"""What Pillow reads without loss, as an `Original`."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from pipeline.imaging.metadata import Metadata, jp2_metadata, metadata_of, orientation_of
+from pipeline.imaging.original import Original, Samples, Space, turned
+
+Image.MAX_IMAGE_PIXELS = None  # the recipe's limit decides, before a pixel is decoded
+
+FLOAT_WHITES = (1.0, 255.0, 65535.0)
+"""What floats may mean by white: the least that is not below most of a picture's samples."""
+
+
+class _Mode(NamedTuple):
+    space: Space
+    alpha: bool
+    bits: int
+    white: float
+
+
+_MODES = {
+    "1": _Mode("grey", False, 1, 1),
+    "L": _Mode("grey", False, 8, 255),
+    "LA": _Mode("grey", True, 8, 255),
+    "RGB": _Mode("rgb", False, 8, 255),
+    "RGBA": _Mode("rgb", True, 8, 255),
+    "CMYK": _Mode("cmyk", False, 8, 255),
+    "LAB": _Mode("lab", False, 8, 255),
+    "I;16": _Mode("grey", False, 16, 65535),
+    "F": _Mode("grey", False, 32, 1),
+}
+_OTHERWISE = {"La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "YCbCr": "RGB", "HSV": "RGB", "I;16B": "I;16", "I;16L": "I;16"}
+"""Modes that are others in another order or arithmetic."""
+
+
+def from_pillow(image: Image.Image, data: bytes = b"") -> Original:
+    """An opened image of any mode, upright; `data` is its file.
+
+    Raises:
+        Exception: whatever Pillow's decoders trip over.
+    """
+    notes: list[str] = []
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        notes.append(f"first of {frames} frames")
+    image.load()
+    metadata = all_metadata(image, data, notes)
+    samples, mode = _samples(image, notes)
+    return Original(
+        samples=turned(samples, orientation_of(metadata.exif)),
+        space=mode.space,
+        white=mode.white,
+        bits=mode.bits,
+        format=format_of(image),
+        alpha=mode.alpha,
+        metadata=metadata.made_upright(),
+        notes=tuple(notes),
+    )
+
+
+def all_metadata(image: Image.Image, data: bytes, notes: list[str]) -> Metadata:
+    """Of a loaded image and its file."""
+    if image.format == "JPEG2000":
+        return jp2_metadata(data, image.info.get("dpi"))
+    return metadata_of(image, notes)
+
+
+def format_of(image: Image.Image) -> str:
+    """The format of an opened file as rows tell it."""
+    name = (image.format or "unknown").lower()
+    return {"mpo": "jpeg"}.get(name, name)
+
+
+def _samples(image: Image.Image, notes: list[str]) -> tuple[Samples, _Mode]:
+    """[H, W, C], and what they mean."""
+    if image.mode == "P" or image.mode == "PA":
+        image = _opened_palette(image, notes)
+    elif image.mode == "I":
+        return _integers(image)
+    elif image.mode in ("1", "L", "RGB") and image.has_transparency_data:
+        image = image.convert("RGBA" if image.mode == "RGB" else "LA")
+    if image.mode in _OTHERWISE:
+        if image.mode in ("YCbCr", "HSV"):
+            notes.append(f"converted from {image.mode} to RGB")
+        image = image.convert(_OTHERWISE[image.mode])
+    mode = _MODES[image.mode]
+    array = np.asarray(image)
+    samples = array.reshape(*array.shape[:2], -1)
+    if image.mode == "1":
+        samples = samples.astype(np.uint8)
+    if image.mode == "F":
+        mode = mode._replace(white=white_of(samples, notes))
+    return samples, mode
+
+
+def _opened_palette(image: Image.Image, notes: list[str]) -> Image.Image:
+    notes.append("its palette is opened up")
+    opened = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    red, green, blue = (np.asarray(opened.getchannel(place)) for place in range(3))
+    if (red == green).all() and (red == blue).all():
+        return opened.convert("LA" if opened.mode == "RGBA" else "L")
+    return opened
+
+
+def _integers(image: Image.Image) -> tuple[Samples, _Mode]:
+    """Whole numbers of 32 bits: Pillow keeps those of 16 in them, too."""
+    array = np.asarray(image)[..., None]
+    if array.min(initial=0) < 0 or array.max(initial=0) > 65535:
+        raise ValueError("samples of 32-bit integers are not supported")
+    return array.astype(np.uint16), _MODES["I;16"]
+
+
+def white_of(samples: Samples, notes: list[str]) -> float:
+    """What floats mean by white, which no format says."""
+    finite = samples[np.isfinite(samples)]
+    most = float(np.percentile(finite, 99)) if finite.size else 0.0
+    white = next((white for white in FLOAT_WHITES if most <= 1.1 * white), None)
+    if white is None:
+        raise ValueError(f"float samples of up to {most:g} have no known white; scale them to 0..1")
+    if white != 1:
+        notes.append(f"float samples are taken for 0 to {white:g}")
+    return white
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether Pillow would make 8 bits of an opened file's 16."""
+    if image.mode not in ("L", "LA", "RGB", "RGBA", "P"):
+        return False
+    return any(_is_deep_raw(tile[3]) for tile in getattr(image, "tile", ()))
+
+
+def _is_deep_raw(arguments: Any) -> bool:
+    """Whether the raw mode among a Pillow decoder's arguments is one of 16 bits, such as `RGB;16B`."""
+    raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return isinstance(raw, str) and ";16" in raw
