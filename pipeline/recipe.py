@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -97,6 +97,13 @@ class Restoration(_Section):
     """Pixels cut off each inner edge of a tile."""
     colourise: bool = False
     """Give grey images colours (guided by the caption and references)."""
+    strength: float = Field(default=1.0, ge=0, le=1)
+    """How much of the change is made: less keeps grain and the look of the original. What is lost is always filled."""
+    strengths: dict[Literal["noise", "jpeg", "blur", "downscale", "fading"], Annotated[float, Field(ge=0, le=1)]] = (
+        Field(default_factory=dict)
+    )
+    """The same for kinds of damage, where it differs: `{noise: 0.5}`. An image with several is treated between them, as
+    much of each was found."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; `auto` takes a GPU if the cluster has one at the start. Name `cuda` where GPU machines
     are only started when they are asked for."""
@@ -182,8 +189,17 @@ class Output(_Section):
 
     uri: str = ""
     """Where `data/`, `summary.json`, `report.html` and `state/` go; a folder or an fsspec URL."""
-    format: Literal["png", "webp"] = "png"
-    """File format of restored images; both lossless."""
+    format: Literal["auto", "png", "tiff", "webp", "jpeg", "avif", "jpeg2000"] = "auto"
+    """File format of restored images. `auto`: the original's, where that can be lossless (PNG, TIFF, WebP, JPEG 2000),
+    else PNG. What a format cannot hold of an image goes into PNG, and what PNG cannot hold into TIFF."""
+    quality: int | None = Field(default=None, ge=1, le=100)
+    """Of JPEG, AVIF and WebP, 1 to 100; of JPEG 2000 a PSNR in dB. Null: lossless where the format can be, else 95 for
+    JPEG and 90 for AVIF."""
+    least_psnr: float = Field(default=42.0, ge=0, le=60)
+    """No file is further from what it was to hold (dB) because of a lossy format: its quality is raised, and if that
+    does not help it is written lossless."""
+    provenance: bool = True
+    """Write into each restored file, as XMP, from which original it derives, and what kind of digital source it is."""
     prefix: str = ""
     """Put before the names of the columns that are added, where they would collide with the source's own."""
     previews: int = Field(default=320, ge=0, le=2048)

@@ -38,6 +38,9 @@ def paired(names: Sequence[str]) -> tuple[str, ...]:
 EVIDENCE = (*FOUND, *EXPECTED, *FIDELITY_SCORES, *paired(BLIND_SCORES))
 """The numbers that the gate's rules may go by. It never sees the truth."""
 
+ACTION = pa.struct([("name", pa.string()), ("strength", pa.float32())])
+"""Something that was done, with the measure of the damage that called for it, in the unit of its column."""
+
 OUTPUT = pa.schema(
     [
         pa.field("image", pa.large_binary()),  # the image file; null if failed, or if image_uri names it
@@ -47,7 +50,12 @@ OUTPUT = pa.schema(
         pa.field("image_width", pa.int32()),  # pixels
         pa.field("image_height", pa.int32()),  # pixels
         pa.field("image_sha256", pa.string()),  # of the output file
+        pa.field("image_pixels_sha256", pa.string()),  # of the samples in it, upright
+        pa.field("image_layout", pa.string()),  # channels and depth of the output file, such as rgb+alpha, 16 bits
+        pa.field("encoding_psnr", pa.float32()),  # dB, of the file against what it was to hold; null: lossless, or kept
         pa.field("source_sha256", pa.string()),  # of the input file
+        pa.field("source_pixels_sha256", pa.string()),  # of the samples in it, upright
+        pa.field("source_layout", pa.string()),  # channels and depth of the input file
         pa.field("source_uri", pa.string()),  # where the row named one
         pa.field("result_id", pa.string()),  # SHA-256 of all that the result follows from: inputs, settings, model
         pa.field("source_row", pa.string()),  # unique: 16 digits that stand for the input file, a dash, its row number
@@ -76,12 +84,20 @@ OUTPUT = pa.schema(
         pa.field("subjects", pa.list_(pa.string())),  # face, text: likely; looked for where it matters
         *(pa.field(name, pa.float32()) for name in paired(BLIND_SCORES)),  # of input and output
         *(pa.field(name, pa.float32()) for name in paired(TRUTH_SCORES)),  # of input and output; null without a truth
+        pa.field("actions", pa.list_(ACTION)),  # what was done to get the output; empty if it was kept
+        pa.field("digital_source", pa.string()),  # IPTC's name of what kind of picture the output is; null if kept
+        pa.field("change_mask", pa.binary()),  # small grey PNG: how much of each place was visibly changed
+        pa.field("seed", pa.int64()),  # of what was drawn at random; null: nothing was
         pa.field("restore_seconds", pa.float32()),  # of the model; the row's share of its batch, by pixels
         pa.field("score_seconds", pa.float32()),  # of scores and gate; its share likewise
         pa.field("before_preview", pa.binary()),  # small JPEG
         pa.field("after_preview", pa.binary()),  # small JPEG
         pa.field("model", pa.string()),
         pa.field("model_sha256", pa.string()),
+        pa.field("model_license", pa.string()),
+        pa.field("software", pa.string()),  # names and versions
+        pa.field("device", pa.string()),
+        pa.field("restored_at", pa.timestamp("us", "UTC")),
         pa.field("recipe_digest", pa.string()),
         pa.field("run_id", pa.string()),
     ]
@@ -103,13 +119,14 @@ DECODED = pa.schema(
     [
         pa.field("file", pa.large_binary()),  # the image file as it came
         pa.field("format", pa.string()),
-        pa.field("icc", pa.binary()),  # ICC profile
-        pa.field("exif", pa.binary()),  # EXIF, without orientation
-        pa.field("pixels", pa.large_binary()),  # uint8, height x width x channels
+        pa.field("pixels", pa.large_binary()),  # in the working space, height x width x channels
         pa.field("height", pa.int32()),
         pa.field("width", pa.int32()),
-        pa.field("channels", pa.int32()),  # 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha
-        pa.field("mask", pa.large_binary()),  # uint8, height x width, 255 where lost
+        pa.field("channels", pa.int32()),  # 1 grey, 3 RGB
+        pa.field("depth", pa.int32()),  # 8 or 16: bits of a sample of `pixels`
+        pa.field("mask", pa.large_binary()),  # bool, height x width, where lost: as given, and where the file is broken
+        pa.field("mask_given", pa.bool_()),
+        pa.field("broken", pa.string()),  # what is wrong with the file
         pa.field("truth", pa.large_binary()),  # uint8, height x width x 3
         pa.field("references", pa.list_(_REFERENCE)),  # uint8 RGB
         pa.field("caption", pa.string()),
@@ -118,6 +135,8 @@ DECODED = pa.schema(
         pa.field("source_row", pa.string()),
         pa.field("source_uri", pa.string()),
         pa.field("source_sha256", pa.string()),
+        pa.field("source_pixels_sha256", pa.string()),
+        pa.field("source_layout", pa.string()),
         pa.field("inputs_sha256", pa.string()),  # of image, mask, references and caption
         *ERROR_FIELDS,
     ]
@@ -129,7 +148,7 @@ RESTORED = pa.schema(
         *(
             DECODED.field(name)
             for name in DECODED.names
-            if name not in ("mask", "truth", "references", "caption", "inputs_sha256")
+            if name not in ("mask", "mask_given", "broken", "truth", "references", "caption", "inputs_sha256")
         ),
         *(
             OUTPUT.field(name)
@@ -142,10 +161,18 @@ RESTORED = pa.schema(
                     "grey",
                     "result_id",
                     "subjects",
+                    "actions",
+                    "digital_source",
+                    "change_mask",
+                    "seed",
                     "restore_seconds",
                     "score_seconds",
                     "model",
                     "model_sha256",
+                    "model_license",
+                    "software",
+                    "device",
+                    "restored_at",
                 ),
                 *EVIDENCE,
                 *paired(TRUTH_SCORES),

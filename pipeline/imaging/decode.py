@@ -14,7 +14,8 @@ from PIL import Image, UnidentifiedImageError
 from pipeline.errors import ImageTooLarge, MissingImage, UnreadableImage
 from pipeline.imaging import jpeg, tiff
 from pipeline.imaging.deep import from_deep
-from pipeline.imaging.mend import Repaired, mend
+from pipeline.imaging.jpeg import Repaired
+from pipeline.imaging.mend import mend
 from pipeline.imaging.metadata import orientation_of
 from pipeline.imaging.original import Original, turned
 from pipeline.imaging.pillow import from_pillow
@@ -135,18 +136,18 @@ def _mended(repaired: Repaired) -> Original:
         orientation = orientation_of((image.info.get("exif") or b"").removeprefix(b"Exif\0\0"))
         original = _read(image, repaired.data)
     missing = None if repaired.missing is None else turned(repaired.missing, orientation)
-    return dataclasses.replace(original, missing=missing, notes=(repaired.note, *original.notes))
+    return dataclasses.replace(original, missing=missing, broken=repaired.note)
 
 
 def _without_numbers_missing(original: Original) -> Original:
     """Floats that are no numbers are missing pixels."""
     if not original.is_float:
         return original
-    lost = ~np.isfinite(original.colours).all(2)
+    lost: npt.NDArray[np.bool_] = np.logical_not(np.isfinite(original.colours).all(2))
     if not lost.any():
         return original
     missing = lost if original.missing is None else lost | original.missing
     if missing.all():
         raise UnreadableImage("none of its samples is a number")
     note = f"{lost.mean():.1%} of its samples are no numbers: they are missing"
-    return dataclasses.replace(original, missing=missing, notes=(*original.notes, note))
+    return dataclasses.replace(original, missing=missing, broken=original.broken or note)

@@ -106,6 +106,8 @@ def _cannot_hold(format: str, picture: Original) -> str | None:
         return {"lab": "Lab", "cmyk": "CMYK"}[picture.space]
     if picture.is_float:
         return "floats"
+    if picture.space == "grey" and picture.metadata.icc is not None and format in ("webp", "avif"):
+        return "greys with a profile"
     if further:
         return "further channels"
     if picture.alpha and (format == "jpeg" or picture.premultiplied):
@@ -135,7 +137,7 @@ def _png(picture: Original, quality: int | None, notes: list[str]) -> bytes:
         Image.fromarray(picture.samples[..., 0] > 0).save(file, "PNG")
         return png_with(file.getvalue(), picture.metadata)
     samples, _ = _stored(picture, (8, 16), notes)
-    return png_with(imagecodecs.png_encode(_squeezed(samples), DEFLATE_LEVEL), picture.metadata)
+    return png_with(bytes(imagecodecs.png_encode(_squeezed(samples), DEFLATE_LEVEL)), picture.metadata)
 
 
 def _webp(picture: Original, quality: int | None, notes: list[str]) -> bytes:
@@ -220,11 +222,11 @@ def _jpeg2000(picture: Original, quality: int | None, notes: list[str]) -> bytes
     samples = picture.samples
     if not bits:
         samples, bits = _stored(picture, (8, 16), notes)
-    lossy = {} if quality is None else {"level": quality}
+    lossy: dict[str, Any] = {} if quality is None else {"level": quality}
     data = imagecodecs.jpeg2k_encode(
         _squeezed(samples), codecformat="jp2", bitspersample=bits, reversible=quality is None, **lossy
     )
-    return jp2_with(data, picture.metadata)
+    return jp2_with(bytes(data), picture.metadata)
 
 
 def _tiff(picture: Original, quality: int | None, notes: list[str]) -> bytes:
@@ -348,6 +350,11 @@ def _psnr(picture: Original, data: bytes) -> float:
         samples = np.concatenate([samples[..., :1], samples[..., 3:]], axis=2)
     error = float(np.square(samples - picture.samples.astype(np.float32) / np.float32(picture.white)).mean())
     return 100.0 if error < 1e-10 else float(-10 * np.log10(error))
+
+
+def ending(format: str) -> str:
+    """What the names of a format's files end in."""
+    return {"jpeg": "jpg", "tiff": "tif", "jpeg2000": "jp2"}.get(format, format)
 
 
 def encode_preview(pixels: npt.NDArray[np.uint8], side: int) -> bytes | None:

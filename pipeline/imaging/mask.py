@@ -7,6 +7,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.imaging.original import Original
+
+
+def lost_in(image: Original) -> npt.NDArray[np.bool_]:
+    """Where a mask that came as a file says that the picture is lost: [H, W]. See `lost_pixels`."""
+    samples = image.samples
+    if image.white != 255 or samples.dtype != np.uint8:
+        samples = np.rint(np.nan_to_num(samples.astype(np.float32)) * (255 / image.white)).clip(0, 255).astype(np.uint8)
+    return lost_pixels(samples)
+
 
 def lost_pixels(mask: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Where a mask says that the picture is lost.

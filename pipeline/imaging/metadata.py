@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.ExifTags import IFD
 
 from pipeline.imaging.boxes import JP2_EXIF, JP2_IPTC, JP2_XMP, jp2_boxes
-from pipeline.imaging.tags import exif_block, read_directory
+from pipeline.imaging.tags import Tag, exif_block, order_of, read_directory, read_exif
 
 EXIF_HEAD = b"Exif\0\0"
 INCH = 2.54
@@ -151,8 +151,22 @@ def metadata_of(image: Image.Image, notes: list[str]) -> Metadata:
         exif=exif,
         iptc=iptc or None,
         xmp=(xmp.encode() if isinstance(xmp, str) else xmp) or None,
-        resolution=_resolution(info.get("dpi")),
+        resolution=_resolution(info.get("dpi")) or _resolution_in(exif),
     )
+
+
+def _resolution_in(exif: bytes | None) -> tuple[float, float] | None:
+    """What EXIF says of it, where the format says nothing."""
+    if exif is None:
+        return None
+    try:
+        tags, order = read_exif(exif), order_of(exif)
+        unit, *sides = (tags[code] for code in (0x0128, 0x011A, 0x011B))
+        values = [struct.unpack(order + "II", side.values) for side in sides if isinstance(side, Tag)]
+        scale = {2: 1.0, 3: INCH}[struct.unpack(order + "H", unit.values)[0]] if isinstance(unit, Tag) else 1.0
+        return _resolution([over / under * scale for over, under in values])
+    except (KeyError, struct.error, ZeroDivisionError):
+        return None
 
 
 def _raw_profile(text: Any) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Any, Literal
 
 import numpy as np
@@ -37,6 +38,8 @@ class Original:
     metadata: Metadata = dataclasses.field(default_factory=Metadata)
     missing: npt.NDArray[np.bool_] | None = None
     """[H, W], true where a broken file holds no picture any more; None: it is whole."""
+    broken: str = ""
+    """What is wrong with the file, if it is broken."""
     notes: tuple[str, ...] = ()
     """What a person should know of how it was read, in words."""
 
@@ -67,6 +70,14 @@ class Original:
         further = self.samples[..., COLOURS[self.space] :]
         samples = np.concatenate([colours.astype(self.samples.dtype, copy=False), further], axis=2)
         return dataclasses.replace(self, samples=samples, space=space or self.space)
+
+
+def pixels_sha256(picture: Original) -> str:
+    """SHA-256 of a picture's samples, upright, with their shape and type: the same however a file compresses them."""
+    samples = np.ascontiguousarray(picture.samples)
+    digest = hashlib.sha256(f"{samples.shape} {samples.dtype.str} {picture.space} {picture.bits}".encode())
+    digest.update(samples.tobytes() if not samples.size else samples.data.cast("B"))
+    return digest.hexdigest()
 
 
 def turned(samples: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:

@@ -11,7 +11,7 @@ import pyarrow.dataset as pads
 
 from pipeline.errors import SourceError
 from pipeline.imaging.cells import Fetch, read_cell
-from pipeline.imaging.decode import decode_image
+from pipeline.imaging.decode import decode_image, rgb
 
 MAX_MEGAPIXELS = 100.0
 """Larger images are refused, row by row."""
@@ -63,7 +63,7 @@ class ImageTable(NamedTuple):
             RowError: it holds no image, or one that is broken, too large or out of reach.
         """
         data = read_cell(row[column], self.data.schema.field(column).type, column, self.fetch)
-        return decode_image(data, MAX_MEGAPIXELS).rgb
+        return rgb(decode_image(data, MAX_MEGAPIXELS))
 
 
 def captions_of(value: object) -> tuple[str, ...]:

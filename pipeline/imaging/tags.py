@@ -24,7 +24,7 @@ class Tag(NamedTuple):
     """A tag's values as they are stored."""
 
     kind: int
-    count: int
+    number: int
     values: bytes
 
 
@@ -141,7 +141,9 @@ def _written(directory: Mapping[int, Tag | Directory], order: str, at: int, big:
             tail += value.values
             value = value._replace(values=struct.pack(order + number, here))
         tail += b"\0" * (len(tail) % 2)
-        entries += struct.pack(order + "HH" + number, code, value.kind, value.count) + value.values.ljust(inline, b"\0")
+        entries += struct.pack(order + "HH" + number, code, value.kind, value.number) + value.values.ljust(
+            inline, b"\0"
+        )
     return head + bytes(entries) + bytes(inline) + bytes(tail)
 
 

@@ -325,5 +325,6 @@ def from_tiff(data: bytes, check: Callable[[tuple[int, int]], None]) -> Original
         premultiplied=kind.premultiplied,
         metadata=metadata,
         missing=None if missing is None else turned(missing, kind.orientation),
+        broken="" if missing is None else f"the file is broken: {missing.mean():.0%} of the picture is missing",
         notes=tuple(notes),
     )

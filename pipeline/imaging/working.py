@@ -164,7 +164,10 @@ def _path(original: Original) -> _Path:
     if space == "cmyk" and (icc is None or not _can_return(icc, space)):
         notes.append("converted from CMYK without a profile")
         return _Path(
-            False, lambda x: _cmyk_to_rgb(x / np.float32(white)), lambda y, x: _rgb_to_cmyk(y, x, white), tuple(notes)
+            False,
+            lambda x: _cmyk_to_rgb(x.astype(np.float32) / np.float32(white)),
+            lambda y, x: _rgb_to_cmyk(y, x, white),
+            tuple(notes),
         )
     if icc is not None and not _can_return(icc, space):
         notes.append("its colour profile has no way back and is not used")

@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 
-from pipeline.damage.planes import as_pixels, as_planes
 from pipeline.quality.gate import LEAST_FILL, Decision, Evidence, Sighting, decide, expected_gain
 from pipeline.quality.scorer import Scorer, Scores
 from pipeline.quality.scores import decibels
 from pipeline.quality.subjects import Subject, SubjectFinder
 from pipeline.recipe import Recipe
 from pipeline.restoration.canvas import Restored
-from pipeline.restoration.colour import colour_onto
+from pipeline.restoration.colour import coloured
 from pipeline.schema import FOUND, Status
 
 Pixels = npt.NDArray[np.uint8]
@@ -33,6 +33,8 @@ class Case:
 
     before: Pixels  # [H, W, 3]
     result: Restored
+    broken: str | None = None
+    """What is wrong with its file, if that is broken: a person should look then."""
     caption: str | None = None
     mask: npt.NDArray[np.bool_] | None = None  # [H, W]
     truth: Pixels | None = None  # [H, W, 3]
@@ -40,6 +42,10 @@ class Case:
     """It was grey, and was to have colours."""
     decision: Decision | None = None
     """A person has seen this very result."""
+
+
+Taken = Literal["nothing", "colours", "result"]
+"""What is taken of a result: `colours` goes onto the original's luminance."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +56,9 @@ class Verdict:
     reasons: list[str]
     subjects: list[str]
     scores: dict[str, float | None]
+    taken: Taken
     after: Pixels | None
-    """[H, W, 3], if it is taken."""
+    """What is taken of the result, [H, W, 3], if anything is."""
 
 
 class Appraiser:
@@ -109,14 +116,21 @@ class Appraiser:
             except Exception as error:  # a detector's surprise must not cost the row
                 trouble = f"faces and text could not be looked for ({type(error).__name__}: {error})"
                 status, reasons = "review", [*(reasons if status == "review" else ()), trouble]
-        after = None if status == "kept" else proposed
+        taken: Taken = "nothing" if status == "kept" else "result"
         if case.coloured:  # the repair was judged without the colours
-            after = _onto(case.before, proposed) if status == "kept" else proposed
+            taken = "colours" if status == "kept" else "result"
             status, reasons = "review", [*reasons, "colours are invented"]
+        if case.broken is not None:
+            taken = "result" if taken == "nothing" else taken
+            status, reasons = "review", [*(reasons if status == "review" else ()), case.broken]
         if case.decision is not None:
             status, reasons = case.decision.apply(reasons)
-            after = None if status == "kept" else proposed if after is None else after
-        return Verdict(status, reasons, sorted({sighting.kind for sighting in evidence.sightings}), scores, after)
+            taken = "nothing" if status == "kept" else "result" if taken == "nothing" else taken
+        after = None if taken == "nothing" else proposed
+        if taken == "colours":
+            after = coloured(case.before, proposed)
+        subjects: list[str] = sorted({sighting.kind for sighting in evidence.sightings})
+        return Verdict(status, reasons, subjects, scores, taken, after)
 
     def _sightings(self, case: Case) -> list[Sighting]:
         """Looking takes a while, and is done where it can matter."""
@@ -170,8 +184,3 @@ def _worst(result: Restored) -> float:
 def _grey(rgb: Pixels) -> Pixels:
     """[H, W, 3] without its colours."""
     return np.repeat(np.asarray(Image.fromarray(rgb).convert("L"))[..., None], 3, axis=2)
-
-
-def _onto(before: Pixels, coloured: Pixels) -> Pixels:
-    """The colours of one picture on the luminance of another, grey one; both [H, W, 3]."""
-    return as_pixels(colour_onto(as_planes(before)[0, :1], as_planes(coloured)[0])[None])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +14,9 @@ from torch import Tensor
 
 from pipeline.damage.record import Damage
 from pipeline.damage.tone import luma
-from pipeline.restoration.colour import colour_onto
+from pipeline.restoration.colour import STRIP, colour_onto
 from pipeline.restoration.request import Request
 from pipeline.restoration.tiles import Tile, as_floats
-
-STRIP = 512
-"""Rows of a large image that are converted at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,23 +49,30 @@ class Restored:
     @property
     def pixels(self) -> npt.NDArray[np.uint8]:
         """The result as [H, W, 3] uint8."""
-        out = np.empty(self.array.shape, np.uint8)
+        return self.samples(np.uint8)
+
+    def samples(self, kind: type[np.uint8 | np.uint16]) -> npt.NDArray[Any]:
+        """The result as [H, W, 3] of whole numbers, of which the largest is white."""
+        out = np.empty(self.array.shape, kind)
         for top in range(0, len(out), STRIP):
-            out[top : top + STRIP] = np.rint(self.array[top : top + STRIP].clip(0, 1) * 255)
+            out[top : top + STRIP] = np.rint(self.array[top : top + STRIP].clip(0, 1) * np.iinfo(kind).max)
         return out
 
 
 class Canvas:
     """Where an image's tiles come together, under what its request forbids to change."""
 
-    def __init__(self, request: Request, grey: bool) -> None:
+    def __init__(self, request: Request, damage: Damage) -> None:
+        """For what is asked of an image with this damage."""
         height, width = request.pixels.shape[:2]
         self._request = request
-        self._grey = grey
+        self._grey = damage.grey
+        self._strength = request.strength_for(damage)
         self._array = np.empty((height, width, 3), np.float32)
         self._uncertainty = np.empty((height, width), np.float16)
         self._lost = np.empty((height, width), np.bool_)
         self._sums = torch.zeros(4, dtype=torch.float64)
+        self._withheld = 0.0
 
     def paint(self, tile: Tile, restored: Tensor, log_error: Tensor, lost: Tensor) -> None:
         """Place the kept part of `restored` [3, T, T], and of [T, T]: its expected error's logarithm, lost pixels."""
@@ -78,29 +83,36 @@ class Canvas:
         after, log_error = restored[:, inner[0], inner[1]], log_error[inner]
         error = log_error.exp()
         before = as_floats(request.pixels[here])
-        if self._grey and request.colourise and request.mask is None:
+        if self._grey and request.colourise and not request.keeps_outside:
             luminance = before[:1] if request.keep_luminance else luma(after)
             after = colour_onto(luminance, after)
         elif self._grey:
             after = luma(after).expand(3, -1, -1)
         after = after.clamp(0, 1)
-        if request.mask is None:
-            lost = lost[inner]
-        else:  # a given mask always wins
-            lost = torch.from_numpy(request.mask[here].copy())
+        lost = lost[inner]
+        if request.mask is not None:  # a given mask always wins
+            told = torch.from_numpy(request.mask[here].copy())
+            lost = told if request.only_mask else lost | told
+        if request.keeps_outside:
             after = torch.where(lost, after, before)
             error = torch.where(lost, error, 0.0)
-        self._lost[here] = lost.numpy()
-        self._array[here] = after.permute(1, 2, 0).numpy()
-        self._uncertainty[here] = error.sqrt().numpy()
         change = luma(after) - before[:1] if self._grey else after - before
         parts = (error, log_error, change.square().mean(0), lost)
         self._sums += torch.stack([part.double().sum() for part in parts])
+        if self._strength < 1 and not request.keeps_outside:
+            weaker = torch.lerp(before.clamp(0, 1), after, torch.where(lost, 1.0, self._strength))
+            # the full result is the mean of what the original may be: from there errors add up
+            withheld = (after - weaker).square().mean(0)
+            after, error = weaker, error + withheld
+            self._withheld += float(withheld.double().sum())
+        self._lost[here] = lost.numpy()
+        self._array[here] = after.permute(1, 2, 0).numpy()
+        self._uncertainty[here] = error.sqrt().numpy()
 
     @property
     def masked(self) -> bool:
-        """Whether the request says what is missing."""
-        return self._request.mask is not None
+        """Whether the request says what is missing, and that nothing else may change."""
+        return self._request.keeps_outside
 
     @property
     def means(self) -> list[float]:
@@ -108,8 +120,13 @@ class Canvas:
         return (self._sums / self._uncertainty.size).tolist()
 
     def finish(self, damage: Damage, clean: float, agreement: float | None, likely_error: float) -> Restored:
-        """All tiles are painted; what the global view found goes with them, and the mean squared error to expect."""
-        mean_error = max(self.means[0], 1e-10)
+        """All tiles are painted; what the global view found goes with them, and the mean squared error to expect.
+
+        Both errors are those of the full result: what was withheld of it comes on top.
+        """
+        withheld = self._withheld / self._uncertainty.size
+        mean_error = max(self.means[0] + withheld, 1e-10)
+        likely_error += withheld
         return Restored(
             array=self._array,
             damage=dataclasses.replace(damage, missing=float(self._lost.mean())),

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pipeline.damage.tone import luma
+from pipeline.restoration.tiles import as_floats
+
+STRIP = 512
+"""Rows of a large image that are converted at a time."""
+
+
+def coloured(before: npt.NDArray[Any], colours: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The colours of one picture on the luminance of another, grey one, in whose type they come; both [H, W, 3]."""
+    out, white = np.empty_like(before), np.iinfo(before.dtype).max
+    for top in range(0, len(before), STRIP):
+        rows = slice(top, top + STRIP)
+        both = colour_onto(as_floats(before[rows])[:1], as_floats(colours[rows]))
+        out[rows] = np.rint(both.permute(1, 2, 0).numpy() * white)
+    return out
 
 
 def is_grey(pixels: npt.NDArray[np.generic]) -> bool:

@@ -15,6 +15,9 @@ class ModelConfig:
     name: str = "compact"
     """What rows and reports call this model."""
 
+    license: str = "unknown"
+    """Under which terms the weights may be used; rows tell it."""
+
     text_tokens: int = 32
     """Tokens kept of a caption; longer captions are cut."""
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.damage.record import SCALES
 from pipeline.damage.tone import luma
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.decoder import Decoded, Guide, TileDecoder
@@ -22,9 +23,6 @@ REFERENCE_CELLS = 5
 
 LEVELS = (0.01, 0.1, 0.5, 0.9, 0.99)
 """Quantiles of each colour that tell of fading and casts."""
-
-DAMAGE_SCALES = (25.0, 50.0, 1.0, 1.0, 0.3, 0.1)
-"""The unit of each of `MEASURES` in which the network counts and its loss weighs it."""
 
 
 class GlobalView(NamedTuple):
@@ -72,14 +70,12 @@ class CompactModel(nn.Module):
         nn.init.zeros_(self.levels_in.bias)
         self.fusion = AttentionFusion(config)
         self.coarse_head = CoarseHead(config)
-        self.damage_head = nn.Sequential(
-            nn.Linear(2 * config.width, 96), nn.GELU(), nn.Linear(96, len(DAMAGE_SCALES) + 1)
-        )
+        self.damage_head = nn.Sequential(nn.Linear(2 * config.width, 96), nn.GELU(), nn.Linear(96, len(SCALES) + 1))
         self.image_agreement = nn.Linear(config.encoder_widths[-1], config.agreement_width)
         self.text_agreement = nn.Linear(config.text_width, config.agreement_width)
         self.agreement_scale = nn.Parameter(torch.tensor([1.6, -4.0]))  # log scale and bias, arXiv:2303.15343
         self.decoder = TileDecoder(config)
-        self.judge = Judge(config.width, len(DAMAGE_SCALES) + 1)
+        self.judge = Judge(config.width, len(SCALES) + 1)
 
     def look(
         self,
@@ -112,7 +108,7 @@ class CompactModel(nn.Module):
         probe = self.probe_encoder(probes) + self.levels_in(2 * levels - 1)
         context = self.fusion(text, text_absent, pyramid[-1], probe, pooled, references_absent)
         judged = self.damage_head(torch.cat([context.vector, probe], dim=1)).float()
-        scales = judged.new_tensor(DAMAGE_SCALES)
+        scales = judged.new_tensor(SCALES)
         coarse = self.coarse_head(context.image, pyramid, small)
         weight = (~text_absent).float()[..., None]
         sentence = (text * weight).sum(1) / weight.sum(1).clamp_min(1)
@@ -154,7 +150,7 @@ class CompactModel(nn.Module):
             damage: [N, 6], of the global view.
             clean: [N], of the global view.
         """
-        found = torch.cat([damage / damage.new_tensor(DAMAGE_SCALES), clean[:, None] / 5], dim=1)
+        found = torch.cat([damage / damage.new_tensor(SCALES), clean[:, None] / 5], dim=1)
         out: Tensor = self.judge(pixels, vector, found)
         return out
 

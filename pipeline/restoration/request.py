@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.imaging.decode import upright_pixels, without_alpha
-from pipeline.imaging.mask import lost_pixels
+from pipeline.damage.record import SCALES, SORTS, Damage
+from pipeline.imaging.mask import lost_in, lost_pixels
+from pipeline.imaging.pillow import from_pillow
+from pipeline.imaging.working import to_working
 
 Pixels = npt.NDArray[Any]
 
@@ -21,27 +23,51 @@ class Request:
     """One image to restore."""
 
     pixels: Pixels
-    """[H, W, 3], uint8, or float32 with 0..1 as black to white (values beyond are taken as they are)."""
+    """[H, W, 3], uint8, uint16, or float32 with 0..1 as black to white (values beyond are taken as they are)."""
     caption: str | None = None
     mask: npt.NDArray[np.bool_] | None = None
-    """[H, W], true where the picture is lost. Only those pixels are changed then, and no colours are given."""
+    """[H, W], true where the picture is lost."""
+    only_mask: bool = True
+    """Change only the pixels of the mask, if there is one, and give no colours."""
     references: tuple[Pixels, ...] = ()
     """Other pictures of the same subject, [h, w, 3] uint8 each."""
     colourise: bool = False
     """Colour a grey picture."""
     keep_luminance: bool = True
     """With `colourise`: leave the luminance as it is; otherwise it is restored too."""
+    strength: float = 1.0
+    """How much of the change is made, 0..1; what is lost is always filled."""
+    strengths: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """The same for kinds of damage, by a name of `SORTS`, where it differs."""
+
+    @property
+    def keeps_outside(self) -> bool:
+        """Whether there is a mask outside of which nothing may change."""
+        return self.mask is not None and self.only_mask
+
+    def strength_for(self, damage: Damage) -> float:
+        """How much of the change is made in an image with this damage: each kind counts as far as it was found."""
+        if not self.strengths:
+            return self.strength
+        found = {name: value / scale for name, value, scale in zip(SORTS, damage.vector(), SCALES, strict=True)}
+        found.pop("missing")
+        total = sum(found.values())
+        if not total:
+            return self.strength
+        return sum(share * self.strengths.get(name, self.strength) for name, share in found.items()) / total
 
 
 def as_pixels(image: Image.Image | Pixels) -> Pixels:
-    """A picture as [H, W, 3], uint8 or float32. PIL images are turned upright, as their EXIF says.
+    """A picture as [H, W, 3], uint8, uint16 or float32.
+
+    PIL images are turned upright, as their EXIF says, and come to sRGB by their profile, without their alpha.
 
     Raises:
         TypeError: neither a PIL image nor an array.
         ValueError: no pixels, an array of another shape or type, or with NaN in it.
     """
     if isinstance(image, Image.Image):
-        image = without_alpha(upright_pixels(image))
+        image = to_working(from_pillow(image)).pixels
     if not isinstance(image, np.ndarray):
         raise TypeError(
             f"expected a PIL image or an array, found {type(image).__name__}; open files with PIL.Image.open"
@@ -58,9 +84,9 @@ def as_pixels(image: Image.Image | Pixels) -> Pixels:
         if not np.isfinite(image).all():
             raise ValueError("the image holds NaN or infinite values")
         return image.astype(np.float32, copy=False)
-    if image.dtype != np.uint8:
+    if image.dtype not in (np.uint8, np.uint16):
         raise ValueError(
-            f"expected uint8, or float32 in 0..1, found {image.dtype}; divide integers by their white first"
+            f"expected uint8, uint16, or float32 in 0..1, found {image.dtype}; divide integers by their white first"
         )
     return image
 
@@ -88,10 +114,11 @@ def as_mask(mask: Image.Image | Pixels, size: tuple[int, ...]) -> npt.NDArray[np
         ValueError: it has another size than the image.
     """
     if isinstance(mask, Image.Image):
-        mask = upright_pixels(mask)
-    if not isinstance(mask, np.ndarray):
+        lost = lost_in(from_pillow(mask))
+    elif isinstance(mask, np.ndarray):
+        lost = lost_pixels(mask)
+    else:
         raise TypeError(f"expected a PIL image or an array as mask, found {type(mask).__name__}")
-    lost = lost_pixels(mask)
     if lost.shape != tuple(size):
         raise ValueError(f"the mask is {list(lost.shape)} and the image {list(size)} pixels; they must be of one size")
     return lost

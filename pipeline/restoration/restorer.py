@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.damage.record import Damage
-from pipeline.restoration.canvas import STRIP, Canvas, Restored
-from pipeline.restoration.colour import is_grey
+from pipeline.restoration.canvas import Canvas, Restored
+from pipeline.restoration.colour import STRIP, is_grey
 from pipeline.restoration.decoder import Guide
 from pipeline.restoration.judge import describe
 from pipeline.restoration.model import CompactModel
@@ -94,22 +94,27 @@ class Restorer:
         mask: Image.Image | Pixels | None = None,
         references: Iterable[Image.Image | Pixels] | Image.Image | Pixels | None = (),
         colourise: bool = False,
+        strength: float = 1.0,
     ) -> Restored:
         """Restore one image.
 
         Args:
-            image: a PIL image (turned upright as its EXIF says, without its alpha), a uint8 array [H, W, 3] (or
-                [H, W]), or a float32 array with 0..1 as black to white; values outside that range are taken as
-                they are (noise).
+            image: a PIL image (turned upright as its EXIF says, brought to sRGB by its profile, without its alpha), a
+                uint8 or uint16 array [H, W, 3] (or [H, W]), or a float32 array with 0..1 as black to white; values
+                outside that range are taken as they are (noise).
             caption: what the picture shows, if known; of several texts the first that is not blank.
             mask: nonzero where the picture is lost; [H, W]. Then no pixel outside it is changed.
             references: other pictures of the same subject, or one.
             colourise: give a grey picture colours; its luminance stays as it is.
+            strength: how much of the change is made, 0..1; less leaves grain. What is lost is always filled.
 
         Raises:
             TypeError: an image is neither a PIL image nor an array.
-            ValueError: an array has another shape or type, is empty, holds NaN, or the mask has another size.
+            ValueError: an array has another shape or type, is empty, holds NaN, the mask has another size, or the
+                strength lies outside 0..1.
         """
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength must lie in 0..1, not be {strength}")
         pixels = as_pixels(image)
         request = Request(
             pixels=pixels,
@@ -117,6 +122,7 @@ class Restorer:
             mask=None if mask is None else as_mask(mask, pixels.shape[:2]),
             references=as_references(references),
             colourise=colourise,
+            strength=strength,
         )
         return self.restore_batch([request])[0]
 
@@ -154,7 +160,7 @@ class Restorer:
         views: list[_View] = []
         for start in range(0, len(requests), IMAGES_A_LOOK):
             views += self._look(requests[start : start + IMAGES_A_LOOK])
-        canvases = [Canvas(request, view.damage.grey) for request, view in zip(requests, views, strict=True)]
+        canvases = [Canvas(request, view.damage) for request, view in zip(requests, views, strict=True)]
         tiles = [
             (index, tile)
             for index, request in enumerate(requests)

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from pipeline.restoration.views import CELL
 
+WHITES = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
+"""What whole numbers mean by white."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
@@ -58,7 +61,7 @@ def plan_tiles(height: int, width: int, side: int, margin: int) -> list[Tile]:
 
 
 def cut(pixels: npt.NDArray[np.generic], tile: Tile, side: int) -> Tensor:
-    """The tile's pixels [C, side, side], float32 in 0..1, from [H, W, C] of uint8 or float.
+    """The tile's pixels [C, side, side], float32 in 0..1, from [H, W, C] of uint8, uint16 or float.
 
     Beyond the edges of the image its picture is mirrored.
     """
@@ -71,9 +74,9 @@ def cut(pixels: npt.NDArray[np.generic], tile: Tile, side: int) -> Tensor:
 
 
 def as_floats(pixels: npt.NDArray[np.generic]) -> Tensor:
-    """[H, W, C] of uint8, bool or float -> [C, H, W], float32 in 0..1."""
+    """[H, W, C] of uint8, uint16, bool or float -> [C, H, W], float32 in 0..1."""
     tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float()
-    return tensor / 255 if pixels.dtype == np.uint8 else tensor
+    return tensor / WHITES[pixels.dtype] if pixels.dtype in WHITES else tensor
 
 
 def _mirrored(start: int, side: int, length: int) -> npt.NDArray[np.intp]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.errors import RowError, UnreadableImage
 from pipeline.imaging.cells import Fetch, read_cell
 from pipeline.imaging.decode import decode_image
+from pipeline.imaging.encode import ending
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
 from pipeline.schema import BLIND_SCORES, ROW_KEY, TRUTH_SCORES
@@ -75,8 +76,12 @@ class DecideStage:
             raise UnreadableImage("it is another image than the one that was restored")
         limits = self.recipe.limits
         format = decode_image(data, limits.max_megapixels, limits.max_image_mb).format
-        uri = self.publish(data, sha256, format) if self.publish else None
+        uri = self.publish(data, sha256, ending(format)) if self.publish else None
         return {
+            **dict.fromkeys(("encoding_psnr", "digital_source", "change_mask")),
+            "actions": [],
+            "image_pixels_sha256": row["source_pixels_sha256"],
+            "image_layout": row["source_layout"],
             **{f"{name}_after": row.get(f"{name}_before") for name in (*BLIND_SCORES, *TRUTH_SCORES)},
             "image": data if uri is None else None,
             "image_uri": uri,
@@ -88,7 +93,7 @@ class DecideStage:
 
 
 _READ = {
-    *("source_row", "result_id", "source_sha256", "reasons", "before_preview"),
+    *("source_row", "result_id", "source_sha256", "source_pixels_sha256", "source_layout", "reasons", "before_preview"),
     *(f"{name}_before" for name in (*BLIND_SCORES, *TRUTH_SCORES)),
 }
 """Columns that are looked at. Of the image itself only a new one is put in its place."""

@@ -7,14 +7,17 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from PIL import Image
 
 from pipeline.errors import PermanentRowError, RowError, UnsupportedColumn
 from pipeline.imaging.cells import Fetch, holds_images, is_empty, read_cell, uri_of
-from pipeline.imaging.decode import Decoded, decode_image
+from pipeline.imaging.decode import decode_image, rgb
 from pipeline.imaging.encode import encode_preview
-from pipeline.imaging.mask import lost_pixels
+from pipeline.imaging.mask import lost_in
+from pipeline.imaging.original import Original, pixels_sha256
+from pipeline.imaging.working import eight_bits, to_working
 from pipeline.recipe import Columns, Recipe
 from pipeline.restoration.request import as_caption
 from pipeline.schema import DECODED, ROW_KEY
@@ -64,7 +67,7 @@ class DecodeStage:
         try:
             self._image(table, index, row)
             size = (row["height"], row["width"])
-            row["mask"] = self._mask(table, index, size)
+            self._mask(table, index, size, row)
             row["truth"] = self._truth(table, index, size, row["notes"])
             row["references"] = self._references(table, index, row["notes"])
             row["caption"] = as_caption(_cell(table, columns.caption, index))
@@ -84,40 +87,47 @@ class DecodeStage:
         row["source_uri"] = uri_of(value)
         data = read_cell(value, kind, column, self.fetch)
         row["source_sha256"] = hashlib.sha256(data).hexdigest()
-        decoded = self._decode(data)
-        height, width, channels = decoded.pixels.shape
+        original = self._decode(data)
+        row |= {"source_layout": original.layout, "source_pixels_sha256": pixels_sha256(original)}
+        pixels, _, converted = to_working(original)
+        height, width, channels = pixels.shape
         row |= {
             "file": data,
-            "format": decoded.format,
-            "icc": decoded.icc,
-            "exif": decoded.exif,
-            "pixels": decoded.pixels.tobytes(),
+            "format": original.format,
+            "pixels": pixels.tobytes(),
             "height": height,
             "width": width,
             "channels": channels,
-            "notes": list(decoded.notes),
-            "before_preview": encode_preview(decoded.pixels, self.recipe.output.previews),
+            "depth": 8 * pixels.itemsize,
+            "mask": None if original.missing is None else original.missing.tobytes(),
+            "mask_given": False,
+            "broken": original.broken or None,
+            "notes": [*([original.broken] if original.broken else []), *original.notes, *converted],
+            "before_preview": encode_preview(eight_bits(pixels), self.recipe.output.previews),
         }
 
-    def _decode(self, data: bytes) -> Decoded:
+    def _decode(self, data: bytes) -> Original:
         limits = self.recipe.limits
         return decode_image(data, limits.max_megapixels, limits.max_image_mb)
 
-    def _mask(self, table: pa.Table, index: int, size: tuple[int, int]) -> bytes | None:
+    def _mask(self, table: pa.Table, index: int, size: tuple[int, int], row: Row) -> None:
+        """Add a mask that is given to what is missing from the file."""
         column = self.columns.mask
         value = _cell(table, column, index)
         if column is None or is_empty(value):
-            return None
+            return
         try:
-            mask = self._decode(read_cell(value, table.schema.field(column).type, column, self.fetch)).pixels
+            mask = lost_in(self._decode(read_cell(value, table.schema.field(column).type, column, self.fetch)))
         except PermanentRowError as error:
             raise type(error)(f"the mask: {error.message}") from error
-        if mask.shape[:2] != size:
+        if mask.shape != size:
             raise PermanentRowError(
                 f"the mask has {mask.shape[1]} x {mask.shape[0]} pixels, the image {size[1]} x {size[0]}; "
                 "they must be equal"
             )
-        return lost_pixels(mask).tobytes()
+        if row["mask"] is not None:
+            mask |= np.frombuffer(row["mask"], np.bool_).reshape(size)
+        row |= {"mask": mask.tobytes(), "mask_given": True}
 
     def _truth(self, table: pa.Table, index: int, size: tuple[int, int], notes: list[str]) -> bytes | None:
         column = self.columns.truth
@@ -125,14 +135,14 @@ class DecodeStage:
         if column is None or is_empty(value) or not self.recipe.scoring.truth:
             return None
         try:
-            rgb = self._decode(read_cell(value, table.schema.field(column).type, column, self.fetch)).rgb
+            truth = rgb(self._decode(read_cell(value, table.schema.field(column).type, column, self.fetch)))
         except RowError as error:
             notes.append(f"no score, the truth cannot be read: {error.message}")
             return None
-        if rgb.shape[:2] != size:
-            notes.append(f"no score, the truth has another size: {rgb.shape[1]} x {rgb.shape[0]}")
+        if truth.shape[:2] != size:
+            notes.append(f"no score, the truth has another size: {truth.shape[1]} x {truth.shape[0]}")
             return None
-        return rgb.tobytes()
+        return truth.tobytes()
 
     def _references(self, table: pa.Table, index: int, notes: list[str]) -> list[dict[str, Any]]:
         column = self.columns.references
@@ -150,13 +160,16 @@ class DecodeStage:
         found = []
         for number, value in enumerate(values[: self.recipe.limits.max_references], start=1):
             try:
-                picture = Image.fromarray(self._decode(read_cell(value, kind, column, self.fetch)).rgb)
+                picture = Image.fromarray(rgb(self._decode(read_cell(value, kind, column, self.fetch))))
             except RowError as error:
                 notes.append(f"reference {number} ignored: {error.message}")
                 continue
             picture.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE), reducing_gap=2.0)
             found.append({"pixels": picture.tobytes(), "height": picture.height, "width": picture.width})
         return found
+
+
+_SOURCE = ("source_sha256", "source_pixels_sha256", "source_layout")
 
 
 def _inputs_digest(row: Row) -> str:
@@ -170,7 +183,7 @@ def _inputs_digest(row: Row) -> str:
 
 def _failed(row: Row, error: RowError) -> Row:
     """What is left of a row that failed: no pixels, but what tells where it came from."""
-    kept = {name: row.get(name) for name in ("notes", "before_preview", "source_uri", "source_sha256")}
+    kept = {name: row.get(name) for name in ("notes", "before_preview", "source_uri", *_SOURCE)}
     return kept | failure("decode", error)
 
 

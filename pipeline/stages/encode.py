@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import PermanentRowError, RowError
-from pipeline.imaging.encode import encode_image, encode_preview
+from pipeline.imaging.decode import decode_image
+from pipeline.imaging.encode import Encoded, encode_image, encode_preview, ending
+from pipeline.imaging.original import Original, pixels_sha256
+from pipeline.imaging.working import eight_bits, from_working, to_working
+from pipeline.imaging.xmp import Provenance, with_provenance
 from pipeline.recipe import Recipe
 from pipeline.schema import OUTPUT
 from pipeline.stages.table import Row, failure, source_columns, stage_rows, with_columns
-
-LARGEST_WEBP = 16_383
-"""Pixels a side that the format can hold."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,20 +49,16 @@ class EncodeStage:
             return row | failure("encode", PermanentRowError(f"{type(error).__name__}: {error}")) | {"status": "failed"}
 
     def _file(self, cell: Row) -> Row:
-        height, width = cell["height"], cell["width"]
-        preview, row = cell["before_preview"], Row()
         if cell["pixels"] is None:
-            data, format = cell["file"], cell["format"]
+            data, format, preview = cell["file"], cell["format"], cell["before_preview"]
+            row = Row(image_pixels_sha256=cell["source_pixels_sha256"], image_layout=cell["source_layout"])
+            height, width = cell["height"], cell["width"]
         else:
-            format = self.recipe.output.format
-            if format == "webp" and max(height, width) > LARGEST_WEBP:
-                format = "png"
-                row["notes"] = [*(cell["notes"] or ()), f"PNG, since WebP ends at {LARGEST_WEBP} pixels a side"]
-            pixels = np.frombuffer(cell["pixels"], np.uint8).reshape(height, width, cell["channels"])
-            data = encode_image(pixels, format, cell["icc"], cell["exif"])
-            preview = encode_preview(pixels, self.recipe.output.previews)
+            row, encoded, picture = self._encoded(cell)
+            data, format = encoded.data, encoded.format
+            (height, width), preview = picture.size, self._preview(picture)
         sha256 = hashlib.sha256(data).hexdigest()
-        uri = self.publish(data, sha256, format) if self.publish else None
+        uri = self.publish(data, sha256, ending(format)) if self.publish else None
         return row | {
             "image": data if uri is None else None,
             "image_uri": uri,
@@ -72,3 +69,32 @@ class EncodeStage:
             "image_sha256": sha256,
             "after_preview": preview,
         }
+
+    def _encoded(self, cell: Row) -> tuple[Row, Encoded, Original]:
+        """The restored picture in the original's own numbers, with all that stood beside it."""
+        output, limits = self.recipe.output, self.recipe.limits
+        original = decode_image(cell["file"], limits.max_megapixels)
+        before = to_working(original).pixels
+        after = np.frombuffer(cell["pixels"], before.dtype).reshape(*before.shape[:2], cell["channels"])
+        picture, notes = from_working(original, before, after), list[str]()
+        if output.provenance:
+            told = Provenance(
+                *(cell["source_sha256"], cell["source_uri"], cell["digital_source"]),
+                software=f"{cell['software']}, model {cell['model']} {cell['model_sha256'][:16]}",
+                actions=[f"{action['name']} ({action['strength']:.3g})" for action in cell["actions"]],
+            )
+            xmp = with_provenance(picture.metadata.xmp, told, notes)
+            picture = dataclasses.replace(picture, metadata=dataclasses.replace(picture.metadata, xmp=xmp))
+        encoded = encode_image(picture, output.format, output.quality, output.least_psnr)
+        written = picture if encoded.psnr is None else decode_image(encoded.data)
+        row: Row = {
+            "notes": [*(cell["notes"] or ()), *notes, *encoded.notes],
+            "image_pixels_sha256": pixels_sha256(written),
+            "image_layout": written.layout,
+            "encoding_psnr": encoded.psnr,
+        }
+        return row, encoded, written
+
+    def _preview(self, picture: Original) -> bytes | None:
+        side = self.recipe.output.previews
+        return encode_preview(eight_bits(to_working(picture).pixels), side) if side else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import logging
 import os
@@ -14,20 +15,25 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from pipeline import __version__
 from pipeline.errors import PermanentRowError
-from pipeline.imaging.decode import without_alpha
+from pipeline.imaging.working import eight_bits
 from pipeline.quality.appraise import Appraiser, Case, Verdict
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
 from pipeline.restoration.canvas import Restored
+from pipeline.restoration.colour import coloured
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import Restorer
 from pipeline.schema import RESTORED
+from pipeline.stages.provenance import actions, change_mask, device_name, digital_source
 from pipeline.stages.table import Row, failure, source_columns, stage_rows, with_columns
 
 log = logging.getLogger(__name__)
 
-Pixels = npt.NDArray[np.uint8]
+CHANGE_SIDE = 256
+"""Longest side of a mask of what was changed where no previews are wanted."""
+Pixels = npt.NDArray[Any]
 
 
 class RestoreStage:
@@ -56,6 +62,13 @@ class RestoreStage:
             options.model, device=device, tile=options.tile, margin=options.margin
         )
         self._settings = recipe.result_digest()
+        self._made_by = {
+            "model": self._restorer.name,
+            "model_sha256": self._restorer.digest,
+            "model_license": self._restorer.config.license,
+            "software": f"conservator {__version__}, torch {torch.__version__}, numpy {np.__version__}",
+            "device": device_name(self._restorer.device),
+        }
         self._decisions = decisions or {}
         self._appraiser = Appraiser(recipe, self._restorer.device)
 
@@ -73,7 +86,7 @@ class RestoreStage:
         for index, answer in zip(good, self._restore([cells[index] for index in good]), strict=True):
             rows[index] |= answer
         for row in rows:
-            row |= {"model": self._restorer.name, "model_sha256": self._restorer.digest}
+            row |= self._made_by
             if row["error_stage"] is not None:
                 row |= {"status": "failed", "pixels": None}
         return with_columns(source_columns(table), rows, RESTORED)
@@ -98,10 +111,13 @@ class RestoreStage:
         scored = time.perf_counter()
         pixels = sum(cell["height"] * cell["width"] for cell in cells)
         answers = []
-        for cell, case, verdict in zip(cells, cases, verdicts, strict=True):
+        now = datetime.datetime.now(datetime.UTC)
+        side = self._recipe.output.previews or CHANGE_SIDE
+        for cell, request, case, verdict in zip(cells, requests, cases, verdicts, strict=True):
             share = cell["height"] * cell["width"] / pixels
             seconds = {"restore_seconds": share * (restored - started), "score_seconds": share * (scored - restored)}
-            answers.append(_answer(cell, case, verdict) | seconds | {"result_id": self._result_id(cell)})
+            answer = _answer(request, case, verdict, cell["channels"], side) | seconds
+            answers.append(answer | {"result_id": self._result_id(cell), "restored_at": now})
         return answers
 
     def _appraise(self, cases: Sequence[Case]) -> list[Verdict]:
@@ -114,29 +130,34 @@ class RestoreStage:
                 return [verdict for case in cases for verdict in self._appraise([case])]
             log.warning("a result could not be scored: %s: %s", type(error).__name__, error)
             reason = f"it could not be scored ({type(error).__name__}: {error})"
-            return [Verdict("review", [reason], [], {}, cases[0].result.pixels)]
+            return [Verdict("review", [reason], [], {}, "result", cases[0].result.pixels)]
 
     def _request(self, cell: Row) -> Request:
         height, width = cell["height"], cell["width"]
-        mask = cell["mask"]
+        options, mask = self._recipe.restoration, cell["mask"]
+        pixels = _array(cell["pixels"], height, width, cell["channels"], cell["depth"])
         return Request(
-            pixels=without_alpha(_array(cell["pixels"], height, width, cell["channels"])),
+            pixels=np.repeat(pixels, 3, axis=2) if cell["channels"] == 1 else pixels,
             caption=cell["caption"],
             mask=None if mask is None else _mask(mask, height, width),
+            only_mask=cell["mask_given"],
             references=tuple(_array(r["pixels"], r["height"], r["width"], 3) for r in cell["references"] or ()),
-            colourise=self._recipe.restoration.colourise,
+            colourise=options.colourise,
             keep_luminance=False,
+            strength=options.strength,
+            strengths={str(name): strength for name, strength in options.strengths.items()},
         )
 
     def _case(self, cell: Row, request: Request, result: Restored) -> Case:
         truth = cell["truth"]
         return Case(
-            before=request.pixels,
+            before=eight_bits(request.pixels),
             result=result,
+            broken=cell["broken"],
             caption=request.caption,
-            mask=request.mask,
+            mask=request.mask if request.only_mask else None,
             truth=None if truth is None else _array(truth, cell["height"], cell["width"], 3),
-            coloured=request.colourise and result.damage.grey and request.mask is None,
+            coloured=request.colourise and result.damage.grey and not request.keeps_outside,
             decision=self._decisions.get(self._result_id(cell)),
         )
 
@@ -145,36 +166,42 @@ class RestoreStage:
         return hashlib.sha256(" ".join(follows_from).encode()).hexdigest()
 
 
-def _answer(cell: Row, case: Case, verdict: Verdict) -> Row:
-    """The row's columns, and its pixels if they are taken."""
+def _answer(request: Request, case: Case, verdict: Verdict, channels: int, side: int) -> Row:
+    """The row's columns, and its pixels if they are taken; `channels` are those that were decoded."""
     row: Row = {
         **verdict.scores,
         "status": verdict.status,
         "reasons": verdict.reasons,
         "subjects": verdict.subjects,
         "grey": case.result.damage.grey,
+        "actions": [],
     }
     if verdict.after is not None:
-        original = _array(cell["pixels"], cell["height"], cell["width"], cell["channels"])
-        output = _with_layout(verdict.after, original, case.coloured)
-        row |= {"pixels": output.tobytes(), "channels": output.shape[2]}
-        if case.coloured and cell["channels"] < 3:
-            row["icc"] = None  # it described greys
+        pixels = _taken(request, case, verdict, channels)
+        row |= {
+            "pixels": pixels.tobytes(),
+            "channels": pixels.shape[2],
+            "actions": actions(case.result, case.coloured, repaired=verdict.taken == "result"),
+            "digital_source": digital_source(case.result, case.coloured),
+            "change_mask": change_mask(case.before, verdict.after, side),
+        }
     return row
 
 
-def _array(data: bytes, height: int, width: int, channels: int) -> Pixels:
-    return np.frombuffer(data, np.uint8).reshape(height, width, channels)
+def _taken(request: Request, case: Case, verdict: Verdict, channels: int) -> Pixels:
+    """What goes into the file, in the working space: [H, W, 1 or 3] in the depth of the request."""
+    assert verdict.after is not None
+    kind, after = request.pixels.dtype, verdict.after
+    if kind == np.uint16 and verdict.taken == "result":
+        after = case.result.samples(np.uint16)
+    elif kind == np.uint16:
+        after = coloured(request.pixels, case.result.array)
+    return np.ascontiguousarray(after[..., :1]) if channels == 1 and not case.coloured else after
+
+
+def _array(data: bytes, height: int, width: int, channels: int, depth: int = 8) -> Pixels:
+    return np.frombuffer(data, np.uint8 if depth == 8 else np.uint16).reshape(height, width, channels)
 
 
 def _mask(data: bytes, height: int, width: int) -> npt.NDArray[np.bool_]:
     return np.frombuffer(data, np.bool_).reshape(height, width)
-
-
-def _with_layout(rgb: Pixels, original: Pixels, coloured: bool) -> Pixels:
-    """The result with as many channels as the original had, its alpha untouched; colours add theirs."""
-    channels = original.shape[2]
-    colours: Any = rgb[..., :1] if channels < 3 and not coloured else rgb
-    if channels in (2, 4):
-        return np.concatenate([colours, original[..., -1:]], axis=2)
-    return np.ascontiguousarray(colours)

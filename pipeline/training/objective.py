@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.damage.record import SCALES
 from pipeline.damage.tone import luma
 from pipeline.restoration.decoder import Decoded
 from pipeline.restoration.judge import SMALLEST, summary
-from pipeline.restoration.model import DAMAGE_SCALES, CompactModel, GlobalView
+from pipeline.restoration.model import CompactModel, GlobalView
 from pipeline.restoration.text import TextFeatures
 from pipeline.restoration.views import CELL, probes, thumbnails
 from pipeline.training.data import Batch
@@ -164,7 +165,7 @@ def further_losses(view: GlobalView, batch: Batch) -> dict[str, Tensor]:
 
 def _damage_loss(view: GlobalView, batch: Batch) -> Tensor:
     wanted = torch.tensor([record.vector() for record in batch.damaged.records], device=view.damage.device)
-    scales = wanted.new_tensor(DAMAGE_SCALES)
+    scales = wanted.new_tensor(SCALES)
     return F.smooth_l1_loss(view.damage / scales, wanted / scales, beta=0.2)
 
 

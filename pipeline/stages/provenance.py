@@ -1,0 +1,79 @@
+"""What is told of how a result came about."""
+
+from __future__ import annotations
+
+import io
+import platform
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from pipeline.imaging.xmp import COMPOSITE, ENHANCED
+from pipeline.quality.fidelity import CHANGED
+from pipeline.quality.gate import LEAST_FILL
+from pipeline.restoration.canvas import Restored
+
+STRIP = 512
+"""Rows that are compared at a time."""
+_ACTIONS = (
+    ("denoise", "noise_sigma", 1.0),
+    ("deblock", "jpeg_loss", 5.0),
+    ("sharpen", "blur_sigma", 0.3),
+    ("add detail", "downscale", 0.1),
+    ("restore tones", "fading", 0.03),
+)
+"""What is said to have been done where so much of a damage was found."""
+
+
+def actions(result: Restored, coloured: bool, repaired: bool) -> list[dict[str, Any]]:
+    """What was done, each with the measure of the damage that called for it.
+
+    Args:
+        result: what came of an image.
+        coloured: whether it was given colours.
+        repaired: whether anything else of the result was taken.
+    """
+    damage = result.damage
+    found = {
+        "noise_sigma": damage.noise_sigma,
+        "jpeg_loss": 100 - damage.jpeg_quality,
+        "blur_sigma": damage.blur_sigma,
+        "downscale": damage.downscale - 1,
+        "fading": damage.fading,
+    }
+    done = [(name, found[measure]) for name, measure, least in _ACTIONS if repaired and found[measure] >= least]
+    if repaired and result.lost.any():
+        done.append(("fill", float(result.lost.mean())))
+    if coloured:
+        done.append(("colourise", 1.0))
+    return [{"name": name, "strength": strength} for name, strength in done]
+
+
+def digital_source(result: Restored, coloured: bool) -> str:
+    """IPTC's name for what the picture is: improved, or partly made up, where parts were filled or colours invented."""
+    return COMPOSITE if coloured or result.lost.mean() >= LEAST_FILL else ENHANCED
+
+
+def change_mask(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], side: int) -> bytes:
+    """A grey PNG with its longest side at most `side`: how much of each place was visibly changed; both [H, W, 3]."""
+    height, width = before.shape[:2]
+    marked = np.empty((height, width), np.uint8)
+    for top in range(0, height, STRIP):
+        one, other = (image[top : top + STRIP].astype(np.int16) for image in (before, after))
+        marked[top : top + STRIP] = 255 * (np.abs(one - other) > CHANGED).any(2)
+    image = Image.fromarray(marked)
+    scale = min(1.0, side / max(height, width))
+    image = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BOX)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def device_name(device: torch.device) -> str:
+    """What the model runs on, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}"
