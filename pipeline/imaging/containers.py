@@ -33,6 +33,9 @@ def png_with(data: bytes, metadata: Metadata) -> bytes:
     if metadata.iptc is not None:
         text = f"\niptc\n{len(metadata.iptc):8d}\n{metadata.iptc.hex()}\n"
         chunks.append(png_chunk(b"zTXt", b"Raw profile type iptc\0\0" + zlib.compress(text.encode())))
+    for name, text in metadata.texts:
+        keyword = name.encode("latin-1", "replace")[:79] or b"Comment"
+        chunks.append(png_chunk(b"iTXt", keyword + b"\0\0\0\0\0" + text.replace("\0", " ").encode()))
     return data[:PNG_HEAD] + b"".join(chunks) + data[PNG_HEAD:]
 
 

@@ -18,7 +18,7 @@ from pipeline.imaging.jpeg import Repaired
 from pipeline.imaging.mend import mend
 from pipeline.imaging.metadata import orientation_of
 from pipeline.imaging.original import Original, turned
-from pipeline.imaging.pillow import from_pillow
+from pipeline.imaging.pillow import FORMATS, from_pillow
 from pipeline.imaging.working import eight_bits, to_working
 
 Check = Callable[[tuple[int, int]], None]
@@ -89,7 +89,7 @@ def _tiff(data: bytes, check: Check) -> Original:
         raise
     except Exception as error:  # Pillow's libtiff knows some sorts that tifffile does not
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 check((image.height, image.width))
                 return from_pillow(image)
         except ImageTooLarge:
@@ -99,7 +99,7 @@ def _tiff(data: bytes, check: Check) -> Original:
 
 
 def _other(data: bytes, check: Check) -> Original:
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         size = image.height, image.width
         check(size)
         if image.format == "PNG" and size[0] * size[1] > 8 * PNG_RATIO * len(data):
@@ -132,7 +132,7 @@ def _read(image: Image.Image, data: bytes) -> Original:
 
 def _mended(repaired: Repaired) -> Original:
     """What is left of a broken file."""
-    with Image.open(io.BytesIO(repaired.data)) as image:
+    with Image.open(io.BytesIO(repaired.data), formats=FORMATS) as image:
         orientation = orientation_of((image.info.get("exif") or b"").removeprefix(b"Exif\0\0"))
         original = _read(image, repaired.data)
     missing = None if repaired.missing is None else turned(repaired.missing, orientation)

@@ -76,6 +76,9 @@ def encode_image(
     if chosen != wanted:
         notes.append(f"written as {chosen.upper()}: {wanted.upper()} holds no {_cannot_hold(wanted, picture)}")
         quality = None
+    texts = [name for name, _ in picture.metadata.texts if chosen != "png" and (name, chosen) != ("Comment", "jpeg")]
+    if texts:
+        notes.append(f"texts that {chosen.upper()} has no place for are left out: {', '.join(texts)[:200]}")
     if chosen in LOSSLESS and quality is None:
         return Encoded(_ENCODERS[chosen](picture, None, notes), chosen, tuple(notes), None)
     asked = quality = QUALITY[chosen] if quality is None else quality
@@ -157,6 +160,7 @@ def _jpeg(picture: Original, quality: int | None, notes: list[str]) -> bytes:
     )
     metadata = picture.metadata
     extra = b""
+    comment = dict(metadata.texts).get("Comment", "").encode()[:LARGEST_SEGMENT]
     if metadata.iptc is not None:
         block = b"Photoshop 3.0\0" + resources_of_iptc(metadata.iptc)
         if len(block) <= LARGEST_SEGMENT:
@@ -165,7 +169,15 @@ def _jpeg(picture: Original, quality: int | None, notes: list[str]) -> bytes:
             notes.append("its IPTC is too large for JPEG and left out")
     subsampling = "4:4:4" if quality is None or quality >= 90 else "4:2:0"
     return _with_pillow(
-        image, "JPEG", picture, notes, quality=quality, subsampling=subsampling, extra=extra, limit=LARGEST_SEGMENT
+        image,
+        "JPEG",
+        picture,
+        notes,
+        quality=quality,
+        subsampling=subsampling,
+        extra=extra,
+        comment=comment,
+        limit=LARGEST_SEGMENT,
     )
 
 

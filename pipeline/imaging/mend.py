@@ -19,6 +19,7 @@ from PIL import Image
 from pipeline.imaging import jpeg
 from pipeline.imaging.containers import png_chunk
 from pipeline.imaging.jpeg import CUT_SHORT, Repaired
+from pipeline.imaging.pillow import FORMATS
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PIECE = 4096
@@ -108,5 +109,5 @@ def _padded(data: bytes, size: tuple[int, int]) -> Repaired | None:
 
 
 def _read(data: bytes) -> npt.NDArray[np.uint8]:
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         return np.asarray(image.convert("CMYK" if image.mode == "CMYK" else "RGB"))

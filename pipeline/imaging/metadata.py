@@ -52,6 +52,8 @@ class Metadata:
     """An RDF/XML packet."""
     resolution: tuple[float, float] | None = None
     """Pixels an inch, across and down."""
+    texts: tuple[tuple[str, str], ...] = ()
+    """Names and texts, as PNG has them; a comment is called `Comment`."""
 
     def made_upright(self) -> Metadata:
         """As of the picture turned as EXIF's orientation says."""
@@ -63,7 +65,7 @@ class Metadata:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Which of them there are."""
-        return tuple(field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None)
+        return tuple(field.name for field in dataclasses.fields(self) if getattr(self, field.name))
 
 
 def orientation_of(exif: bytes | None) -> int:
@@ -152,7 +154,17 @@ def metadata_of(image: Image.Image, notes: list[str]) -> Metadata:
         iptc=iptc or None,
         xmp=(xmp.encode() if isinstance(xmp, str) else xmp) or None,
         resolution=_resolution(info.get("dpi")) or _resolution_in(exif),
+        texts=_texts(image),
     )
+
+
+def _texts(image: Image.Image) -> tuple[tuple[str, str], ...]:
+    found = dict(getattr(image, "text", {})) if image.format == "PNG" else {}
+    comment = image.info.get("comment")
+    if comment and image.format != "PNG":
+        found["Comment"] = comment.decode("utf-8", "replace") if isinstance(comment, bytes) else str(comment)
+    blocks = ("XML:com.adobe.xmp", "Raw profile type")
+    return tuple((name, str(text)) for name, text in found.items() if not name.startswith(blocks))
 
 
 def _resolution_in(exif: bytes | None) -> tuple[float, float] | None:
@@ -177,7 +189,7 @@ def _raw_profile(text: Any) -> bytes | None:
     if not isinstance(text, str):
         return None
     try:
-        data = bytes.fromhex("".join(text.split()[2:]))
+        data = bytes.fromhex("".join(text.strip().splitlines()[2:]))
     except ValueError:
         return None
     if data.startswith(b"8BIM"):

@@ -12,6 +12,10 @@ from pipeline.imaging.original import Original, Samples, Space, turned
 
 Image.MAX_IMAGE_PIXELS = None  # the recipe's limit decides, before a pixel is decoded
 
+FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "JPEG2000", "AVIF", "BMP", "GIF", "PPM")
+"""What Pillow may take a file for. Some others of its formats run programs."""
+WHOLE = 16_000_000
+"""Pixels of an image that is copied at once."""
 FLOAT_WHITES = (1.0, 255.0, 65535.0)
 """What floats may mean by white: the least that is not below most of a picture's samples."""
 
@@ -89,13 +93,29 @@ def _samples(image: Image.Image, notes: list[str]) -> tuple[Samples, _Mode]:
             notes.append(f"converted from {image.mode} to RGB")
         image = image.convert(_OTHERWISE[image.mode])
     mode = _MODES[image.mode]
-    array = np.asarray(image)
-    samples = array.reshape(*array.shape[:2], -1)
+    samples = _array(image)
     if image.mode == "1":
         samples = samples.astype(np.uint8)
     if image.mode == "F":
         mode = mode._replace(white=white_of(samples, notes))
     return samples, mode
+
+
+def _array(image: Image.Image) -> Samples:
+    """[H, W, C]; large images strip by strip, since Pillow copies what it hands out once more."""
+    width, height = image.size
+    if width * height <= WHOLE:
+        array = np.asarray(image)
+        return array.reshape(height, width, -1)
+    step = max(1, WHOLE // 8 // width)
+    strips = (image.crop((0, top, width, min(height, top + step))) for top in range(0, height, step))
+    first = next(strips)
+    start = np.asarray(first).reshape(first.height, width, -1)
+    out = np.empty((height, width, start.shape[2]), start.dtype)
+    out[: first.height] = start
+    for number, strip in enumerate(strips, start=1):
+        out[number * step : number * step + strip.height] = np.asarray(strip).reshape(strip.height, width, -1)
+    return out
 
 
 def _opened_palette(image: Image.Image, notes: list[str]) -> Image.Image:

@@ -96,7 +96,7 @@ class TiffPages:
         tall, wide = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
         if page.dtype is None:
             raise Unsupported(f"samples of {page.bitspersample} bits (format {page.sampleformat}) are not supported")
-        segment = min(tall, 1 << 20) * wide * page.samplesperpixel * page.dtype.itemsize
+        segment = tall * wide * page.samplesperpixel * page.dtype.itemsize
         if page.is_tiled and segment > LARGEST_SEGMENT:
             raise Unsupported(f"its header claims tiles of {wide} x {tall} pixels")
 
