@@ -16,8 +16,7 @@ from pipeline.imaging import jpeg, tiff
 from pipeline.imaging.deep import from_deep
 from pipeline.imaging.jpeg import Repaired
 from pipeline.imaging.mend import mend
-from pipeline.imaging.metadata import orientation_of
-from pipeline.imaging.original import Original, turned
+from pipeline.imaging.original import Original
 from pipeline.imaging.pillow import FORMATS, from_pillow
 from pipeline.imaging.working import eight_bits, to_working
 
@@ -59,7 +58,7 @@ def decode_image(data: bytes | None, max_megapixels: float = math.inf, max_mb: f
         raise UnreadableImage(f"the image file cannot be read: {error}") from error
     except Exception as error:  # decoders raise whatever their parsing trips over
         raise UnreadableImage(f"the image file is broken ({type(error).__name__}: {str(error)[:300]})") from error
-    return _without_numbers_missing(original)
+    return _without_numbers_missing(original.upright())
 
 
 def check_size(size: tuple[int, int], max_megapixels: float) -> None:
@@ -133,10 +132,8 @@ def _read(image: Image.Image, data: bytes) -> Original:
 def _mended(repaired: Repaired) -> Original:
     """What is left of a broken file."""
     with Image.open(io.BytesIO(repaired.data), formats=FORMATS) as image:
-        orientation = orientation_of((image.info.get("exif") or b"").removeprefix(b"Exif\0\0"))
         original = _read(image, repaired.data)
-    missing = None if repaired.missing is None else turned(repaired.missing, orientation)
-    return dataclasses.replace(original, missing=missing, broken=repaired.note)
+    return dataclasses.replace(original, missing=repaired.missing, broken=repaired.note)
 
 
 def _without_numbers_missing(original: Original) -> Original:

@@ -9,8 +9,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.imaging.boxes import jp2_boxes
-from pipeline.imaging.metadata import orientation_of
-from pipeline.imaging.original import Original, Samples, Space, turned
+from pipeline.imaging.original import Original, Samples, Space
 from pipeline.imaging.pillow import all_metadata, format_of, is_deep
 
 SYCC = (18).to_bytes(4, "big")
@@ -23,7 +22,7 @@ class _Deep(NamedTuple):
 
 
 def from_deep(image: Image.Image, data: bytes) -> Original | None:
-    """An opened image with its full depth; None if Pillow reads all of it.
+    """An opened image with its full depth, as it lies in its file; None if Pillow reads all of it.
 
     Args:
         image: opened, not loaded.
@@ -45,13 +44,13 @@ def from_deep(image: Image.Image, data: bytes) -> Original | None:
     image.load()  # EXIF and XMP may follow the pixels
     metadata = all_metadata(image, data, notes)
     return Original(
-        samples=turned(samples, orientation_of(metadata.exif)),
+        samples=samples,
         space=space,
         white=float(deep.white),
         bits=deep.white.bit_length(),
         format=format_of(image),
         alpha=alpha,
-        metadata=metadata.made_upright(),
+        metadata=metadata,
         notes=tuple(notes),
     )
 

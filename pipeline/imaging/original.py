@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.imaging.metadata import Metadata
+from pipeline.imaging.metadata import Metadata, orientation_of
 
 Samples = npt.NDArray[Any]
 Space = Literal["grey", "rgb", "cmyk", "lab"]
@@ -19,7 +19,7 @@ COLOURS: dict[Space, int] = {"grey": 1, "rgb": 3, "cmyk": 4, "lab": 3}
 
 @dataclasses.dataclass(frozen=True)
 class Original:
-    """An image file's content, upright."""
+    """An image file's content; upright, where nothing else is said."""
 
     samples: Samples
     """[H, W, C], uint8, uint16 or float: the colours first, then alpha and further channels. CMYK counts ink: 0 is
@@ -64,6 +64,16 @@ class Original:
         extra = self.samples.shape[2] - COLOURS[self.space] - self.alpha
         parts = [self.space, *(["alpha"] if self.alpha else []), *([f"{extra} more"] if extra else [])]
         return f"{'+'.join(parts)}, {self.bits} bit{'s' * (self.bits > 1)}{' float' if self.is_float else ''}"
+
+    def upright(self) -> Original:
+        """Turned as EXIF's orientation says, which then says nothing any more."""
+        orientation = orientation_of(self.metadata.exif)
+        return dataclasses.replace(
+            self,
+            samples=turned(self.samples, orientation),
+            missing=None if self.missing is None else turned(self.missing, orientation),
+            metadata=self.metadata.made_upright(),
+        )
 
     def with_colours(self, colours: Samples, space: Space | None = None) -> Original:
         """The same with other colours [H, W, 1, 3 or 4], in its own or another space; what follows them stays."""

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from pipeline.imaging.metadata import Metadata, jp2_metadata, metadata_of, orientation_of
-from pipeline.imaging.original import Original, Samples, Space, turned
+from pipeline.imaging.metadata import Metadata, jp2_metadata, metadata_of
+from pipeline.imaging.original import Original, Samples, Space
 
 Image.MAX_IMAGE_PIXELS = None  # the recipe's limit decides, before a pixel is decoded
 
-FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "JPEG2000", "AVIF", "BMP", "GIF", "PPM")
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "JPEG2000", "AVIF", "BMP", "GIF", "PPM")
 """What Pillow may take a file for. Some others of its formats run programs."""
 WHOLE = 16_000_000
 """Pixels of an image that is copied at once."""
@@ -43,7 +43,7 @@ _OTHERWISE = {"La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "YCbCr": "RGB", "HSV": 
 
 
 def from_pillow(image: Image.Image, data: bytes = b"") -> Original:
-    """An opened image of any mode, upright; `data` is its file.
+    """An opened image of any mode, as it lies in its file, which `data` is.
 
     Raises:
         Exception: whatever Pillow's decoders trip over.
@@ -56,13 +56,13 @@ def from_pillow(image: Image.Image, data: bytes = b"") -> Original:
     metadata = all_metadata(image, data, notes)
     samples, mode = _samples(image, notes)
     return Original(
-        samples=turned(samples, orientation_of(metadata.exif)),
+        samples=samples,
         space=mode.space,
         white=mode.white,
         bits=mode.bits,
         format=format_of(image),
         alpha=mode.alpha,
-        metadata=metadata.made_upright(),
+        metadata=metadata,
         notes=tuple(notes),
     )
 

@@ -67,7 +67,7 @@ def as_pixels(image: Image.Image | Pixels) -> Pixels:
         ValueError: no pixels, an array of another shape or type, or with NaN in it.
     """
     if isinstance(image, Image.Image):
-        image = to_working(from_pillow(image)).pixels
+        image = to_working(from_pillow(image).upright()).pixels
     if not isinstance(image, np.ndarray):
         raise TypeError(
             f"expected a PIL image or an array, found {type(image).__name__}; open files with PIL.Image.open"
@@ -114,7 +114,7 @@ def as_mask(mask: Image.Image | Pixels, size: tuple[int, ...]) -> npt.NDArray[np
         ValueError: it has another size than the image.
     """
     if isinstance(mask, Image.Image):
-        lost = lost_in(from_pillow(mask))
+        lost = lost_in(from_pillow(mask).upright())
     elif isinstance(mask, np.ndarray):
         lost = lost_pixels(mask)
     else:
