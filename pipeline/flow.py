@@ -38,7 +38,7 @@ from pipeline.reporting.page import render
 from pipeline.reporting.summary import Summary
 from pipeline.reporting.survey import Survey, survey
 from pipeline.stages.encode import EncodeStage
-from pipeline.workers import Decide, Decode, Names, Restore, encode
+from pipeline.workers import Decide, Decode, Names, Restore, RestoreSettings, encode
 
 log = logging.getLogger(__name__)
 
@@ -272,7 +272,7 @@ def compose(
         ray.data.read_datasource(rows, num_cpus=resources.task_cpus)
         .map_batches(
             Restore,
-            fn_constructor_args=(recipe, device, resources.threads, run.decisions, tally.counter if tally else None),
+            fn_constructor_args=(RestoreSettings.of(run), device, tally.counter if tally else None),
             compute=ray.data.ActorPoolStrategy(size=actors),
             batch_format="pyarrow",
             num_cpus=1,

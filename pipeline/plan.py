@@ -114,13 +114,17 @@ class Run:
 
     def decode_stage(self, root: str) -> DecodeStage:
         """Decodes rows of files below `root`."""
+        reader = self.reader(root)
+        return DecodeStage(self.recipe, self.source.columns, self.passed, reader, reader.open, root)
+
+    def reader(self, root: str) -> UriReader:
+        """Reads files that rows of files below `root` name."""
         store, limits, source = self.source.store, self.recipe.limits, self.recipe.source
-        fetch = UriReader(
+        return UriReader(
             *(as_uri(store, root), source.allowed_uris, int(limits.max_image_mb * 1e6), limits.attempts),
             resolved(source.storage, "source.storage"),
             links=any(isinstance(file, ImageFile) for file in self.source.files[:1]),
         )
-        return DecodeStage(self.recipe, self.source.columns, self.passed, fetch)
 
 
 def prepare(recipe: Recipe, fresh: bool = False, retry: Retry | None = None) -> Run:

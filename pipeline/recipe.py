@@ -258,6 +258,9 @@ class Limits(_Section):
 
     max_megapixels: float = Field(default=100, gt=0)
     """Larger images become `failed` rows. A restoring actor takes about 30 MB a megapixel of its largest image."""
+    max_streamed_megapixels: float = Field(default=2000, gt=0)
+    """But TIFF files up to this size are restored band by band, without being in memory, if rows name them by URI; so
+    are those that lie in a folder of image files. The result goes into `images/`."""
     max_image_mb: float = Field(default=500, gt=0)
     """Larger image files become `failed` rows."""
     max_references: int = Field(default=4, ge=0)

@@ -127,6 +127,8 @@ DECODED = pa.schema(
         pa.field("mask", pa.large_binary()),  # bool, height x width, where lost: as given, and where the file is broken
         pa.field("mask_given", pa.bool_()),
         pa.field("broken", pa.string()),  # what is wrong with the file
+        pa.field("large", pa.string()),  # URI of a file that is restored from there; it has no bytes and pixels here
+        pa.field("root", pa.string()),  # the place in the source below which such a row lies
         pa.field("truth", pa.large_binary()),  # uint8, height x width x 3
         pa.field("references", pa.list_(_REFERENCE)),  # uint8 RGB
         pa.field("caption", pa.string()),
@@ -148,7 +150,8 @@ RESTORED = pa.schema(
         *(
             DECODED.field(name)
             for name in DECODED.names
-            if name not in ("mask", "mask_given", "broken", "truth", "references", "caption", "inputs_sha256")
+            if name
+            not in ("mask", "mask_given", "broken", "large", "root", "truth", "references", "caption", "inputs_sha256")
         ),
         *(
             OUTPUT.field(name)
@@ -158,6 +161,13 @@ RESTORED = pa.schema(
                 *(
                     "status",
                     "reasons",
+                    "image_uri",
+                    "image_bytes",
+                    "image_format",
+                    "image_sha256",
+                    "image_pixels_sha256",
+                    "image_layout",
+                    "after_preview",
                     "grey",
                     "result_id",
                     "subjects",

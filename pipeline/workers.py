@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data.datasource import FilenameProvider
 
+from pipeline.lake.fetch import UriReader
+from pipeline.lake.images import ImageWriter
 from pipeline.metrics import ActorMeter, RowMeter, StageMeter
 from pipeline.plan import Run, partitions
 from pipeline.quality.gate import Decision
@@ -76,11 +78,32 @@ class Decide:
         yield _with_folders(self._stages[root](table), self._partitions)
 
 
+class RestoreSettings(NamedTuple):
+    """What restoring actors are told of a run."""
+
+    recipe: Recipe
+    decisions: dict[str, Decision]
+    readers: dict[str, UriReader]
+    """By the place in the source below which rows lie."""
+    images: ImageWriter
+    """Where large results go."""
+
+    @classmethod
+    def of(cls, run: Run) -> RestoreSettings:
+        """Of this run."""
+        readers = {root: run.reader(root) for root in {file.root for file in run.source.files}}
+        return cls(run.recipe, run.decisions, readers, run.output.image_writer(run.turn.generation))
+
+
 class Restore:
     """What an actor of the cluster holds."""
 
-    def __init__(self, recipe: Recipe, device: str, threads: int, decisions: dict[str, Decision], counter: Any) -> None:
-        self._stage = RestoreStage(recipe, device, threads, decisions)
+    def __init__(self, settings: RestoreSettings, device: str, counter: Any) -> None:
+        recipe = settings.recipe
+        opens = {root: reader.open for root, reader in settings.readers.items()}
+        self._stage = RestoreStage(
+            *(recipe, device, recipe.resources.threads, settings.decisions, opens), publish=settings.images.file
+        )
         if counter is not None:
             counter.found_speed.remote(self._stage.bare_speed())
         self._meter = ActorMeter("restore")

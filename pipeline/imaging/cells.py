@@ -70,6 +70,13 @@ def uri_of(value: Any) -> str | None:
     return None if uri is None else shown(uri)
 
 
+def uri_in(value: Any) -> str | None:
+    """The URI behind which a cell's image is, if it does not hold its bytes."""
+    if isinstance(value, dict) and value.get("bytes"):
+        return None
+    return _uri(value)
+
+
 def _uri(value: Any) -> str | None:
     place = value.get("path") if isinstance(value, dict) else value
     return place if isinstance(place, str) and place else None

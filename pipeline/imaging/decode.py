@@ -61,17 +61,17 @@ def decode_image(data: bytes | None, max_megapixels: float = math.inf, max_mb: f
     return _without_numbers_missing(original.upright())
 
 
-def check_size(size: tuple[int, int], max_megapixels: float) -> None:
+def check_size(size: tuple[int, int], max_megapixels: float, limit: str = "limits.max_megapixels") -> None:
     """Look at a height and width.
 
     Raises:
-        ImageTooLarge: more than `max_megapixels`.
+        ImageTooLarge: more than `max_megapixels`, which is the recipe's `limit`.
     """
     height, width = size
     if width * height > max_megapixels * 1e6:
         raise ImageTooLarge(
             f"the image claims {width} x {height} pixels ({width * height / 1e6:.0f} MP), "
-            f"more than limits.max_megapixels ({max_megapixels:g})"
+            f"more than {limit} ({max_megapixels:g})"
         )
 
 

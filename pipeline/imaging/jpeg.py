@@ -156,8 +156,8 @@ def _differing(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8], fram
     tall, wide = (side // SHRUNK for side in frame.block)
     padded = np.zeros((-(-marked.shape[0] // tall) * tall, -(-marked.shape[1] // wide) * wide), np.bool_)
     padded[: marked.shape[0], : marked.shape[1]] = marked
-    units = padded.reshape(padded.shape[0] // tall, tall, padded.shape[1] // wide, wide).any((1, 3))
-    return _grown(units, frame)
+    parts = padded.reshape(padded.shape[0] // tall, tall, padded.shape[1] // wide, wide)
+    return _grown(np.asarray(parts.any((1, 3))), frame)
 
 
 def _grown(units: npt.NDArray[np.bool_], frame: _Frame) -> npt.NDArray[np.bool_]:

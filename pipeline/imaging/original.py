@@ -85,9 +85,14 @@ class Original:
 def pixels_sha256(picture: Original) -> str:
     """SHA-256 of a picture's samples, upright, with their shape and type: the same however a file compresses them."""
     samples = np.ascontiguousarray(picture.samples)
-    digest = hashlib.sha256(f"{samples.shape} {samples.dtype.str} {picture.space} {picture.bits}".encode())
+    digest = hashlib.sha256(hash_head(picture, samples.shape))
     digest.update(samples.tobytes() if not samples.size else samples.data.cast("B"))
     return digest.hexdigest()
+
+
+def hash_head(picture: Original, shape: tuple[int, ...]) -> bytes:
+    """What is hashed ahead of samples."""
+    return f"{shape} {picture.samples.dtype.str} {picture.space} {picture.bits}".encode()
 
 
 def turned(samples: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:

@@ -7,8 +7,8 @@ import functools
 import json
 import os
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import IO, Any, TypeVar
 from urllib.parse import unquote, urljoin
 
 import fsspec
@@ -19,6 +19,8 @@ from pipeline.imaging.cells import LONGEST_URI, redacted, shown, without_secrets
 from pipeline.lake.attempts import Attempts, GaveUp
 from pipeline.lake.places import local_path, open_store
 from pipeline.lake.storage import Options, for_fsspec
+
+Content = TypeVar("Content")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,21 +46,36 @@ class UriReader:
             UnreadableImage: there is no such file.
             StoreUnavailable: the store gave passing errors in every attempt, or no access.
         """
+
+        def read(file: IO[bytes]) -> bytes:
+            with file:
+                return file.read(self.max_bytes + 1)
+
+        return self._opened(uri, read)
+
+    def open(self, uri: str) -> IO[bytes]:
+        """A file that is read in parts, from any place in it.
+
+        Raises:
+            RowError: as by calling.
+            OSError: later, in reading.
+        """
+        return self._opened(uri, lambda file: file)
+
+    def _opened(self, uri: str, use: Callable[[IO[bytes]], Content]) -> Content:
         place = self._resolved(uri)
 
-        def read() -> bytes:
+        def attempt() -> Content:
             protocol = get_protocol(place)
             options = self.storage if _family(protocol) == _family(get_protocol(self.base)) else {}
             if protocol in ("http", "https"):
                 store, path = _http(self._prefixes(), json.dumps(dict(options))), place
             else:
                 store, path = open_store(place, options)
-            with store.open(path, "rb") as file:
-                data: bytes = file.read(self.max_bytes + 1)
-                return data
+            return use(store.open(path, "rb"))
 
         try:
-            return Attempts(self.attempts)(read)
+            return Attempts(self.attempts)(attempt)
         except GaveUp as end:
             reason = _reason(end.__cause__ or end)
             if end.__cause__ and isinstance(end.__cause__.__cause__, ForbiddenURI):  # it was sent on

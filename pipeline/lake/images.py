@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
 
 from pipeline.errors import StoreUnavailable
 from pipeline.imaging.cells import redacted, without_secrets
 from pipeline.lake.attempts import Attempts, GaveUp
-from pipeline.lake.places import as_uri, make_folder, open_store, put
+from pipeline.lake.places import as_uri, make_folder, open_store, put, put_file
 from pipeline.lake.storage import Options
 
 
@@ -26,13 +30,20 @@ class ImageWriter:
         Raises:
             StoreUnavailable: it could not be written.
         """
+        return self._written(sha256, ending, lambda store, path: put(store, path, data))
+
+    def file(self, local: Path, sha256: str, ending: str) -> str:
+        """The same from a file on this machine."""
+        return self._written(sha256, ending, lambda store, path: put_file(store, path, local))
+
+    def _written(self, sha256: str, ending: str, deliver: Callable[[fsspec.AbstractFileSystem, str], None]) -> str:
         store, root = open_store(self.folder, self.storage)
         folder = f"{root}/{sha256[:2]}"
         path = f"{folder}/{sha256}.{ending}"
 
         def write() -> None:
             make_folder(store, folder)
-            put(store, path, data)
+            deliver(store, path)
 
         try:
             Attempts()(write)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,6 +83,19 @@ def put(store: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
         store.pipe_file(path, data)
         return
     _temporary(path, data).replace(path)
+
+
+def put_file(store: fsspec.AbstractFileSystem, path: str, local: Path) -> None:
+    """Copy a local file to a path, whole or not at all, in place of what was there."""
+    if not is_local(store):
+        store.put_file(str(local), path)
+        return
+    fresh = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex}")
+    try:
+        shutil.copyfile(local, fresh)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def put_new(store: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:

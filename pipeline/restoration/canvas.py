@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,17 @@ class Restored:
         return out
 
 
+class Band(NamedTuple):
+    """Restored rows of a large image; what they hold is as `Restored` has it."""
+
+    top: int
+    array: npt.NDArray[np.float32]
+    uncertainty: npt.NDArray[np.float16]
+    lost: npt.NDArray[np.bool_]
+    sums: list[float]
+    """Over its pixels: those of `Canvas.means`, then of the squared difference that was withheld."""
+
+
 class Canvas:
     """Where an image's tiles come together, under what its request forbids to change."""
 
@@ -110,14 +121,14 @@ class Canvas:
         self._uncertainty[here] = error.sqrt().numpy()
 
     @property
-    def masked(self) -> bool:
-        """Whether the request says what is missing, and that nothing else may change."""
-        return self._request.keeps_outside
-
-    @property
     def means(self) -> list[float]:
         """What `judge.describe` wants to know, over the whole image."""
         return (self._sums / self._uncertainty.size).tolist()
+
+    def band(self, top: int, kept: slice) -> Band:
+        """The painted rows of a canvas that holds a band of a larger image, which begin there at `top`."""
+        sums = [*self._sums.tolist(), self._withheld]
+        return Band(top, self._array[kept], self._uncertainty[kept], self._lost[kept], sums)
 
     def finish(self, damage: Damage, clean: float, agreement: float | None, likely_error: float) -> Restored:
         """All tiles are painted; what the global view found goes with them, and the mean squared error to expect.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,14 +16,15 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.damage.record import Damage
-from pipeline.restoration.canvas import Canvas, Restored
+from pipeline.restoration.canvas import Band, Canvas, Restored
 from pipeline.restoration.colour import STRIP, is_grey
 from pipeline.restoration.decoder import Guide
 from pipeline.restoration.judge import describe
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.request import Pixels, Request, as_caption, as_mask, as_pixels, as_references
+from pipeline.restoration.rows import Rows, Whole
 from pipeline.restoration.text import MiniLMEncoder
-from pipeline.restoration.tiles import Tile, as_floats, cut, plan_tiles
+from pipeline.restoration.tiles import Tile, as_floats, cut, plan_tiles, spans
 from pipeline.restoration.views import CELL, probe_corners, thumbnails
 from pipeline.restoration.weights import autocast, load_model, save_model
 
@@ -157,42 +159,80 @@ class Restorer:
         return [results[row] for row in range(len(requests))]
 
     def _restore_alike(self, requests: Sequence[Request]) -> list[Restored]:
-        views: list[_View] = []
+        views: list[View] = []
         for start in range(0, len(requests), IMAGES_A_LOOK):
             views += self._look(requests[start : start + IMAGES_A_LOOK])
         canvases = [Canvas(request, view.damage) for request, view in zip(requests, views, strict=True)]
-        tiles = [
-            (index, tile)
-            for index, request in enumerate(requests)
+        self._decode(
+            _Job(request, tile, tile.box(self.tile, request.pixels.shape[0], request.pixels.shape[1]), view, canvas)
+            for request, view, canvas in zip(requests, views, canvases, strict=True)
             for tile in plan_tiles(request.pixels.shape[0], request.pixels.shape[1], self.tile, self.margin)
-        ]
-        batch = TILES_A_BATCH.get(self.device.type, 4)
-        for start in range(0, len(tiles), batch):
-            self._decode(tiles[start : start + batch], batch, requests, views, canvases)
+        )
         return [
-            canvas.finish(view.damage, view.clean, view.agreement, self._likely_error(canvas, view))
-            for canvas, view in zip(canvases, views, strict=True)
+            canvas.finish(view.damage, view.clean, view.agreement, self._likely_error(canvas.means, view, request))
+            for canvas, view, request in zip(canvases, views, requests, strict=True)
         ]
 
-    def _likely_error(self, canvas: Canvas, view: _View) -> float:
+    def look_at(self, image: Rows, request: Request) -> View:
+        """The global view of an image that is read band by band; what is asked of it stands in `request`."""
+        with torch.inference_mode():
+            return self._look([request], [image])[0]
+
+    def restore_rows(self, image: Rows, request: Request, view: View) -> Iterator[Band]:
+        """Restore an image that is read band by band, from top to bottom; the pixels are those of `restore_batch`.
+
+        Args:
+            image: gives the rows of the image.
+            request: what is asked, without pixels and mask.
+            view: of `look_at`.
+
+        Yields:
+            Restored rows, one band of tiles at a time.
+        """
+        height, width = image.size
+        for top, keep_top, keep_bottom in spans(height, self.tile, self.margin):
+            pixels, mask = image.rows(top, min(height, top + self.tile))
+            here = dataclasses.replace(request, pixels=pixels, mask=mask)
+            with torch.inference_mode():
+                canvas = Canvas(here, view.damage)
+                self._decode(
+                    _Job(
+                        here,
+                        Tile(0, left, (keep_top - top, keep_left, keep_bottom - top, keep_right)),
+                        Tile(top, left, (0, 0, 0, 0)).box(self.tile, height, width),
+                        view,
+                        canvas,
+                    )
+                    for left, keep_left, keep_right in spans(width, self.tile, self.margin)
+                )
+            yield canvas.band(keep_top, slice(keep_top - top, keep_bottom - top))
+
+    def likely_error(self, means: Sequence[float], view: View, request: Request) -> float:
+        """The mean squared error that a result restored band by band is likely to have; `means` over all bands."""
+        with torch.inference_mode():
+            return self._likely_error(means, view, request)
+
+    def _likely_error(self, means: Sequence[float], view: View, request: Request) -> float:
         """What the mean squared error of a result is likely to be; of a fill the mean of what its pixels expect."""
-        if canvas.masked:
-            return canvas.means[0]
-        pixels = describe(*torch.tensor(canvas.means)[:, None].to(self.device))
+        if request.keeps_outside:
+            return means[0]
+        pixels = describe(*torch.tensor(means)[:, None].to(self.device))
         log_error = self._model.log_error(pixels, view.guide.vector[None], view.findings[None], view.logit[None])
         return float(log_error.exp())
 
-    def _look(self, requests: Sequence[Request]) -> list[_View]:
+    def _look(self, requests: Sequence[Request], images: Sequence[Rows] | None = None) -> list[View]:
         """The global view of at most IMAGES_A_LOOK images; all have equally many references."""
         config = self.config
+        images = images or [Whole(request.pixels, request.mask) for request in requests]
         text = self._text([r.caption for r in requests] + [None] * (IMAGES_A_LOOK - len(requests)))
-        small = _padded([_thumbnail(r.pixels, r.mask, config.thumbnail)[0] for r in requests])
-        native = _padded([_probes(r.pixels, r.mask, config.probe, config.probes) for r in requests])
+        small = _padded([_thumbnail(image, config.thumbnail)[0] for image in images])
+        native = _padded([_probes(image, config.probe, config.probes) for image in images])
+        greys = [_is_grey(image) for image in images]
         places = len(requests[0].references)
         references = small.new_zeros(len(small), places, 4, config.thumbnail, config.thumbnail)
         for row, request in enumerate(requests):
             for place, reference in enumerate(request.references):
-                references[row, place] = _thumbnail(reference, None, config.thumbnail)[0]
+                references[row, place] = _thumbnail(Whole(reference), config.thumbnail)[0]
         with autocast(self.device):
             view = self._model.look(
                 small.to(self.device),
@@ -206,47 +246,54 @@ class Restorer:
         damages, clean = view.damage.tolist(), torch.sigmoid(view.clean).tolist()
         captioned = (~text.absent).any(1).tolist()
         return [
-            _View(
+            View(
                 guide=Guide(*(part[row] for part in view.guide)),
                 findings=view.damage[row],
                 logit=view.clean[row],
-                damage=Damage.from_vector(damages[row], is_grey(requests[row].pixels)),
+                damage=Damage.from_vector(damages[row], greys[row]),
                 clean=clean[row],
                 agreement=agreement[row] if captioned[row] else None,
             )
             for row in range(len(requests))
         ]
 
-    def _decode(
-        self,
-        tiles: Sequence[tuple[int, Tile]],
-        batch: int,
-        requests: Sequence[Request],
-        views: Sequence[_View],
-        canvases: Sequence[Canvas],
-    ) -> None:
-        """Run one batch of tiles and paint what is kept of them."""
+    def _decode(self, jobs: Iterable[_Job]) -> None:
+        """Run tiles in batches and paint what is kept of them."""
+        remaining, batch = iter(jobs), TILES_A_BATCH.get(self.device.type, 4)
+        while some := list(itertools.islice(remaining, batch)):
+            self._decode_batch(some, batch)
+
+    def _decode_batch(self, jobs: Sequence[_Job], batch: int) -> None:
         side = self.tile
-        padded = list(tiles) + [tiles[0]] * (batch - len(tiles))
-        pixels = torch.stack([cut(requests[index].pixels, tile, side) for index, tile in padded]).to(self.device)
-        masks = torch.stack([_cut_mask(requests[index], tile, side) for index, tile in padded]).to(self.device)
-        shapes = [requests[index].pixels.shape for index, _ in padded]
-        boxes = torch.tensor(
-            [t.box(side, s[0], s[1]) for (_, t), s in zip(padded, shapes, strict=True)], device=self.device
-        )
-        guide = Guide(*(torch.stack(parts) for parts in zip(*(views[index].guide for index, _ in padded), strict=True)))
-        grey = torch.tensor([views[index].damage.grey for index, _ in padded], device=self.device)
+        padded = [*jobs, *[jobs[0]] * (batch - len(jobs))]
+        pixels = torch.stack([cut(job.request.pixels, job.tile, side) for job in padded]).to(self.device)
+        masks = torch.stack([_cut_mask(job.request, job.tile, side) for job in padded]).to(self.device)
+        boxes = torch.tensor([job.box for job in padded], device=self.device)
+        guide = Guide(*(torch.stack(parts) for parts in zip(*(job.view.guide for job in padded), strict=True)))
+        grey = torch.tensor([job.view.damage.grey for job in padded], device=self.device)
         with autocast(self.device):
             decoded = self._model.decode(pixels, masks, guide, boxes, grey)
         restored, log_error = decoded.pixels.float().cpu(), decoded.log_error.float().clamp(-14, 2).cpu()
         lost = decoded.lost.cpu() > 0  # a logit
-        for row, (index, tile) in enumerate(tiles):
-            canvases[index].paint(tile, restored[row], log_error[row, 0], lost[row, 0])
+        for row, job in enumerate(jobs):
+            job.canvas.paint(job.tile, restored[row], log_error[row, 0], lost[row, 0])
+
+
+class _Job(NamedTuple):
+    """A tile to decode."""
+
+    request: Request
+    tile: Tile
+    """Its place in the request's pixels."""
+    box: tuple[float, float, float, float]
+    """Its place in the whole image, as shares of its sides."""
+    view: View
+    canvas: Canvas
 
 
 @dataclasses.dataclass(frozen=True)
-class _View:
-    """One image's share of a GlobalView."""
+class View:
+    """What the global view tells of one image."""
 
     guide: Guide
     findings: Tensor  # [6], as the network gave them
@@ -276,27 +323,35 @@ def _planes(pixels: Pixels, mask: Pixels | None) -> tuple[Tensor, Tensor]:
     return image, lost
 
 
-def _thumbnail(pixels: Pixels, mask: Pixels | None, side: int) -> Tensor:
+def _thumbnail(image: Rows, side: int) -> Tensor:
     """[1, 4, side, side]; large images are averaged strip by strip first, so that they never stand in floats whole."""
-    height, width = pixels.shape[:2]
+    height, width = image.size
     factor = 1
     while min(height, width) // (2 * factor) >= 2 * side:
         factor *= 2
     if factor == 1:
-        return thumbnails(*_planes(pixels, mask), side)
+        return thumbnails(*_planes(*image.rows(0, height)), side)
     images, masks = [], []
     for top in range(0, height - factor + 1, STRIP):
-        rows = slice(top, min(top + STRIP, height - height % factor))
-        image, lost = _planes(pixels[rows], None if mask is None else mask[rows])
+        picture, lost = _planes(*image.rows(top, min(top + STRIP, height - height % factor)))
         present = F.avg_pool2d(1 - lost, factor)
-        images.append(F.avg_pool2d(image * (1 - lost), factor) / present.clamp_min(1e-3))
+        images.append(F.avg_pool2d(picture * (1 - lost), factor) / present.clamp_min(1e-3))
         masks.append(1 - present)
     return thumbnails(torch.cat(images, 2), torch.cat(masks, 2), side)
 
 
-def _probes(pixels: Pixels, mask: Pixels | None, side: int, count: int) -> Tensor:
+def _probes(image: Rows, side: int, count: int) -> Tensor:
     """[count, 4, side, side] without turning the whole image into floats."""
-    height, width = (max(length, side) for length in pixels.shape[:2])
-    lost = np.zeros((*pixels.shape[:2], 1), np.bool_) if mask is None else mask[..., None]
-    corners = [Tile(top, left, (0, 0, 0, 0)) for top, left in probe_corners(height, width, side, count)]
-    return torch.stack([torch.cat([cut(pixels, corner, side), cut(lost, corner, side)]) for corner in corners])
+    height, width = image.size
+    found = []
+    for top, left in probe_corners(max(height, side), max(width, side), side, count):
+        pixels, mask = image.rows(top, min(height, top + side))
+        lost = np.zeros((*pixels.shape[:2], 1), np.bool_) if mask is None else mask[..., None]
+        corner = Tile(0, left, (0, 0, 0, 0))
+        found.append(torch.cat([cut(pixels, corner, side), cut(lost, corner, side)]))
+    return torch.stack(found)
+
+
+def _is_grey(image: Rows) -> bool:
+    height, _ = image.size
+    return all(is_grey(image.rows(top, min(height, top + STRIP))[0]) for top in range(0, height, STRIP))

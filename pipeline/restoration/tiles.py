@@ -30,8 +30,8 @@ class Tile:
         return self.top / height, self.left / width, (self.top + side) / height, (self.left + side) / width
 
 
-def _spans(length: int, side: int, margin: int) -> Iterator[tuple[int, int, int]]:
-    """Start, and the span kept, of the fewest tiles that cover `length` with `margin` off every inner edge.
+def spans(length: int, side: int, margin: int) -> Iterator[tuple[int, int, int]]:
+    """Start, and the span kept (from, to), of the fewest tiles that cover `length` with `margin` off every inner edge.
 
     Tiles start on multiples of CELL, as the patches did in training: JPEG's blocks lie alike in every tile then.
     """
@@ -52,7 +52,7 @@ def _spans(length: int, side: int, margin: int) -> Iterator[tuple[int, int, int]
 
 def plan_tiles(height: int, width: int, side: int, margin: int) -> list[Tile]:
     """Tiles that cover an image; every pixel is kept from exactly one."""
-    rows, columns = list(_spans(height, side, margin)), list(_spans(width, side, margin))
+    rows, columns = list(spans(height, side, margin)), list(spans(width, side, margin))
     return [
         Tile(top, left, (keep_top, keep_left, keep_bottom, keep_right))
         for top, keep_top, keep_bottom in rows

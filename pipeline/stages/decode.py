@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from pipeline.errors import PermanentRowError, RowError, UnsupportedColumn
-from pipeline.imaging.cells import Fetch, holds_images, is_empty, read_cell, uri_of
-from pipeline.imaging.decode import decode_image, rgb
+from pipeline.errors import PermanentRowError, RowError, UnreadableImage, UnsupportedColumn
+from pipeline.imaging.cells import Fetch, holds_images, is_empty, read_cell, uri_in, uri_of
+from pipeline.imaging.decode import check_size, decode_image, rgb
 from pipeline.imaging.encode import encode_preview
+from pipeline.imaging.large import ENDINGS, LargeTiff
 from pipeline.imaging.mask import lost_in
 from pipeline.imaging.original import Original, pixels_sha256
+from pipeline.imaging.tiff import TiffPages, Unsupported
 from pipeline.imaging.working import eight_bits, to_working
 from pipeline.recipe import Columns, Recipe
 from pipeline.restoration.request import as_caption
 from pipeline.schema import DECODED, ROW_KEY
 from pipeline.stages.table import Row, as_type, failure, with_columns
 
+COPIED = 8 << 20
+"""Bytes of a large file that are read at a time."""
 REFERENCE_SIDE = 512
 """References are only seen as thumbnails; larger ones are shrunk to this longest side in pixels at once."""
 
@@ -37,6 +41,10 @@ class DecodeStage:
     passed: pa.Schema
     """The source's own columns that go through to the output."""
     fetch: Fetch
+    open: Callable[[str], IO[bytes]] | None = None
+    """Opens files for reading in parts, as those of large images are; None: there are none."""
+    root: str = ""
+    """The place below which the source's files lie."""
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Every row of `table`, in order, in tables of about `resources.block_mb` of pixels."""
@@ -85,6 +93,8 @@ class DecodeStage:
             raise UnsupportedColumn(f"the row's file has no column {column!r}")
         value, kind = _cell(table, column, index), table.schema.field(column).type
         row["source_uri"] = uri_of(value)
+        if self._is_large(value, row):
+            return
         data = read_cell(value, kind, column, self.fetch)
         row["source_sha256"] = hashlib.sha256(data).hexdigest()
         original = self._decode(data)
@@ -106,6 +116,36 @@ class DecodeStage:
             "before_preview": encode_preview(eight_bits(pixels), self.recipe.output.previews),
         }
 
+    def _is_large(self, value: Any, row: Row) -> bool:
+        """Whether the image is to be restored band by band; if so, fill in what is known of it."""
+        limits = self.recipe.limits
+        uri = uri_in(value)
+        if self.open is None or uri is None or not uri.lower().endswith(ENDINGS):
+            return False
+        with self.open(uri) as file:
+            try:
+                pages = TiffPages(file)
+            except Exception:  # it is told of in the usual way
+                return False
+            with pages:
+                height, width = pages.size
+                if height * width <= limits.max_megapixels * 1e6:
+                    return False
+                check_size(pages.size, limits.max_streamed_megapixels, "limits.max_streamed_megapixels")
+                try:
+                    image = LargeTiff(pages)
+                    layout, pixels_sha256, notes = image.proto.layout, image.pixels_sha256(), list(image.proto.notes)
+                except (Unsupported, ValueError, IndexError) as error:
+                    raise UnreadableImage(f"the image file cannot be read: {error}") from error
+            file.seek(0)
+            digest = hashlib.sha256()
+            while piece := file.read(COPIED):
+                digest.update(piece)
+        row |= {"source_sha256": digest.hexdigest(), "source_pixels_sha256": pixels_sha256, "source_layout": layout}
+        row |= {"height": height, "width": width, "format": "tiff", "notes": notes, "large": uri, "root": self.root}
+        row |= {"mask": None, "mask_given": False}
+        return True
+
     def _decode(self, data: bytes) -> Original:
         limits = self.recipe.limits
         return decode_image(data, limits.max_megapixels, limits.max_image_mb)
@@ -116,6 +156,8 @@ class DecodeStage:
         value = _cell(table, column, index)
         if column is None or is_empty(value):
             return
+        if row.get("large"):
+            raise PermanentRowError("a mask cannot be used with an image that is restored band by band")
         try:
             mask = lost_in(self._decode(read_cell(value, table.schema.field(column).type, column, self.fetch)))
         except PermanentRowError as error:
@@ -133,6 +175,9 @@ class DecodeStage:
         column = self.columns.truth
         value = _cell(table, column, index)
         if column is None or is_empty(value) or not self.recipe.scoring.truth:
+            return None
+        if size[0] * size[1] > self.recipe.limits.max_megapixels * 1e6:
+            notes.append("no score against the truth: the image is restored band by band")
             return None
         try:
             truth = rgb(self._decode(read_cell(value, table.schema.field(column).type, column, self.fetch)))

@@ -14,9 +14,10 @@ from pipeline.imaging.decode import decode_image
 from pipeline.imaging.encode import Encoded, encode_image, encode_preview, ending
 from pipeline.imaging.original import Original, pixels_sha256
 from pipeline.imaging.working import eight_bits, from_working, to_working
-from pipeline.imaging.xmp import Provenance, with_provenance
+from pipeline.imaging.xmp import with_provenance
 from pipeline.recipe import Recipe
 from pipeline.schema import OUTPUT
+from pipeline.stages.provenance import provenance
 from pipeline.stages.table import Row, failure, source_columns, stage_rows, with_columns
 
 
@@ -49,6 +50,8 @@ class EncodeStage:
             return row | failure("encode", PermanentRowError(f"{type(error).__name__}: {error}")) | {"status": "failed"}
 
     def _file(self, cell: Row) -> Row:
+        if cell["image_uri"] is not None:  # a large one, that is written already
+            return {"image_width": cell["width"], "image_height": cell["height"]}
         if cell["pixels"] is None:
             data, format, preview = cell["file"], cell["format"], cell["before_preview"]
             row = Row(image_pixels_sha256=cell["source_pixels_sha256"], image_layout=cell["source_layout"])
@@ -78,12 +81,7 @@ class EncodeStage:
         after = np.frombuffer(cell["pixels"], before.dtype).reshape(*before.shape[:2], cell["channels"])
         picture, notes = from_working(original, before, after), list[str]()
         if output.provenance:
-            told = Provenance(
-                *(cell["source_sha256"], cell["source_uri"], cell["digital_source"]),
-                software=f"{cell['software']}, model {cell['model']} {cell['model_sha256'][:16]}",
-                actions=[f"{action['name']} ({action['strength']:.3g})" for action in cell["actions"]],
-            )
-            xmp = with_provenance(picture.metadata.xmp, told, notes)
+            xmp = with_provenance(picture.metadata.xmp, provenance(cell), notes)
             picture = dataclasses.replace(picture, metadata=dataclasses.replace(picture.metadata, xmp=xmp))
         encoded = encode_image(picture, output.format, output.quality, output.least_psnr)
         written = picture if encoded.psnr is None else decode_image(encoded.data)

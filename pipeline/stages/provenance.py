@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,15 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from pipeline.imaging.xmp import COMPOSITE, ENHANCED
+from pipeline.imaging.xmp import COMPOSITE, ENHANCED, Provenance
 from pipeline.quality.fidelity import CHANGED
 from pipeline.quality.gate import LEAST_FILL
 from pipeline.restoration.canvas import Restored
 
+MASK_SIDE = 160
+"""Longest side in pixels of a mask of what was changed."""
+STEP = 17
+"""Of its greys: it has 16, and is small."""
 STRIP = 512
 """Rows that are compared at a time."""
 _ACTIONS = (
@@ -57,18 +62,28 @@ def digital_source(result: Restored, coloured: bool) -> str:
     return COMPOSITE if coloured or result.lost.mean() >= LEAST_FILL else ENHANCED
 
 
-def change_mask(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8], side: int) -> bytes:
-    """A grey PNG with its longest side at most `side`: how much of each place was visibly changed; both [H, W, 3]."""
+def provenance(cell: Mapping[str, Any]) -> Provenance:
+    """What is said of a row's result in its file; the row is restored."""
+    return Provenance(
+        *(cell["source_sha256"], cell["source_uri"], cell["digital_source"]),
+        software=f"{cell['software']}, model {cell['model']} {cell['model_sha256'][:16]}",
+        actions=[f"{action['name']} ({action['strength']:.3g})" for action in cell["actions"]],
+    )
+
+
+def change_mask(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> bytes:
+    """A small grey PNG: how much of each place was visibly changed; both [H, W, 3]."""
     height, width = before.shape[:2]
     marked = np.empty((height, width), np.uint8)
     for top in range(0, height, STRIP):
         one, other = (image[top : top + STRIP].astype(np.int16) for image in (before, after))
         marked[top : top + STRIP] = 255 * (np.abs(one - other) > CHANGED).any(2)
     image = Image.fromarray(marked)
-    scale = min(1.0, side / max(height, width))
+    scale = min(1.0, MASK_SIDE / max(height, width))
     image = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BOX)
+    image = image.point([STEP * round(value / STEP) for value in range(256)])
     file = io.BytesIO()
-    image.save(file, "PNG")
+    image.save(file, "PNG", optimize=True)
     return file.getvalue()
 
 

@@ -7,8 +7,8 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from pipeline import __version__
-from pipeline.errors import PermanentRowError
+from pipeline.errors import PermanentRowError, RowError
 from pipeline.imaging.working import eight_bits
 from pipeline.quality.appraise import Appraiser, Case, Verdict
 from pipeline.quality.gate import Decision
@@ -26,13 +26,12 @@ from pipeline.restoration.colour import coloured
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import Restorer
 from pipeline.schema import RESTORED
+from pipeline.stages.large import LargeStage, Publish
 from pipeline.stages.provenance import actions, change_mask, device_name, digital_source
 from pipeline.stages.table import Row, failure, source_columns, stage_rows, with_columns
 
 log = logging.getLogger(__name__)
 
-CHANGE_SIDE = 256
-"""Longest side of a mask of what was changed where no previews are wanted."""
 Pixels = npt.NDArray[Any]
 
 
@@ -40,7 +39,13 @@ class RestoreStage:
     """Holds a Restorer for the life of an actor."""
 
     def __init__(
-        self, recipe: Recipe, device: str, threads: int = 0, decisions: Mapping[str, Decision] | None = None
+        self,
+        recipe: Recipe,
+        device: str,
+        threads: int = 0,
+        decisions: Mapping[str, Decision] | None = None,
+        opens: Mapping[str, Callable[[str], IO[bytes]]] | None = None,
+        publish: Publish | None = None,
     ) -> None:
         """Load the model.
 
@@ -49,6 +54,8 @@ class RestoreStage:
             device: `cpu` or `cuda`.
             threads: CPU threads if there is no GPU; 0: all cores that this process may use.
             decisions: what persons have decided, by `result_id`.
+            opens: how files of large images are opened, by the place in the source below which their rows lie.
+            publish: where results of large images go; without it they fail.
 
         Raises:
             ModelError: there is none, or it cannot be loaded.
@@ -71,6 +78,9 @@ class RestoreStage:
         }
         self._decisions = decisions or {}
         self._appraiser = Appraiser(recipe, self._restorer.device)
+        self._large = None
+        if publish is not None:
+            self._large = LargeStage(recipe, self._restorer, self._appraiser, opens or {}, publish)
 
     def bare_speed(self) -> float:
         """Megapixels a second of the model alone, on tiles in memory."""
@@ -79,12 +89,15 @@ class RestoreStage:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Restore the rows that decoded; the others pass."""
         cells = stage_rows(table)
-        good = [index for index, cell in enumerate(cells) if cell["error_stage"] is None]
+        good = [index for index, cell in enumerate(cells) if cell["error_stage"] is None and cell["large"] is None]
+        large = [index for index, cell in enumerate(cells) if cell["error_stage"] is None and cell["large"] is not None]
         rows = [{name: cell[name] for name in RESTORED.names if name in cell} for cell in cells]
         for index in good:
             rows[index]["pixels"] = None
         for index, answer in zip(good, self._restore([cells[index] for index in good]), strict=True):
             rows[index] |= answer
+        for index in large:
+            rows[index] |= self._restore_large(cells[index])
         for row in rows:
             row |= self._made_by
             if row["error_stage"] is not None:
@@ -112,13 +125,25 @@ class RestoreStage:
         pixels = sum(cell["height"] * cell["width"] for cell in cells)
         answers = []
         now = datetime.datetime.now(datetime.UTC)
-        side = self._recipe.output.previews or CHANGE_SIDE
         for cell, request, case, verdict in zip(cells, requests, cases, verdicts, strict=True):
             share = cell["height"] * cell["width"] / pixels
             seconds = {"restore_seconds": share * (restored - started), "score_seconds": share * (scored - restored)}
-            answer = _answer(request, case, verdict, cell["channels"], side) | seconds
+            answer = _answer(request, case, verdict, cell["channels"]) | seconds
             answers.append(answer | {"result_id": self._result_id(cell), "restored_at": now})
         return answers
+
+    def _restore_large(self, cell: Row) -> Row:
+        if self._large is None:
+            return failure("restore", PermanentRowError("images this large have to be written beside a table"))
+        request = self._asked(cell, np.zeros((1, 1, 3), np.uint8), None)
+        result_id = self._result_id(cell)
+        try:
+            answer = self._large(cell, request, self._decisions.get(result_id), self._made_by)
+        except RowError as error:
+            return failure("restore", error)
+        except Exception as error:  # one image's surprise must not cost the others
+            return failure("restore", PermanentRowError(f"{type(error).__name__}: {error}"))
+        return answer | {"result_id": result_id}
 
     def _appraise(self, cases: Sequence[Case]) -> list[Verdict]:
         """Together, or one by one; a result that cannot be scored is for a person to look at."""
@@ -134,12 +159,16 @@ class RestoreStage:
 
     def _request(self, cell: Row) -> Request:
         height, width = cell["height"], cell["width"]
-        options, mask = self._recipe.restoration, cell["mask"]
         pixels = _array(cell["pixels"], height, width, cell["channels"], cell["depth"])
+        pixels = np.repeat(pixels, 3, axis=2) if cell["channels"] == 1 else pixels
+        return self._asked(cell, pixels, None if cell["mask"] is None else _mask(cell["mask"], height, width))
+
+    def _asked(self, cell: Row, pixels: Pixels, mask: npt.NDArray[np.bool_] | None) -> Request:
+        options = self._recipe.restoration
         return Request(
-            pixels=np.repeat(pixels, 3, axis=2) if cell["channels"] == 1 else pixels,
+            pixels=pixels,
             caption=cell["caption"],
-            mask=None if mask is None else _mask(mask, height, width),
+            mask=mask,
             only_mask=cell["mask_given"],
             references=tuple(_array(r["pixels"], r["height"], r["width"], 3) for r in cell["references"] or ()),
             colourise=options.colourise,
@@ -166,7 +195,7 @@ class RestoreStage:
         return hashlib.sha256(" ".join(follows_from).encode()).hexdigest()
 
 
-def _answer(request: Request, case: Case, verdict: Verdict, channels: int, side: int) -> Row:
+def _answer(request: Request, case: Case, verdict: Verdict, channels: int) -> Row:
     """The row's columns, and its pixels if they are taken; `channels` are those that were decoded."""
     row: Row = {
         **verdict.scores,
@@ -183,7 +212,7 @@ def _answer(request: Request, case: Case, verdict: Verdict, channels: int, side:
             "channels": pixels.shape[2],
             "actions": actions(case.result, case.coloured, repaired=verdict.taken == "result"),
             "digital_source": digital_source(case.result, case.coloured),
-            "change_mask": change_mask(case.before, verdict.after, side),
+            "change_mask": change_mask(case.before, verdict.after),
         }
     return row
 

@@ -1,0 +1,262 @@
+"""The restore stage for images too large to be in memory: from file to file, band by band."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pipeline.errors import RowError, StoreUnavailable, UnreadableImage
+from pipeline.imaging.encode import encode_preview
+from pipeline.imaging.large import LargeTiff
+from pipeline.imaging.original import Original
+from pipeline.imaging.tags import Tag, add_tags
+from pipeline.imaging.tiff import TiffPages, Unsupported
+from pipeline.imaging.working import eight_bits
+from pipeline.imaging.xmp import with_provenance
+from pipeline.quality.appraise import Appraiser, Case, Verdict
+from pipeline.quality.gate import Decision
+from pipeline.recipe import Recipe
+from pipeline.restoration.canvas import Band, Restored
+from pipeline.restoration.request import Request
+from pipeline.restoration.restorer import Restorer, View
+from pipeline.stages.provenance import actions, change_mask, digital_source, provenance
+from pipeline.stages.table import Row
+
+GRID = 4
+"""Windows a side by which a large image is scored, at full resolution."""
+SIDE = 512
+"""Pixels a side of a window, at most."""
+COPIED = 8 << 20
+"""Bytes of a file that are read at a time."""
+
+
+class Publish(Protocol):
+    """Writes a local file beside the table, given its SHA-256 and ending, and returns its URI."""
+
+    def __call__(self, local: Path, sha256: str, ending: str) -> str:
+        """Raises a RowError if it cannot be written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LargeStage:
+    """Restores large TIFF files, which rows name by URI."""
+
+    recipe: Recipe
+    restorer: Restorer
+    appraiser: Appraiser
+    opens: Mapping[str, Callable[[str], IO[bytes]]]
+    """How files are opened, by the place in the source below which their rows lie."""
+    publish: Publish
+
+    def __call__(self, cell: Row, request: Request, decision: Decision | None, made_by: Mapping[str, str]) -> Row:
+        """The columns that restoring adds, and those of the file, which is written already.
+
+        Args:
+            cell: the row, as decoding gave it.
+            request: what is asked, without pixels and mask.
+            decision: a person has seen this very result.
+            made_by: model and software.
+
+        Raises:
+            RowError: the file cannot be read or written.
+        """
+        try:
+            with self.opens[cell["root"]](cell["large"]) as file, TiffPages(file) as pages:
+                return self._restored(cell, LargeTiff(pages), request, decision, made_by)
+        except RowError:
+            raise
+        except Unsupported as error:
+            raise UnreadableImage(f"the image file cannot be read: {error}") from error
+        except OSError as error:
+            raise StoreUnavailable(
+                f"the image could not be read or written ({type(error).__name__}: {error})"
+            ) from error
+
+    def _restored(
+        self, cell: Row, image: LargeTiff, request: Request, decision: Decision | None, made_by: Mapping[str, str]
+    ) -> Row:
+        started = time.perf_counter()
+        view = self.restorer.look_at(image, request)
+        coloured = request.colourise and view.damage.grey
+        with tempfile.TemporaryDirectory(prefix="conservator-") as folder:
+            path, account = Path(folder, "restored.tif"), _Account(image.size, self.recipe.output.previews)
+            with path.open("w+b") as file:
+                bands = self._bands(
+                    image, request, view, account, one_channel=image.proto.space == "grey" and not coloured
+                )
+                pixels_sha256 = image.write(file, bands, coloured)
+                result = account.result(view, lambda means: self.restorer.likely_error(means, view, request))
+                restored = time.perf_counter()
+                case = Case(
+                    *(account.windows("before"), result),
+                    broken=account.broken,
+                    caption=request.caption,
+                    coloured=coloured,
+                    decision=decision,
+                )
+                (verdict,) = self.appraiser([case])
+                notes = [*(cell["notes"] or ()), *([account.broken] if account.broken else [])]
+                row = _told(verdict, account) | {"grey": view.damage.grey, "notes": notes}
+                if verdict.after is not None:
+                    row["actions"] = actions(result, coloured, repaired=True)
+                    row["digital_source"] = digital_source(result, coloured)
+                    if self.recipe.output.provenance:
+                        told = provenance({**cell, **row, **made_by})
+                        xmp = with_provenance(image.proto.metadata.xmp, told, notes)
+                        add_tags(file, {0x02BC: Tag(1, len(xmp), xmp)})
+            if verdict.after is None:
+                row |= self._original(cell)
+            else:
+                sha256, size = _digest(path)
+                row |= {
+                    "image_uri": self.publish(path, sha256, "tif"),
+                    "image_bytes": size,
+                    "image_sha256": sha256,
+                    "image_pixels_sha256": pixels_sha256,
+                    "image_layout": cell["source_layout"],
+                    "change_mask": account.change_mask(),
+                    "after_preview": account.preview("after"),
+                }
+        scored = time.perf_counter()
+        return row | {
+            "image_format": "tiff",
+            "before_preview": account.preview("before"),
+            "restore_seconds": restored - started,
+            "score_seconds": scored - restored,
+            "restored_at": datetime.datetime.now(datetime.UTC),
+        }
+
+    def _bands(
+        self, image: LargeTiff, request: Request, view: View, account: _Account, one_channel: bool
+    ) -> Iterator[Original]:
+        """Restored rows in the original's own numbers."""
+        for band in self.restorer.restore_rows(image, request, view):
+            before, missing = image.rows(band.top, band.top + len(band.array))
+            after = np.rint(band.array.clip(0, 1) * np.iinfo(before.dtype).max).astype(before.dtype)
+            account.add(band, eight_bits(before), missing)
+            yield image.changed(band.top, after[..., :1] if one_channel else after)
+
+    def _original(self, cell: Row) -> Row:
+        """What was kept stays where it is."""
+        with self.opens[cell["root"]](cell["large"]) as file:
+            size = file.seek(0, 2)
+        return {
+            "image_uri": cell["source_uri"],
+            "image_bytes": size,
+            "image_sha256": cell["source_sha256"],
+            "image_pixels_sha256": cell["source_pixels_sha256"],
+            "image_layout": cell["source_layout"],
+        }
+
+
+class _Account:
+    """What is kept of a large result while it passes: sums, windows at full resolution, and small pictures."""
+
+    def __init__(self, size: tuple[int, int], preview: int) -> None:
+        self._size = size
+        height, width = size
+        tall, wide = (min(SIDE, max(1, length // GRID)) for length in size)
+        self._window = tall, wide
+        self._tops, self._lefts = (
+            [int((i + 0.5) / GRID * n) - s // 2 for i in range(GRID)] for n, s in zip(size, self._window, strict=True)
+        )
+        shape = (GRID * tall, GRID * wide)
+        self._before = np.zeros((*shape, 3), np.uint8)
+        self._after = np.zeros((*shape, 3), np.float32)
+        self._uncertainty = np.zeros(shape, np.float16)
+        self._lost = np.zeros(shape, np.bool_)
+        self._sums = np.zeros(5)
+        self._preview = preview
+        self._scale = min(1.0, 1024 / max(height, width))
+        self._small: dict[str, list[npt.NDArray[np.uint8]]] = {"before": [], "after": []}
+        self._missing = 0
+
+    def add(self, band: Band, before: npt.NDArray[np.uint8], missing: npt.NDArray[np.bool_] | None) -> None:
+        """Restored rows, and what they were."""
+        self._sums += band.sums
+        self._missing += 0 if missing is None else int(missing.sum())
+        whole = (
+            (self._before, before),
+            (self._after, band.array),
+            (self._uncertainty, band.uncertainty),
+            (self._lost, band.lost),
+        )
+        tall, wide = self._window
+        for i, top in enumerate(self._tops):
+            first, last = max(top, band.top), min(top + tall, band.top + len(before))
+            if first >= last:
+                continue
+            for j, left in enumerate(self._lefts):
+                target = (slice(i * tall + first - top, i * tall + last - top), slice(j * wide, (j + 1) * wide))
+                source = (slice(first - band.top, last - band.top), slice(left, left + wide))
+                for mosaic, rows in whole:
+                    mosaic[target] = rows[source]
+        after = np.rint(band.array.clip(0, 1) * 255).astype(np.uint8)
+        for name, rows in (("before", before), ("after", after)):
+            small = (max(1, round(rows.shape[1] * self._scale)), max(1, round(len(rows) * self._scale)))
+            self._small[name].append(np.asarray(Image.fromarray(rows).resize(small, Image.Resampling.BOX)))
+
+    @property
+    def broken(self) -> str | None:
+        """What is wrong with the file."""
+        share = self._missing / (self._size[0] * self._size[1])
+        return f"the file is broken: {share:.0%} of the picture is missing" if share else None
+
+    def windows(self, name: str) -> npt.NDArray[Any]:
+        """The windows, side by side, [h, w, 3]."""
+        return self._before if name == "before" else self._after
+
+    def result(self, view: View, likely_error: Callable[[list[float]], float]) -> Restored:
+        """The windows as a result, with what was found in the whole image."""
+        area = self._size[0] * self._size[1]
+        error, log_error, change, lost, withheld = (float(total) / area for total in self._sums)
+        likely = likely_error([error, log_error, change, lost]) + withheld
+        return Restored(
+            array=self._after,
+            damage=dataclasses.replace(view.damage, missing=lost),
+            clean=view.clean,
+            uncertainty=self._uncertainty,
+            lost=self._lost,
+            expected_psnr=float(-10 * np.log10(max(likely, 1e-10))),
+            mean_error=max(error + withheld, 1e-10),
+            agreement=view.agreement,
+        )
+
+    def preview(self, name: str) -> bytes | None:
+        """A small JPEG."""
+        return encode_preview(np.concatenate(self._small[name]), self._preview)
+
+    def change_mask(self) -> bytes:
+        """How much of each place was visibly changed, as far as small pictures show it."""
+        before, after = (np.concatenate(self._small[name]) for name in ("before", "after"))
+        return change_mask(before, after)
+
+
+def _told(verdict: Verdict, account: _Account) -> Row:
+    return {
+        **verdict.scores,
+        "status": verdict.status,
+        "reasons": verdict.reasons,
+        "subjects": verdict.subjects,
+        "actions": [],
+        "pixels": None,
+    }
+
+
+def _digest(path: Path) -> tuple[str, int]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while piece := file.read(COPIED):
+            digest.update(piece)
+            size += len(piece)
+    return digest.hexdigest(), size
