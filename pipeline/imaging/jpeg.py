@@ -27,6 +27,8 @@ _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 SHRUNK = 8
 """Pixels a side of a block of JPEG."""
+TRIES = 4
+"""Continuations of a file that is cut short: with one of them some blocks may look as they did without."""
 _MOST = 65_000
 """Pixels a side that JPEG can hold, about."""
 
@@ -84,7 +86,9 @@ def repair(data: bytes) -> Repaired | None:
         return Repaired(body + END, None, NO_DETAIL if end < 0 else UNCLEAR)
     if end > 0 and (damaged := _damaged(data, frame)) is not None:
         return damaged
-    missing = _differing(_read(body + END), _read(body + _continuation(frame) + END), frame)
+    ended = _read(body + END)
+    continued = (_read(body + _continuation(frame, seed) + END) for seed in range(TRIES))
+    missing = np.logical_or.reduce([_differing(ended, other, frame) for other in continued])
     if end < 0:
         return _marked(body + END, missing, CUT_SHORT)
     return _marked(data, missing, AND_MORE) if missing.any() else Repaired(data, None, UNCLEAR)
@@ -101,22 +105,23 @@ def _damaged(data: bytes, frame: _Frame) -> Repaired | None:
     """A file with a beginning and an end: restart intervals that do not decode are missing. None: there are none."""
     across = -(-frame.width // frame.block[1])
     down = -(-frame.height // frame.block[0])
-    units = np.zeros(across * down, np.bool_)
-    last = -(-len(units) // frame.interval) - 1 if frame.interval else 0
+    units = across * down
+    last = -(-units // frame.interval) - 1 if frame.interval else 0
+    bodies = [b""] * (last + 1)
     number = 0
     for interval, marker in _intervals(frame):
         # the marker that ends an interval counts modulo 8: a gap says how many were lost
         ends = last if marker is None else min(last, number + (marker - number) % 8)
-        first = number * frame.interval
-        count = min(frame.interval, len(units) - first)
-        if ends > number or not _decodes(frame, interval, count):
-            units[first : (ends + 1) * frame.interval] = True
+        if ends == number and _decodes(frame, interval, min(frame.interval, units - number * frame.interval)):
+            bodies[number] = interval
         number = ends + 1
         if number > last:
             break
-    if not units.any():
+    lost = np.array([not body for body in bodies]).repeat(max(1, frame.interval))[:units]
+    if not number or not lost.any():
         return None
-    return _marked(data, _grown(units.reshape(down, across), frame), DAMAGED)
+    coded = b"".join(body + bytes([0xFF, 0xD0 + place % 8]) for place, body in enumerate(bodies[:-1]))
+    return _marked(frame.head + coded + bodies[-1] + END, _grown(lost.reshape(down, across), frame), DAMAGED)
 
 
 def _intervals(frame: _Frame) -> Iterator[tuple[bytes, int | None]]:
@@ -138,9 +143,9 @@ def _decodes(frame: _Frame, interval: bytes, units: int) -> bool:
     return is_sound(bytes(head) + interval + END)
 
 
-def _continuation(frame: _Frame) -> bytes:
+def _continuation(frame: _Frame, seed: int) -> bytes:
     """Noise for all of the picture, without a marker but those of restarts that would follow."""
-    dice = np.random.default_rng(0)
+    dice = np.random.default_rng(seed)
     units = -(-frame.width // frame.block[1]) * -(-frame.height // frame.block[0])
     noise = dice.integers(0, 255, min(units, frame.interval or units) * 64 + 64, dtype=np.uint8).tobytes()
     if not frame.interval:

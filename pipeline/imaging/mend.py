@@ -60,7 +60,7 @@ def _png(data: bytes) -> Repaired | None:
     whole = PNG + middle + png_chunk(b"IDAT", zlib.compress(pixels, 1)) + png_chunk(b"IEND", b"")
     missing = np.zeros((height, width), np.bool_)
     missing[rows:] = True
-    return Repaired(whole, missing if rows < height else None, f"the file is broken: {rows} of {height} rows are left")
+    return Repaired(whole, missing if rows < height else None, CUT_SHORT.format(missing.mean()))
 
 
 class _Chunk(NamedTuple):

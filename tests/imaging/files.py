@@ -150,7 +150,7 @@ FILES: dict[str, Callable[[], bytes]] = {
 
 
 def profile_for(name: str) -> bytes | None:
-    """A colour profile that is not sRGB, for files that can have one; none for CMYK, of which there is no free one here."""
+    """A colour profile that is not sRGB, for files that can have one; there is none for CMYK here."""
     if name.split()[0] in NO_METADATA or "lab" in name or "cmyk" in name:
         return None
     if "grey" in name:
