@@ -266,7 +266,7 @@ def compose(
         return ray.data.read_datasource(edits, num_cpus=resources.task_cpus)
     device, actors = device_of(recipe)
     publish = run.output.image_writer(run.turn.generation) if recipe.output.images == "files" else None
-    stage = EncodeStage(recipe, run.run_id, publish)
+    stage = EncodeStage(recipe, run.run_id, publish, run.credentials())
     rows = Rows(run.source.store, parts, run.columns, Decode(run), stopped)
     return (
         ray.data.read_datasource(rows, num_cpus=resources.task_cpus)

@@ -18,6 +18,7 @@ import torch
 
 from pipeline.errors import OutputError, RecipeError, SourceError, transient_errors
 from pipeline.imaging.cells import redacted
+from pipeline.imaging.signing import Credentials, load_credentials
 from pipeline.lake.commits import Exchange
 from pipeline.lake.decisions import Reviewed
 from pipeline.lake.exchanges import find_exchanges
@@ -75,6 +76,15 @@ class Run:
         """SHA-256 over all decisions."""
         said = sorted((result, decision.accepted, decision.said) for result, decision in self.decisions.items())
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+    def credentials(self) -> Credentials | None:
+        """With what its images are signed.
+
+        Raises:
+            RecipeError: they cannot be.
+        """
+        signing = self.recipe.output.signing
+        return None if signing is None else load_credentials(signing.certificates, signing.key, signing.algorithm)
 
     @property
     def run_id(self) -> str:
@@ -150,6 +160,7 @@ def prepare(recipe: Recipe, fresh: bool = False, retry: Retry | None = None) -> 
         load_model(recipe.restoration.model)
         minilm_folder()
         Appraiser(recipe, torch.device("cpu"))
+        run.credentials()
     return run
 
 

@@ -184,6 +184,17 @@ class Gate(_Section):
     """More rules, such as `[{score: colour_shift, above: 10}, {score: noise_before, below: 2, then: kept}]`."""
 
 
+class Signing(_Section):
+    """Content credentials: with whose key restored files are signed (needs `conservator[c2pa]`)."""
+
+    certificates: str
+    """A file with the signer's certificate and those above it, PEM."""
+    key: str
+    """A file with the private key, PEM."""
+    algorithm: Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"] = "es256"
+    """What kind of key it is."""
+
+
 class Output(_Section):
     """What is written."""
 
@@ -200,6 +211,9 @@ class Output(_Section):
     does not help it is written lossless."""
     provenance: bool = True
     """Write into each restored file, as XMP, from which original it derives, and what kind of digital source it is."""
+    signing: Signing | None = None
+    """Sign restored files as C2PA has it: a manifest in each names its original and what was done. JPEG 2000 and images
+    restored band by band have none. Null: nothing is signed."""
     prefix: str = ""
     """Put before the names of the columns that are added, where they would collide with the source's own."""
     previews: int = Field(default=320, ge=0, le=2048)
@@ -232,7 +246,7 @@ class Output(_Section):
 
 
 _PLACES = (
-    *("uri", "storage", "table", "table_name", "catalog", "file_mb", "row_group", "partition_by"),
+    *("uri", "storage", "table", "table_name", "catalog", "file_mb", "row_group", "partition_by", "signing"),
     *("mixed", "commit_minutes", "grace_seconds", "lease_seconds"),
 )
 """Settings of the output that do not change a row."""

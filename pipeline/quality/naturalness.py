@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.quality.extras import check_extra
+from pipeline.extras import check_extra
 
 LARGEST = 4_000_000
 """Pixels up to which it is told."""

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.quality.extras import check_extra
+from pipeline.extras import check_extra
 
 Pixels = npt.NDArray[np.uint8]
 

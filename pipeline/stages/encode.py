@@ -13,6 +13,7 @@ from pipeline.errors import PermanentRowError, RowError
 from pipeline.imaging.decode import decode_image
 from pipeline.imaging.encode import Encoded, encode_image, encode_preview, ending
 from pipeline.imaging.original import Original, pixels_sha256
+from pipeline.imaging.signing import Credentials, signed
 from pipeline.imaging.working import eight_bits, from_working, to_working
 from pipeline.imaging.xmp import with_provenance
 from pipeline.recipe import Recipe
@@ -30,6 +31,8 @@ class EncodeStage:
     publish: Callable[[bytes, str, str], str] | None = None
     """Writes an image file beside the table, given its SHA-256 and ending, and returns its URI; None: it stays in the
     row."""
+    credentials: Credentials | None = None
+    """With what restored files are signed; None: not at all."""
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Every row of `table`, in order, with the columns of `OUTPUT` (under the recipe's prefix)."""
@@ -84,6 +87,13 @@ class EncodeStage:
             xmp = with_provenance(picture.metadata.xmp, provenance(cell), notes)
             picture = dataclasses.replace(picture, metadata=dataclasses.replace(picture.metadata, xmp=xmp))
         encoded = encode_image(picture, output.format, output.quality, output.least_psnr)
+        if self.credentials is not None:
+            parts = (encoded.data, encoded.format, cell["file"], cell["format"], provenance(cell), self.credentials)
+            data = signed(*parts)
+            if data is None:
+                notes.append(f"{encoded.format.upper()} holds no C2PA manifest: it is not signed")
+            else:
+                encoded = encoded._replace(data=data)
         written = picture if encoded.psnr is None else decode_image(encoded.data)
         row: Row = {
             "notes": [*(cell["notes"] or ()), *notes, *encoded.notes],
