@@ -45,13 +45,13 @@ def load_credentials(certificates: str, key: str, algorithm: str) -> Credentials
         RecipeError: a file cannot be read, the two are not accepted, or the package is missing.
     """
     check_extra("output.signing", "c2pa", "c2pa")
-    texts = []
+    texts = dict[str, str]()
     for name, path in (("certificates", certificates), ("key", key)):
         try:
-            texts.append(Path(path).read_text())
+            texts[name] = Path(path).read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"output.signing.{name}: {path} cannot be read: {error}") from error
-    credentials = Credentials(*texts, algorithm)
+    credentials = Credentials(**texts, algorithm=algorithm)
     file = io.BytesIO()
     Image.new("L", (8, 8)).save(file, "PNG")
     told = Provenance("0" * 64, None, ENHANCED, "conservator", [])
