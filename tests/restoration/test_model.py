@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from pipeline.damage import tone
+from pipeline.damage.record import Damage
 from pipeline.restoration.canvas import Canvas
 from pipeline.restoration.judge import Judge, describe, summary
 from pipeline.restoration.request import Request
@@ -72,7 +73,7 @@ def test_the_judge_is_told_the_same_of_an_image_as_of_a_patch_in_training() -> N
         before = torch.from_numpy(image.copy()).permute(2, 0, 1)
         result = (before + 0.1 * torch.rand(3, 24, 32, generator=DICE)).clamp(0, 1)
         log_error, lost = torch.rand(24, 32, generator=DICE) - 6, torch.rand(24, 32, generator=DICE) - 0.9
-        canvas = Canvas(Request(image), grey)
+        canvas = Canvas(Request(image), Damage(grey=grey))
         canvas.paint(Tile(0, 0, (0, 0, 24, 32)), result, log_error, lost > 0)
         told = describe(*torch.tensor(canvas.means)[:, None])
         change = tone.luma(result).expand(3, -1, -1) - before if grey else result - before

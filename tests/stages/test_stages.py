@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import StoreUnavailable
+from pipeline.imaging.decode import decode_image
+from pipeline.imaging.original import pixels_sha256
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.restoration.request import as_caption
 from pipeline.schema import OUTPUT
@@ -17,6 +19,7 @@ from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage
 from pipeline.stages.table import stage_rows
 from tests.conftest import encoded, noise
+from tests.imaging.files import profile_for, tiff
 
 RECIPE = Recipe()
 PASSED = pa.schema([("id", pa.string()), ("caption", pa.string()), ("shelf", pa.int64())])
@@ -51,7 +54,7 @@ def rows_of(**columns: list[Any]) -> pa.Table:
 
 def test_each_broken_row_fails_alone_and_says_how(restore: RestoreStage) -> None:
     good = encoded(noise(40, 50))
-    images = [good, None, b"", b"no image at all", good[: len(good) // 2], good]
+    images = [good, None, b"", b"no image at all", encoded(noise(40, 50), "WEBP")[:200], good]
     rows = through(rows_of(image=images, shelf=list(range(6))), restore)
     assert [row["error_type"] for row in rows] == [
         None,
@@ -186,6 +189,81 @@ def test_a_clean_grey_picture_keeps_its_luminance_when_coloured(photo: np.ndarra
     row = through(rows_of(image=[encoded(grey)], caption=["a bear"]), RestoreStage(recipe, "cpu"), recipe)[0]
     out = np.asarray(Image.open(io.BytesIO(row["image"])))
     assert np.abs(out @ np.array([0.299, 0.587, 0.114]) - grey).max() <= 1
+
+
+def test_sixteen_bits_and_a_wide_profile_go_from_file_to_file(restore: RestoreStage, photo: np.ndarray) -> None:
+    profile = profile_for("tiff rgb")
+    dirty = photo.astype(np.float32) * 257 + np.random.default_rng(0).normal(0, 30 * 257, photo.shape)
+    deep = dirty.clip(0, 65535).astype(np.uint16)
+    file = tiff(deep, photometric="rgb", iccprofile=profile, resolution=(600, 600), resolutionunit="inch")
+    row = through(rows_of(image=[file]), restore)[0]
+    found = decode_image(row["image"])
+    assert (row["status"], row["image_format"], row["image_layout"]) == ("restored", "tiff", "rgb, 16 bits")
+    assert found.metadata.icc == profile and found.metadata.resolution == (600, 600)
+    # not only what 8 bits can say
+    assert len(np.unique(found.samples)) > 5000
+    assert row["encoding_psnr"] is None and row["source_layout"] == "rgb, 16 bits"
+    assert any("profile" in note for note in row["notes"])
+
+
+def test_rows_and_files_tell_where_they_come_from(restore: RestoreStage, photo: np.ndarray) -> None:
+    dirty = (photo + np.random.default_rng(0).normal(0, 30, photo.shape)).clip(0, 255).astype(np.uint8)
+    clean, repaired = through(rows_of(image=[encoded(photo), encoded(dirty)]), restore)
+    assert clean["status"] == "kept" and clean["actions"] == [] and clean["digital_source"] is None
+    assert clean["image_pixels_sha256"] == clean["source_pixels_sha256"] == pixels_sha256(decode_image(clean["image"]))
+    assert repaired["image_pixels_sha256"] == pixels_sha256(decode_image(repaired["image"]))
+    assert repaired["image_pixels_sha256"] != repaired["source_pixels_sha256"]
+    assert repaired["actions"][0]["name"] == "denoise" and 20 < repaired["actions"][0]["strength"] < 40
+    assert repaired["digital_source"] == "algorithmicallyEnhanced"
+    assert (
+        repaired["model_license"] and "torch" in repaired["software"] and repaired["device"] and repaired["restored_at"]
+    )
+    mask = np.asarray(Image.open(io.BytesIO(repaired["change_mask"])))
+    assert mask.max() > 150 and len(repaired["change_mask"]) < 20_000
+    xmp = decode_image(repaired["image"]).metadata.xmp or b""
+    assert repaired["source_sha256"].encode() in xmp and b"algorithmicallyEnhanced" in xmp and b"denoise" in xmp
+
+
+def test_the_same_row_gives_the_same_file(restore: RestoreStage, photo: np.ndarray) -> None:
+    dirty = encoded((photo + np.random.default_rng(0).normal(0, 30, photo.shape)).clip(0, 255).astype(np.uint8))
+    one, other = (through(rows_of(image=[dirty]), restore)[0] for _ in range(2))
+    assert one["image"] == other["image"]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_of_a_broken_file_the_missing_part_is_filled_and_a_person_asked(
+    restore: RestoreStage, photo: np.ndarray, format: str
+) -> None:
+    file = encoded(photo, format)
+    row = through(rows_of(image=[file[: int(len(file) * 0.8)]], truth=[encoded(photo)]), restore)[0]
+    assert row["status"] == "review" and any("missing" in reason for reason in row["reasons"])
+    assert row["image"] is not None and 0.05 < row["missing"] < 0.5
+    assert row["psnr_after"] > row["psnr_before"]
+    assert row["digital_source"] == "compositeWithTrainedAlgorithmicMedia"
+    assert any(action["name"] == "fill" for action in row["actions"])
+
+
+def test_less_strength_changes_less_and_is_expected_to_gain_less(restore: RestoreStage, photo: np.ndarray) -> None:
+    dirty = (photo + np.random.default_rng(0).normal(0, 30, photo.shape)).clip(0, 255).astype(np.uint8)
+    table = rows_of(image=[encoded(dirty)])
+    found = []
+    for overrides in (["restoration.strength=0.5"], ["restoration.strengths={noise: 0.5}"]):
+        recipe = load_recipe(overrides=overrides)
+        found.append(through(table, RestoreStage(recipe, "cpu"), recipe)[0])
+    full = through(table, restore)[0]
+    for row in found:
+        assert row["change_psnr"] > full["change_psnr"] + 2
+        assert 0 < row["expected_gain"] < full["expected_gain"] - 1
+    half = through(table, RestoreStage(recipe := load_recipe(overrides=["restoration.strength=0.5"]), "cpu"), recipe)[0]
+    assert half["change_psnr"] == pytest.approx(full["change_psnr"] + 6.02, abs=0.3)
+
+
+def test_a_lossy_format_is_measured(restore: RestoreStage, photo: np.ndarray) -> None:
+    dirty = (photo + np.random.default_rng(0).normal(0, 30, photo.shape)).clip(0, 255).astype(np.uint8)
+    recipe = load_recipe(overrides=["output.format=jpeg", "output.quality=60", "output.least_psnr=38"])
+    row = through(rows_of(image=[encoded(dirty)]), restore, recipe)[0]
+    assert row["image_format"] == "jpeg" and row["encoding_psnr"] >= 38
+    assert row["image_pixels_sha256"] == pixels_sha256(decode_image(row["image"]))
 
 
 def test_a_mask_of_another_size_fails_the_row() -> None:

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tifffile
+
+from pipeline.imaging.decode import decode_image
+from pipeline.imaging.original import pixels_sha256
+from pipeline.lake.fetch import UriReader
+from pipeline.lake.images import ImageWriter
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.stages.decode import DecodeStage
+from pipeline.stages.encode import EncodeStage
+from pipeline.stages.restore import RestoreStage
+from tests.imaging.files import profile_for
+
+WHOLE, BANDS = load_recipe(), load_recipe(overrides=["limits.max_megapixels=0.05"])
+PASSED = pa.schema([("id", pa.string())])
+Through = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RestoreStage]:
+    out = tmp_path_factory.mktemp("out")
+    opens = {"": lambda uri: Path(uri).open("rb")}
+    return {
+        "whole": RestoreStage(WHOLE, "cpu"),
+        "bands": RestoreStage(BANDS, "cpu", opens=opens, publish=ImageWriter(str(out)).file),
+    }
+
+
+@pytest.fixture
+def through(tmp_path: Path, stages: dict[str, RestoreStage]) -> Through:
+    """A file through all stages, whole or in bands."""
+
+    def run(path: Path, how: str, recipe: Recipe | None = None, **columns: Any) -> dict[str, Any]:
+        recipe = recipe or (WHOLE if how == "whole" else BANDS)
+        reader = UriReader(str(tmp_path), (), 10**9, 1)
+        stage = DecodeStage(recipe, recipe.columns, PASSED, reader, reader.open)
+        table = pa.table({"id": ["a"], "image": [str(path)]} | {name: [value] for name, value in columns.items()})
+        decoded = pa.concat_tables(list(stage(table)))
+        rows: list[dict[str, Any]] = EncodeStage(recipe, "run")(stages[how](decoded)).to_pylist()
+        return rows[0]
+
+    return run
+
+
+def scan(folder: Path, photo: np.ndarray, deep: bool = False, name: str = "scan.tif", **options: Any) -> Path:
+    """A noisy picture of 400 x 600 pixels."""
+    tiled = np.tile(photo, (3, 4, 1))[:400, :600].astype(np.float32)
+    values = (tiled + np.random.default_rng(0).normal(0, 25, tiled.shape)).clip(0, 255)
+    samples = np.rint(values * 257).astype(np.uint16) if deep else np.rint(values).astype(np.uint8)
+    path = folder / name
+    tifffile.imwrite(path, samples, photometric="rgb", metadata=None, **options)
+    return path
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_band_by_band_gives_the_pixels_that_the_whole_gives(
+    tmp_path: Path, photo: np.ndarray, through: Through, deep: bool
+) -> None:
+    options = {"iccprofile": profile_for("tiff rgb")} if deep else {"tile": (64, 64)}
+    path = scan(tmp_path, photo, deep, compression="deflate", **options)
+    whole, bands = through(path, "whole"), through(path, "bands")
+    assert (whole["status"], bands["status"]) == ("restored", "restored")
+    assert bands["image"] is None and bands["image_uri"].endswith(".tif")
+    data = Path(bands["image_uri"]).read_bytes()
+    written, expected = decode_image(data), decode_image(whole["image"])
+    assert np.array_equal(written.samples, expected.samples)
+    assert written.metadata.icc == expected.metadata.icc
+    assert hashlib.sha256(data).hexdigest() == bands["image_sha256"] and len(data) == bands["image_bytes"]
+    assert pixels_sha256(written) == bands["image_pixels_sha256"] == whole["image_pixels_sha256"]
+    for name in ("source_sha256", "source_pixels_sha256", "source_layout", "image_layout", "digital_source"):
+        assert bands[name] == whole[name]
+    for name in ("expected_psnr", "noise_sigma", "missing"):
+        assert bands[name] == pytest.approx(whole[name], abs=1e-3)
+    assert bands["expected_gain"] == pytest.approx(whole["expected_gain"], abs=0.5)  # by windows
+    assert b"algorithmicallyEnhanced" in (written.metadata.xmp or b"") or b"composite" in (written.metadata.xmp or b"")
+    assert bands["before_preview"] and bands["after_preview"] and bands["change_mask"]
+
+
+def test_missing_tiles_are_filled_and_a_person_is_asked(tmp_path: Path, photo: np.ndarray, through: Through) -> None:
+    path = scan(tmp_path, photo, tile=(64, 64), compression="deflate")
+    with tifffile.TiffFile(path) as file:
+        offset = file.pages[0].dataoffsets[7]
+    data = bytearray(path.read_bytes())
+    data[offset : offset + 40] = bytes(40)
+    path.write_bytes(data)
+    row = through(path, "bands")
+    assert row["status"] == "review" and any("broken" in reason for reason in row["reasons"])
+    assert any("missing" in note for note in row["notes"])
+    hole = decode_image(Path(row["image_uri"]).read_bytes()).samples[70:120, 80:120]
+    assert hole.std() > 1 and hole.mean() > 10
+
+
+def test_a_kept_image_is_named_where_it_lies(tmp_path: Path, photo: np.ndarray, through: Through) -> None:
+    path = tmp_path / "clean.tif"
+    tifffile.imwrite(path, np.tile(photo, (3, 4, 1))[:400, :600], photometric="rgb", metadata=None)
+    recipe = load_recipe(overrides=["limits.max_megapixels=0.05"])
+    row = through(path, "bands", recipe)
+    if row["status"] == "kept":
+        assert row["image_uri"] == str(path) and row["image_sha256"] == row["source_sha256"]
+        assert row["image_bytes"] == path.stat().st_size
+
+
+def test_what_cannot_be_done_in_bands_says_so(tmp_path: Path, photo: np.ndarray, through: Through) -> None:
+    path = scan(tmp_path, photo)
+    masked = through(path, "bands", mask=str(path))
+    assert masked["status"] == "failed" and "mask" in masked["error_message"]
+    huge = load_recipe(overrides=["limits.max_megapixels=0.05", "limits.max_streamed_megapixels=0.1"])
+    refused = through(path, "bands", huge)
+    assert refused["error_type"] == "ImageTooLarge" and "max_streamed_megapixels" in refused["error_message"]
+    other = scan(tmp_path, photo, name="scan.image")
+    assert "limits.max_megapixels" in through(other, "bands")["error_message"]
+
+
+def test_a_file_that_goes_away_is_a_store_that_is_away(
+    tmp_path: Path, photo: np.ndarray, stages: dict[str, RestoreStage]
+) -> None:
+    path = scan(tmp_path, photo)
+    reader = UriReader(str(tmp_path), (), 10**9, 1)
+    stage = DecodeStage(BANDS, BANDS.columns, PASSED, reader, reader.open)
+    decoded = pa.concat_tables(list(stage(pa.table({"id": ["a"], "image": [str(path)]}))))
+    path.unlink()
+    row = EncodeStage(BANDS, "run")(stages["bands"](decoded)).to_pylist()[0]
+    assert (row["status"], row["error_type"]) == ("failed", "StoreUnavailable")
