@@ -30,8 +30,10 @@ from pipeline.restoration.weights import autocast, load_model, save_model
 
 IMAGES_A_LOOK = 4
 """Images in one run of the global view; always so many (padded), so that none depends on its company."""
+SIDES = (272, 400)
+"""Sides of the tiles of small images, in pixels; larger ones are cut into tiles of the side that is asked for."""
 TILES_A_BATCH = {"cpu": 4, "cuda": 32}
-"""Tiles in one run of the decoder; always so many (padded), for the same reason."""
+"""Tiles of the smallest side in one run of the decoder; always so many (padded), for the same reason."""
 
 
 class Restorer:
@@ -45,8 +47,8 @@ class Restorer:
         model: CompactModel,
         digest: str = "",
         device: str | torch.device = "auto",
-        tile: int = 272,
-        margin: int = 8,
+        tile: int = 560,
+        margin: int = 48,
     ) -> None:
         """Put a model on a device.
 
@@ -54,7 +56,8 @@ class Restorer:
             model: the network.
             digest: SHA-256 of its weights, for the record.
             device: "auto" takes a GPU if there is one.
-            tile: side of a tile in pixels, a multiple of 8, margins included.
+            tile: side in pixels of the tiles of large images, a multiple of 8, margins included; images that fit into
+                one of `SIDES` have such a tile alone.
             margin: pixels cut off each inner edge of a tile.
 
         Raises:
@@ -68,6 +71,7 @@ class Restorer:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
         self.tile, self.margin = tile, margin
+        self._sides = (*(side for side in SIDES if side < tile), tile)
         self.digest = digest
         self.config = model.config
         self.name = model.config.name
@@ -131,7 +135,8 @@ class Restorer:
     @torch.inference_mode()
     def bare_speed(self) -> float:
         """Megapixels of result a second that the decoder alone makes of tiles in memory; takes about a second."""
-        batch, side = TILES_A_BATCH.get(self.device.type, 4), self.tile
+        side = self.tile
+        batch = self._batch(side)
         tiles = torch.rand(batch, 3, side, side, device=self.device)
         absent = torch.zeros(batch, 1, side, side, device=self.device)
         (view,) = self._look([Request(np.zeros((side, side, 3), np.uint8))])
@@ -163,11 +168,16 @@ class Restorer:
         for start in range(0, len(requests), IMAGES_A_LOOK):
             views += self._look(requests[start : start + IMAGES_A_LOOK])
         canvases = [Canvas(request, view.damage) for request, view in zip(requests, views, strict=True)]
-        self._decode(
-            _Job(request, tile, tile.box(self.tile, request.pixels.shape[0], request.pixels.shape[1]), view, canvas)
-            for request, view, canvas in zip(requests, views, canvases, strict=True)
-            for tile in plan_tiles(request.pixels.shape[0], request.pixels.shape[1], self.tile, self.margin)
-        )
+        for side in self._sides:
+            self._decode(
+                side,
+                (
+                    _Job(request, tile, tile.box(side, *_size(request)), view, canvas)
+                    for request, view, canvas in zip(requests, views, canvases, strict=True)
+                    if self._side(*_size(request)) == side
+                    for tile in plan_tiles(*_size(request), side, self.margin)
+                ),
+            )
         return [
             canvas.finish(view.damage, view.clean, view.agreement, self._likely_error(canvas.means, view, request))
             for canvas, view, request in zip(canvases, views, requests, strict=True)
@@ -190,20 +200,24 @@ class Restorer:
             Restored rows, one band of tiles at a time.
         """
         height, width = image.size
-        for top, keep_top, keep_bottom in spans(height, self.tile, self.margin):
-            pixels, mask = image.rows(top, min(height, top + self.tile))
+        side = self._side(height, width)
+        for top, keep_top, keep_bottom in spans(height, side, self.margin):
+            pixels, mask = image.rows(top, min(height, top + side))
             here = dataclasses.replace(request, pixels=pixels, mask=mask)
             with torch.inference_mode():
                 canvas = Canvas(here, view.damage)
                 self._decode(
-                    _Job(
-                        here,
-                        Tile(0, left, (keep_top - top, keep_left, keep_bottom - top, keep_right)),
-                        Tile(top, left, (0, 0, 0, 0)).box(self.tile, height, width),
-                        view,
-                        canvas,
-                    )
-                    for left, keep_left, keep_right in spans(width, self.tile, self.margin)
+                    side,
+                    (
+                        _Job(
+                            here,
+                            Tile(0, left, (keep_top - top, keep_left, keep_bottom - top, keep_right)),
+                            Tile(top, left, (0, 0, 0, 0)).box(side, height, width),
+                            view,
+                            canvas,
+                        )
+                        for left, keep_left, keep_right in spans(width, side, self.margin)
+                    ),
                 )
             yield canvas.band(keep_top, slice(keep_top - top, keep_bottom - top))
 
@@ -257,14 +271,22 @@ class Restorer:
             for row in range(len(requests))
         ]
 
-    def _decode(self, jobs: Iterable[_Job]) -> None:
-        """Run tiles in batches and paint what is kept of them."""
-        remaining, batch = iter(jobs), TILES_A_BATCH.get(self.device.type, 4)
-        while some := list(itertools.islice(remaining, batch)):
-            self._decode_batch(some, batch)
+    def _side(self, height: int, width: int) -> int:
+        """Of the tiles of an image."""
+        return next((side for side in self._sides if side >= max(height, width)), self.tile)
 
-    def _decode_batch(self, jobs: Sequence[_Job], batch: int) -> None:
-        side = self.tile
+    def _batch(self, side: int) -> int:
+        """How many tiles are decoded at a time."""
+        most = TILES_A_BATCH.get(self.device.type, 4)
+        return max(1, most * min(SIDES) ** 2 // side**2)
+
+    def _decode(self, side: int, jobs: Iterable[_Job]) -> None:
+        """Run tiles in batches and paint what is kept of them."""
+        remaining, batch = iter(jobs), self._batch(side)
+        while some := list(itertools.islice(remaining, batch)):
+            self._decode_batch(side, some, batch)
+
+    def _decode_batch(self, side: int, jobs: Sequence[_Job], batch: int) -> None:
         padded = [*jobs, *[jobs[0]] * (batch - len(jobs))]
         pixels = torch.stack([cut(job.request.pixels, job.tile, side) for job in padded]).to(self.device)
         masks = torch.stack([_cut_mask(job.request, job.tile, side) for job in padded]).to(self.device)
@@ -301,6 +323,11 @@ class View:
     damage: Damage
     clean: float
     agreement: float | None
+
+
+def _size(request: Request) -> tuple[int, int]:
+    """Height and width."""
+    return request.pixels.shape[0], request.pixels.shape[1]
 
 
 def _cut_mask(request: Request, tile: Tile, side: int) -> Tensor:
