@@ -2,8 +2,8 @@
 
     python -m benchmarks.ceiling [--model compact] [--device cpu] [--rounds 7]
 
-The peak is the best of square matrix products of 1,024 to 4,096 and a 64-channel 3x3 convolution, in the precision that the
-model runs in, measured in the same rounds as the decoder: the median of the paired shares is told.
+The peak is the best of square matrix products of 1,024 to 4,096 and a 64-channel 3x3 convolution, in the precision that
+the model runs in, measured in the same rounds as the decoder: the median of the paired shares is told.
 """
 
 from __future__ import annotations

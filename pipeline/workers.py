@@ -67,7 +67,8 @@ class Decide:
         self._stages = {
             root: DecideStage(
                 *(recipe, run.run_id, run.source.columns.image, run.decisions, lookup),
-                fetch=run.decode_stage(root).fetch,
+                fetch=run.reader(root),
+                open=run.reader(root).open,
                 publish=publish,
             )
             for root in {file.root for file in run.source.files}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,19 @@ from pipeline.imaging.working import from_working, to_working
 
 ENDINGS = (".tif", ".tiff", ".btf", ".tf8")
 """What names of TIFF files end in."""
+COPIED = 8 << 20
+"""Bytes of a file that are read at a time."""
 SAMPLED = 16
 """Bands of so many rows, so many times, by which it is judged what floats mean by white."""
+
+
+def file_sha256(file: IO[bytes]) -> tuple[str, int]:
+    """SHA-256 of an opened file from its beginning on, and its size in bytes."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while piece := file.read(COPIED):
+        digest.update(piece)
+    return digest.hexdigest(), file.tell()
 
 
 class LargeTiff:

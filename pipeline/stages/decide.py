@@ -6,17 +6,22 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any
 
 import pyarrow as pa
 
 from pipeline.errors import RowError, UnreadableImage
-from pipeline.imaging.cells import Fetch, read_cell
+from pipeline.imaging.cells import Fetch, read_cell, shown, uri_in
 from pipeline.imaging.decode import decode_image
 from pipeline.imaging.encode import ending
+from pipeline.imaging.large import ENDINGS, file_sha256
+from pipeline.imaging.tiff import TiffPages
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
 from pipeline.schema import BLIND_SCORES, ROW_KEY, TRUTH_SCORES
 from pipeline.stages.table import Row
+
+ANOTHER = "it is another image than the one that was restored"
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +39,8 @@ class DecideStage:
     lookup: Callable[[Sequence[str]], pa.Table]
     """The table's rows with these keys, in the table's columns."""
     fetch: Fetch
+    open: Callable[[str], IO[bytes]] | None = None
+    """As in decoding."""
     publish: Callable[[bytes, str, str], str] | None = None
     """As in encoding."""
 
@@ -70,26 +77,51 @@ class DecideStage:
 
     def _original(self, row: Row, source: pa.Table, place: int) -> Row:
         column = source[self.image_column]
-        data = read_cell(column[place].as_py(), column.type, self.image_column, self.fetch)
-        sha256 = hashlib.sha256(data).hexdigest()
-        if sha256 != row["source_sha256"]:
-            raise UnreadableImage("it is another image than the one that was restored")
-        limits = self.recipe.limits
-        format = decode_image(data, limits.max_megapixels, limits.max_image_mb).format
-        uri = self.publish(data, sha256, ending(format)) if self.publish else None
-        return {
+        value = column[place].as_py()
+        written = self._large(value, row) or self._file(
+            read_cell(value, column.type, self.image_column, self.fetch), row
+        )
+        return written | {
             **dict.fromkeys(("encoding_psnr", "digital_source", "change_mask")),
             "actions": [],
             "image_pixels_sha256": row["source_pixels_sha256"],
             "image_layout": row["source_layout"],
             **{f"{name}_after": row.get(f"{name}_before") for name in (*BLIND_SCORES, *TRUTH_SCORES)},
+            "image_sha256": row["source_sha256"],
+            "after_preview": row["before_preview"],
+        }
+
+    def _file(self, data: bytes, row: Row) -> Row:
+        sha256 = hashlib.sha256(data).hexdigest()
+        if sha256 != row["source_sha256"]:
+            raise UnreadableImage(ANOTHER)
+        limits = self.recipe.limits
+        format = decode_image(data, limits.max_megapixels, limits.max_image_mb).format
+        uri = self.publish(data, sha256, ending(format)) if self.publish else None
+        return {
             "image": data if uri is None else None,
             "image_uri": uri,
             "image_bytes": len(data),
             "image_format": format,
-            "image_sha256": sha256,
-            "after_preview": row["before_preview"],
         }
+
+    def _large(self, value: Any, row: Row) -> Row | None:
+        """An original that was restored band by band stays where it is; None: it was not."""
+        uri = uri_in(value)
+        if self.open is None or uri is None or not uri.lower().endswith(ENDINGS):
+            return None
+        with self.open(uri) as file:
+            try:
+                with TiffPages(file) as pages:
+                    height, width = pages.size
+            except Exception:  # it is told of in the usual way
+                return None
+            if height * width <= self.recipe.limits.max_megapixels * 1e6:
+                return None
+            sha256, size = file_sha256(file)
+        if sha256 != row["source_sha256"]:
+            raise UnreadableImage(ANOTHER)
+        return {"image": None, "image_uri": shown(uri), "image_bytes": size, "image_format": "tiff"}
 
 
 _READ = {

@@ -15,7 +15,7 @@ from pipeline.errors import PermanentRowError, RowError, UnreadableImage, Unsupp
 from pipeline.imaging.cells import Fetch, holds_images, is_empty, read_cell, uri_in, uri_of
 from pipeline.imaging.decode import check_size, decode_image, rgb
 from pipeline.imaging.encode import encode_preview
-from pipeline.imaging.large import ENDINGS, LargeTiff
+from pipeline.imaging.large import ENDINGS, LargeTiff, file_sha256
 from pipeline.imaging.mask import lost_in
 from pipeline.imaging.original import Original, pixels_sha256
 from pipeline.imaging.tiff import TiffPages, Unsupported
@@ -25,8 +25,6 @@ from pipeline.restoration.request import as_caption
 from pipeline.schema import DECODED, ROW_KEY
 from pipeline.stages.table import Row, as_type, failure, with_columns
 
-COPIED = 8 << 20
-"""Bytes of a large file that are read at a time."""
 REFERENCE_SIDE = 512
 """References are only seen as thumbnails; larger ones are shrunk to this longest side in pixels at once."""
 
@@ -137,11 +135,8 @@ class DecodeStage:
                     layout, pixels_sha256, notes = image.proto.layout, image.pixels_sha256(), list(image.proto.notes)
                 except (Unsupported, ValueError, IndexError) as error:
                     raise UnreadableImage(f"the image file cannot be read: {error}") from error
-            file.seek(0)
-            digest = hashlib.sha256()
-            while piece := file.read(COPIED):
-                digest.update(piece)
-        row |= {"source_sha256": digest.hexdigest(), "source_pixels_sha256": pixels_sha256, "source_layout": layout}
+            sha256, _ = file_sha256(file)
+        row |= {"source_sha256": sha256, "source_pixels_sha256": pixels_sha256, "source_layout": layout}
         row |= {"height": height, "width": width, "format": "tiff", "notes": notes, "large": uri, "root": self.root}
         row |= {"mask": None, "mask_given": False}
         return True

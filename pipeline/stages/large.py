@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline.errors import RowError, StoreUnavailable, UnreadableImage
 from pipeline.imaging.encode import encode_preview
-from pipeline.imaging.large import LargeTiff
+from pipeline.imaging.large import LargeTiff, file_sha256
 from pipeline.imaging.original import Original
 from pipeline.imaging.tags import Tag, add_tags
 from pipeline.imaging.tiff import TiffPages, Unsupported
@@ -36,8 +36,6 @@ GRID = 4
 """Windows a side by which a large image is scored, at full resolution."""
 SIDE = 512
 """Pixels a side of a window, at most."""
-COPIED = 8 << 20
-"""Bytes of a file that are read at a time."""
 
 
 class Publish(Protocol):
@@ -117,7 +115,8 @@ class LargeStage:
             if verdict.after is None:
                 row |= self._original(cell)
             else:
-                sha256, size = _digest(path)
+                with path.open("rb") as written:
+                    sha256, size = file_sha256(written)
                 row |= {
                     "image_uri": self.publish(path, sha256, "tif"),
                     "image_bytes": size,
@@ -251,12 +250,3 @@ def _told(verdict: Verdict, account: _Account) -> Row:
         "actions": [],
         "pixels": None,
     }
-
-
-def _digest(path: Path) -> tuple[str, int]:
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while piece := file.read(COPIED):
-            digest.update(piece)
-            size += len(piece)
-    return digest.hexdigest(), size
