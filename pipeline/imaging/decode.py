@@ -15,8 +15,8 @@ from pipeline.errors import ImageTooLarge, MissingImage, UnreadableImage
 from pipeline.imaging import jpeg, tiff
 from pipeline.imaging.deep import from_deep
 from pipeline.imaging.jpeg import Repaired
-from pipeline.imaging.mend import mend
-from pipeline.imaging.original import Original
+from pipeline.imaging.mend import PNG, mend, mend_png
+from pipeline.imaging.original import Original, turned
 from pipeline.imaging.pillow import FORMATS, from_pillow
 from pipeline.imaging.working import eight_bits, to_working
 
@@ -84,21 +84,34 @@ def rgb(original: Original) -> npt.NDArray[np.uint8]:
 def _tiff(data: bytes, check: Check) -> Original:
     try:
         return tiff.from_tiff(data, check)
-    except (ImageTooLarge, MemoryError):
+    except (ImageTooLarge, MemoryError, tiff.Unsupported):
         raise
     except Exception as error:  # Pillow's libtiff knows some sorts that tifffile does not
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
                 check((image.height, image.width))
-                return from_pillow(image)
+                original = from_pillow(image)
+            metadata, orientation, notes = tiff.metadata_in(data)
         except ImageTooLarge:
             raise
         except Exception:
             raise error from None
+        metadata = dataclasses.replace(metadata, icc=metadata.icc or original.metadata.icc)
+        turned_samples = turned(original.samples, orientation)
+        return dataclasses.replace(original, samples=turned_samples, metadata=metadata, notes=(*original.notes, *notes))
 
 
 def _other(data: bytes, check: Check) -> Original:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    try:
+        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (UnidentifiedImageError, ValueError, SyntaxError):
+        repaired = mend_png(data) if data.startswith(PNG) else None
+        if repaired is None:
+            raise
+        with Image.open(io.BytesIO(repaired.data), formats=["PNG"]) as image:
+            check((image.height, image.width))
+        return _mended(repaired)
+    with opened as image:
         size = image.height, image.width
         check(size)
         if image.format == "PNG" and size[0] * size[1] > 8 * PNG_RATIO * len(data):
@@ -106,8 +119,10 @@ def _other(data: bytes, check: Check) -> Original:
                 f"the image claims {size[1]} x {size[0]} pixels, more than its {len(data)} bytes can hold"
             )
         is_jpeg = image.format in ("JPEG", "MPO")
+        if is_jpeg and data.count(b"\xff\xda") > jpeg.MOST_SCANS:
+            raise UnreadableImage(f"the image file has more than {jpeg.MOST_SCANS} scans, which no encoder makes")
         try:
-            if not is_jpeg or image.mode == "CMYK" or jpeg.is_sound(data):
+            if not is_jpeg or jpeg.is_sound(data, image.mode == "CMYK"):
                 return _read(image, data)
             failure: Exception | None = None
         except MemoryError:

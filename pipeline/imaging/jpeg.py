@@ -29,6 +29,10 @@ SHRUNK = 8
 """Pixels a side of a block of JPEG."""
 TRIES = 4
 """Continuations of a file that is cut short: with one of them some blocks may look as they did without."""
+MOST_SCANS = 100
+"""Of a file: each costs as much as decoding the picture. Encoders make some ten."""
+MOST_INTERVALS = 50_000
+"""Between restart markers, that are looked at one by one."""
 _MOST = 65_000
 """Pixels a side that JPEG can hold, about."""
 
@@ -47,9 +51,11 @@ class _Frame(NamedTuple):
 
     head: bytes
     """All before the coded picture."""
+    lean: bytes
+    """The same without comments and metadata."""
+    lean_size_at: int
+    """Where in `lean` height and width stand."""
     coded: bytes
-    size_at: int
-    """Where in `head` height and width stand."""
     height: int
     width: int
     block: tuple[int, int]
@@ -59,12 +65,16 @@ class _Frame(NamedTuple):
     progressive: bool
 
 
-def is_sound(data: bytes) -> bool:
-    """Whether libjpeg has nothing to warn of. Files that it cannot read at all, or not here, count as sound."""
+def is_sound(data: bytes, inks: bool = False) -> bool:
+    """Whether libjpeg has nothing to warn of. Files that it cannot read at all, or not here, count as sound.
+
+    `inks`: it is in CMYK.
+    """
     import simplejpeg
 
     try:
-        simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, min_factor=1, strict=True)
+        colours = "CMYK" if inks else "GRAY"
+        simplejpeg.decode_jpeg(data, colorspace=colours, min_height=1, min_width=1, min_factor=1, strict=True)
     except ValueError as error:
         return "Corrupt JPEG data" not in str(error) and "Premature end" not in str(error)
     return True
@@ -80,11 +90,11 @@ def repair(data: bytes) -> Repaired | None:
     frame = _frame(data)
     if frame is None:
         return None
-    end = data.rfind(END)
-    body = data[:end] if end > 0 else data.removesuffix(b"\xff")
-    if frame.progressive and body.count(b"\xff\xda") > 1:
+    end = frame.coded.rfind(END)
+    body = frame.head + (frame.coded[:end] if end >= 0 else frame.coded.removesuffix(b"\xff"))
+    if frame.progressive and b"\xff\xda" in frame.coded:
         return Repaired(body + END, None, NO_DETAIL if end < 0 else UNCLEAR)
-    if end > 0 and (damaged := _damaged(data, frame)) is not None:
+    if end >= 0 and (damaged := _damaged(data, frame)) is not None:
         return damaged
     ended = _read(body + END)
     continued = (_read(body + _continuation(frame, seed) + END) for seed in range(TRIES))
@@ -128,6 +138,8 @@ def _intervals(frame: _Frame) -> Iterator[tuple[bytes, int | None]]:
     """What lies between restart markers, with the number of the one that follows."""
     if not frame.interval or frame.progressive or frame.interval * frame.block[1] > _MOST:
         return
+    if frame.height * frame.width > MOST_INTERVALS * frame.interval * frame.block[0] * frame.block[1]:
+        return
     end = _MARKER.search(frame.coded)
     place, stop = 0, end.start() if end else len(frame.coded)
     for found in _RESTART.finditer(frame.coded, 0, stop):
@@ -138,8 +150,8 @@ def _intervals(frame: _Frame) -> Iterator[tuple[bytes, int | None]]:
 
 def _decodes(frame: _Frame, interval: bytes, units: int) -> bool:
     """Whether an interval alone is a sound picture, of one row of units."""
-    head = bytearray(frame.head)
-    struct.pack_into(">HH", head, frame.size_at, frame.block[0], units * frame.block[1])
+    head = bytearray(frame.lean)
+    struct.pack_into(">HH", head, frame.lean_size_at, frame.block[0], units * frame.block[1])
     return is_sound(bytes(head) + interval + END)
 
 
@@ -219,8 +231,11 @@ def _without_torn_header(data: bytes) -> bytes:
 
 def _frame(data: bytes) -> _Frame | None:
     interval, frame = 0, None
+    lean = bytearray(data[:2])
     for kind, start, end in _segments(data):
         body = data[start:end]
+        if not (0xE0 <= kind <= 0xEF or kind == 0xFE):
+            lean += data[start - 4 : end]
         if kind == 0xDD and len(body) == 2:
             (interval,) = struct.unpack(">H", body)
         elif kind in (0xC0, 0xC1, 0xC2) and len(body) >= 6 and len(body) == 6 + 3 * body[5]:
@@ -231,8 +246,8 @@ def _frame(data: bytes) -> _Frame | None:
             block = (8 * max(down for _, down in factors), 8 * max(across for across, _ in factors))
             if count == 1:
                 block = (8, 8)
-            frame = (start + 1, height, width, block, kind == 0xC2)
+            frame = (len(lean) - len(body) + 1, height, width, block, kind == 0xC2)
         elif kind == 0xDA and frame is not None:
             size_at, height, width, block, progressive = frame
-            return _Frame(data[:end], data[end:], size_at, height, width, block, interval, progressive)
+            return _Frame(data[:end], bytes(lean), size_at, data[end:], height, width, block, interval, progressive)
     return None

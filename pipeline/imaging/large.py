@@ -21,6 +21,10 @@ ENDINGS = (".tif", ".tiff", ".btf", ".tf8")
 """What names of TIFF files end in."""
 COPIED = 8 << 20
 """Bytes of a file that are read at a time."""
+WIDEST, NARROWEST = 100_000, 640
+"""Pixels: bands are as wide as the picture, and a picture that is no wider than its thumbnail needs none."""
+LARGEST_STRIP = 128 << 20
+"""Bytes of a strip, which is decoded whole."""
 SAMPLED = 16
 """Bands of so many rows, so many times, by which it is judged what floats mean by white."""
 
@@ -51,9 +55,19 @@ class LargeTiff:
         self._kind = kind = pages.kind()
         if pages.page.photometric == PALETTE:
             raise Unsupported("large pictures with a palette are not supported; convert it to RGB")
-        notes = [f"first of {pages.count} pages"] if pages.count > 1 else []
+        height, width = pages.size
+        if width > WIDEST or min(height, width) < NARROWEST:
+            raise Unsupported(f"{width} x {height} pixels cannot be restored band by band; cut it into parts")
+        page = pages.page
+        strip = (
+            0 if page.is_tiled else min(page.rowsperstrip, height) * width * page.samplesperpixel * page.dtype.itemsize
+        )
+        if strip > LARGEST_STRIP:
+            raise Unsupported(
+                f"its strips have {page.rowsperstrip} rows, too many to be read in parts; write it in tiles"
+            )
+        notes = list(pages.notes)
         metadata = pages.metadata(notes)
-        height = pages.size[0]
         self._proto = Original(
             samples=pages.normalised(pages.rows(0, 1)[0], kind),
             space=kind.space,
@@ -62,6 +76,7 @@ class LargeTiff:
             format="tiff",
             alpha=kind.alpha,
             premultiplied=kind.premultiplied,
+            extra=kind.extra,
             metadata=metadata,
         )
         if self._proto.is_float:
@@ -69,6 +84,7 @@ class LargeTiff:
             some = np.concatenate([self.band(top, min(height, top + SAMPLED)).colours.ravel() for top in tops])
             self._proto = dataclasses.replace(self._proto, white=white_of(some, notes))
         converted = to_working(self._proto).notes
+        TiffLayout.of(self._proto, notes)
         self.proto = dataclasses.replace(self._proto, notes=(*notes, *converted))
         """Its first row, with all that holds for the others too."""
 
@@ -109,7 +125,7 @@ class LargeTiff:
         band = self.band(top, top + len(after))
         return from_working(band, to_working(band).pixels, after)
 
-    def write(self, file: Any, bands: Iterable[Original], coloured: bool) -> str:
+    def write(self, file: Any, bands: Iterable[Original], coloured: bool) -> tuple[str, str]:
         """Write a TIFF file with the picture's metadata, from bands of its rows in their order.
 
         Args:
@@ -118,7 +134,7 @@ class LargeTiff:
             coloured: they have colours, where this picture has none.
 
         Returns:
-            SHA-256 of the samples, as `pixels_sha256` has it.
+            SHA-256 of the samples, as `pixels_sha256` has it, and their layout.
         """
         height, width = self.size
         proto = self._proto
@@ -136,7 +152,7 @@ class LargeTiff:
         write_tiff(file, layout, (height, width), _tiles(told(), width), proto.metadata, tiled=True)
         if self._kind.orientation != 1:
             add_tags(file, {0x0112: Tag(3, 1, self._kind.orientation.to_bytes(2, "little"))})
-        return digest.hexdigest()
+        return digest.hexdigest(), proto.layout
 
 
 def _tiles(bands: Iterator[Samples], width: int) -> Iterator[Samples]:

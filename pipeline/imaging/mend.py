@@ -22,6 +22,10 @@ from pipeline.imaging.jpeg import CUT_SHORT, Repaired
 from pipeline.imaging.pillow import FORMATS
 
 PNG = b"\x89PNG\r\n\x1a\n"
+MOST_PADDED = 50_000_000
+"""Pixels of an uncompressed file that is continued."""
+MOST_BYTES = 6
+"""Of a pixel of such a file."""
 PIECE = 4096
 """Bytes that are decompressed at a time."""
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -35,15 +39,16 @@ def mend(data: bytes, image: Image.Image) -> Repaired | None:
         Exception: whatever decoders trip over, if they cannot read what was mended either.
     """
     if data.startswith(PNG):
-        return _png(data)
+        return mend_png(data)
     if data.startswith(jpeg.MAGIC):
         return jpeg.repair(data)
     if image.format in ("BMP", "PPM"):
-        return _padded(data, image.size)
+        return _padded(data, image)
     return None
 
 
-def _png(data: bytes) -> Repaired | None:
+def mend_png(data: bytes) -> Repaired | None:
+    """Of a PNG file what can be decompressed, with such metadata as is sound; None: nothing of the picture is left."""
     chunks = list(_chunks(data))
     if not chunks or chunks[0].kind != b"IHDR" or not chunks[0].sound or len(chunks[0].body) != 13:
         return None
@@ -60,7 +65,12 @@ def _png(data: bytes) -> Repaired | None:
     whole = PNG + middle + png_chunk(b"IDAT", zlib.compress(pixels, 1)) + png_chunk(b"IEND", b"")
     missing = np.zeros((height, width), np.bool_)
     missing[rows:] = True
-    return Repaired(whole, missing if rows < height else None, CUT_SHORT.format(missing.mean()))
+    torn = sorted(
+        {c.kind.decode("latin-1") for c in chunks if not (c.sound or c.cut) and c.kind not in (b"IDAT", b"IEND")}
+    )
+    note = CUT_SHORT.format(missing.mean()) if rows < height else "the file is damaged"
+    note += f"; of its metadata, {', '.join(torn)} cannot be read and is left out" if torn else ""
+    return Repaired(whole, missing if rows < height else None, note)
 
 
 class _Chunk(NamedTuple):
@@ -99,13 +109,16 @@ def _decompressed(chunks: Iterator[_Chunk], most: int) -> bytes:
     return bytes(found)
 
 
-def _padded(data: bytes, size: tuple[int, int]) -> Repaired | None:
-    most = 4 * size[0] * size[1] * 2 + 65536
-    dark, light = data + bytes(most), data + b"\x01" * most
-    missing = (_read(dark) != _read(light)).any(2)
+def _padded(data: bytes, image: Image.Image) -> Repaired | None:
+    width, height = image.size
+    if width * height > min(MOST_PADDED, 100 * len(data)):
+        return None
+    most = max(0, MOST_BYTES * width * height + 65536 - len(data))
+    dark = _read(data + bytes(most))
+    missing: npt.NDArray[np.bool_] = (dark != _read(data + b"\xff" * most)).any(2)
     if missing.all():
         return None
-    return Repaired(dark, missing if missing.any() else None, CUT_SHORT.format(missing.mean()))
+    return Repaired(data + bytes(most), missing if missing.any() else None, CUT_SHORT.format(missing.mean()))
 
 
 def _read(data: bytes) -> npt.NDArray[np.uint8]:

@@ -35,6 +35,8 @@ class Original:
     """Whether the first channel after the colours is opacity."""
     premultiplied: bool = False
     """Whether the colours are multiplied by it."""
+    extra: tuple[int, ...] = ()
+    """What a TIFF file says of each channel after the colours, by its numbers."""
     metadata: Metadata = dataclasses.field(default_factory=Metadata)
     missing: npt.NDArray[np.bool_] | None = None
     """[H, W], true where a broken file holds no picture any more; None: it is whole."""

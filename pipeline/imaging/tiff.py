@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import io
 import struct
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from pipeline.imaging.metadata import INCH, Metadata, exif_of_tiff
 from pipeline.imaging.original import COLOURS, Original, Samples, Space, turned
@@ -17,6 +19,17 @@ from pipeline.imaging.pillow import white_of
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """How TIFF and BigTIFF files begin."""
+COMPRESSIONS = frozenset(
+    {1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34712, 34892, 34925, 50000, 50001, 33003, 33004, 33005, 33007}
+)
+"""None, fax, LZW, JPEG, deflate, PackBits, LZMA, Zstandard, JPEG 2000, WebP."""
+_HEADED = (6, 7, 34712, 34892, 50001, 33003, 33004, 33005, 33007)
+"""Those whose tiles are image files with a header of their own."""
+MOST_PAGES = 1000
+"""That are counted."""
+MOST_CHANNELS = 16
+REMEMBERED = 192 << 20
+"""Bytes of decoded tiles and strips."""
 LARGEST_SEGMENT = 1 << 29
 """Bytes of a decoded tile or strip; a header that claims more is absurd."""
 _JPEG = (6, 7, 34892, 33007)
@@ -42,11 +55,16 @@ class Kind(NamedTuple):
     bits: int
     alpha: bool
     premultiplied: bool
+    extra: tuple[int, ...]
     orientation: int
 
 
 class Unsupported(ValueError):
-    """A page of a sort that is not read here."""
+    """A page of a sort that is not read."""
+
+
+class Unknown(ValueError):
+    """A page of a sort that is not read here; libtiff may know it."""
 
 
 class TiffPages:
@@ -61,12 +79,34 @@ class TiffPages:
         import tifffile
 
         self._tiff = tifffile.TiffFile(file)
+        self._kept: OrderedDict[int, Samples | None] = OrderedDict()
+        self._kept_bytes = 0
+        self.notes: list[str] = []
+        """What a person should know of which page is read."""
         try:
-            self.page: Any = self._tiff.pages[0]
-            self.count = len(self._tiff.pages)
+            self.page: Any = self._first_page()
         except BaseException:
             self._tiff.close()
             raise
+
+    def _first_page(self) -> Any:
+        """The first that is not a reduced copy of another."""
+        pages: list[Any] = []
+        for number in range(MOST_PAGES):
+            try:
+                pages.append(self._tiff.pages[number])
+            except IndexError:
+                break
+        full = [page for page in pages if not page.subfiletype & 1]
+        if not full:
+            raise Unsupported("it holds reduced copies of a picture only; raw files are not read")
+        if len(pages) > 1:
+            self.notes.append(
+                f"first of {len(pages)} pages" if len(pages) < MOST_PAGES else f"first of {MOST_PAGES} pages or more"
+            )
+        if 330 in full[0].tags:
+            self.notes.append("pictures in sub-directories of the page are left out")
+        return full[0]
 
     def __enter__(self) -> TiffPages:
         return self
@@ -89,8 +129,15 @@ class TiffPages:
 
         Raises:
             Unsupported: it is a volume, or absurd.
+            Unknown: libtiff may read it.
         """
         page = self.page
+        if page.samplesperpixel > MOST_CHANNELS:
+            raise Unsupported(f"its header claims {page.samplesperpixel} channels")
+        if page.compression not in COMPRESSIONS:
+            raise Unsupported(f"compression {page.compression!r} is not supported")
+        if page.photometric == YCBCR and page.compression not in _JPEG:
+            raise Unknown("YCbCr without JPEG")
         if page.imagedepth != 1:
             raise Unsupported("it holds a volume, not a picture")
         tall, wide = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
@@ -112,7 +159,6 @@ class TiffPages:
         down = -(-page.imagelength // tall)
         planes = page.samplesperpixel if page.planarconfig == 2 else 1
         channels = page.samplesperpixel // planes
-        handle = self._tiff.filehandle
         for plane in range(planes):
             for row in range(top // tall, min(down, -(-bottom // tall))):
                 for column in range(across):
@@ -122,12 +168,28 @@ class TiffPages:
                         slice(column * wide, (column + 1) * wide),
                         slice(plane, plane + 1) if planes > 1 else slice(0, channels),
                     )
-                    yield place, _segment(page, handle, index, arguments)
+                    yield place, self._segment(index, place, arguments)
+
+    def _segment(self, index: int, place: tuple[slice, slice, slice], arguments: dict[str, Any]) -> Samples | None:
+        """A decoded tile or strip; those that were wanted last are remembered, since bands overlap."""
+        if index in self._kept:
+            self._kept.move_to_end(index)
+            return self._kept[index]
+        shape = tuple(part.stop - part.start for part in place)
+        found = _segment(self.page, self._tiff.filehandle, index, (shape[0], shape[1], shape[2]), arguments)
+        self._kept[index] = found
+        self._kept_bytes += 0 if found is None else found.nbytes
+        while self._kept_bytes > REMEMBERED and len(self._kept) > 1:
+            _, old = self._kept.popitem(last=False)
+            self._kept_bytes -= 0 if old is None else old.nbytes
+        return found
 
     def rows(self, top: int, bottom: int) -> tuple[Samples, npt.NDArray[np.bool_] | None]:
         """[n, W, C] of these rows as stored, and [n, W] where they are missing, None if nowhere."""
         height, width, channels = self.shape
         bottom = min(bottom, height)
+        if self.is_raw:
+            return self._raw_rows(top, bottom)
         samples = np.zeros((bottom - top, width, channels), self.page.dtype)
         missing = np.zeros((bottom - top, width), np.bool_)
         for (down, across, channel), part in self.segments(top, bottom):
@@ -141,6 +203,35 @@ class TiffPages:
             whole = part[: target.shape[0], : target.shape[1]]
             target[: whole.shape[0], : whole.shape[1]] = whole
             missing[here][whole.shape[0] :] = True
+        return samples, missing if missing.any() else None
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether the file holds rows one after the other as they are, so that single ones can be read."""
+        page = self.page
+        whole = page.bitspersample % 8 == 0 and page.fillorder == 1 and page.predictor == 1
+        return bool(whole and page.compression == 1 and page.planarconfig == 1 and not page.is_tiled)
+
+    def _raw_rows(self, top: int, bottom: int) -> tuple[Samples, npt.NDArray[np.bool_] | None]:
+        page, handle = self.page, self._tiff.filehandle
+        _, width, channels = self.shape
+        stored = page.dtype.newbyteorder(self._tiff.byteorder)
+        row, tall = width * channels * stored.itemsize, page.rowsperstrip
+        samples = np.zeros((bottom - top, width, channels), page.dtype)
+        missing = np.zeros((bottom - top, width), np.bool_)
+        for strip in range(top // tall, -(-bottom // tall)):
+            first, last = max(top, strip * tall), min(bottom, (strip + 1) * tall)
+            here = slice(first - top, last - top)
+            start = page.dataoffsets[strip] if strip < len(page.dataoffsets) else 0
+            place = start + (first - strip * tall) * row
+            data = b""
+            if start > 0 and place < handle.size:
+                handle.seek(place)
+                data = handle.read(min((last - first) * row, handle.size - place))
+            whole = len(data) // row
+            found = np.frombuffer(data[: whole * row], stored).reshape(whole, width, channels)
+            samples[here][:whole] = found
+            missing[here][whole:] = True
         return samples, missing if missing.any() else None
 
     def kind(self) -> Kind:
@@ -163,6 +254,8 @@ class TiffPages:
             or (page.dtype.kind == "u" and bits > 16)
         ):
             raise Unsupported(f"samples of the type {page.dtype} are not supported")
+        if page.photometric == ICCLAB and bits > 8:
+            raise Unsupported("16-bit ICC Lab is not supported; convert it to CIE Lab")
         extra = [int(kind) for kind in page.extrasamples]
         white = 1.0 if page.dtype.kind == "f" else float((1 << bits) - 1)
         return Kind(
@@ -171,7 +264,8 @@ class TiffPages:
             bits=bits,
             alpha=bool(extra) and extra[0] in (1, 2),
             premultiplied=bool(extra) and extra[0] == 1,
-            orientation=self._orientation(),
+            extra=tuple(extra),
+            orientation=self.orientation,
         )
 
     def normalised(self, samples: Samples, kind: Kind) -> Samples:
@@ -180,7 +274,8 @@ class TiffPages:
         if page.dtype.kind == "b":
             samples = samples.astype(np.uint8)
         if page.photometric == WHITE_IS_ZERO:
-            samples = (samples.dtype.type(kind.white) - samples).astype(samples.dtype)
+            samples = samples.copy()
+            samples[..., 0] = samples.dtype.type(kind.white) - samples[..., 0]
         elif page.photometric == PALETTE:
             colours = _palette(page)
             opened = colours[samples[..., 0].clip(0, len(colours) - 1)]
@@ -193,7 +288,9 @@ class TiffPages:
             samples = unsigned
         return samples
 
-    def _orientation(self) -> int:
+    @property
+    def orientation(self) -> int:
+        """As EXIF has it."""
         value = self.page.tags.valueof(274, 1)
         return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -229,16 +326,27 @@ def _palette(page: Any) -> Samples:
     return colours
 
 
-def _segment(page: Any, handle: Any, index: int, arguments: dict[str, Any]) -> Samples | None:
-    """A decoded tile or strip, [h, w, c]; None if it is not there or broken."""
+def _segment(
+    page: Any, handle: Any, index: int, shape: tuple[int, int, int], arguments: dict[str, Any]
+) -> Samples | None:
+    """A decoded tile or strip, [h, w, c] of about this shape; None if it is not there or broken.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     try:
         offset, size = page.dataoffsets[index], page.databytecounts[index]
-        if not offset or not size:
+    except IndexError:
+        return None
+    if not offset and not size:  # a sparse file: nothing was ever written there
+        return np.zeros(shape, page.dtype)
+    if not size or not 0 < offset < handle.size:
+        return None
+    handle.seek(offset)
+    data = handle.read(min(size, handle.size - offset))
+    try:
+        if page.compression in _HEADED and _claimed(data) > 2 * shape[0] * shape[1] + 65536:
             return None
-        handle.seek(offset)
-        data = handle.read(size)
-        if len(data) < size and page.compression == 1:
-            return _cut_short(page, data, index)
         decoded = page.decode(data, index, **arguments)[0]
         return None if decoded is None else decoded[0]
     except MemoryError:
@@ -247,17 +355,10 @@ def _segment(page: Any, handle: Any, index: int, arguments: dict[str, Any]) -> S
         return None
 
 
-def _cut_short(page: Any, data: bytes, index: int) -> Samples | None:
-    """The whole rows of an uncompressed strip that the file's end has cut."""
-    if page.is_tiled or page.bitspersample % 8:
-        return None
-    channels = page.samplesperpixel if page.planarconfig == 1 else 1
-    row = page.imagewidth * channels * page.dtype.itemsize
-    whole = len(data) // row
-    if not whole:
-        return None
-    samples = np.frombuffer(data[: whole * row], page.dtype.newbyteorder(page.parent.byteorder))
-    return samples.reshape(whole, page.imagewidth, channels).astype(page.dtype)
+def _claimed(data: bytes) -> int:
+    """How many pixels a compressed tile says that it has: its own header may claim what the page does not."""
+    with Image.open(io.BytesIO(data), formats=["JPEG", "JPEG2000", "WEBP"]) as image:
+        return image.width * image.height
 
 
 def _block(value: Any, order: str = "<") -> bytes | None:
@@ -310,8 +411,7 @@ def from_tiff(data: bytes, check: Callable[[tuple[int, int]], None]) -> Original
             notes.append("its palette is opened up")
         if samples.dtype.kind == "f":
             kind = kind._replace(white=white_of(samples, notes))
-        if pages.count > 1:
-            notes.append(f"first of {pages.count} pages")
+        notes += pages.notes
         metadata = pages.metadata(notes)
         if kind.orientation >= 5 and metadata.resolution:
             metadata = dataclasses.replace(metadata, resolution=metadata.resolution[::-1])
@@ -323,8 +423,17 @@ def from_tiff(data: bytes, check: Callable[[tuple[int, int]], None]) -> Original
         format="tiff",
         alpha=kind.alpha,
         premultiplied=kind.premultiplied,
+        extra=kind.extra,
         metadata=metadata,
         missing=None if missing is None else turned(missing, kind.orientation),
         broken="" if missing is None else f"the file is broken: {missing.mean():.0%} of the picture is missing",
         notes=tuple(notes),
     )
+
+
+def metadata_in(data: bytes) -> tuple[Metadata, int, list[str]]:
+    """What a file tells beside its pixels, its orientation, and notes."""
+    notes: list[str] = []
+    with TiffPages(io.BytesIO(data)) as pages:
+        metadata = pages.metadata(notes)
+        return metadata, pages.orientation, [*pages.notes, *notes]

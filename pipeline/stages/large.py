@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
