@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,6 +38,9 @@ def from_deep(image: Image.Image, data: bytes) -> Original | None:
     notes: list[str] = []
     samples = deep.read()
     samples = samples[..., None] if samples.ndim == 2 else samples
+    if image.format == "PNG" and samples.shape[2] in (1, 3) and (hidden := image.info.get("transparency")) is not None:
+        shown = (samples != np.asarray(hidden, np.uint16)).any(2, keepdims=True)
+        samples = np.concatenate([samples, np.where(shown, 65535, 0).astype(np.uint16)], axis=2)
     spaces: dict[int, tuple[Space, bool]] = {1: ("grey", False), 2: ("grey", True), 3: ("rgb", False), 4: ("rgb", True)}
     if samples.shape[2] not in spaces:
         raise ValueError(f"{samples.shape[2]} channels are not supported")
@@ -58,11 +62,11 @@ def from_deep(image: Image.Image, data: bytes) -> Original | None:
 def _deep(image: Image.Image, data: bytes) -> _Deep | None:
     import imagecodecs
 
-    if image.format == "PNG" and is_deep(image):
+    if image.format == "PNG" and (is_deep(image) or (image.mode == "I;16" and "transparency" in image.info)):
         return _Deep(65535, lambda: imagecodecs.png_decode(data))
     if image.format == "PPM" and (white := _pnm_white(image)) > 255:
         return _Deep(white, lambda: _pnm(image, data))
-    if image.format == "JPEG2000" and (bits := _jpeg2000_bits(data)) > 8:
+    if image.format == "JPEG2000" and (bits := _jpeg2000_bits(data, image.size)) > 8:
         return _Deep((1 << bits) - 1, lambda: imagecodecs.jpeg2k_decode(_code_stream(data)))
     if image.format == "AVIF" and (bits := _avif_bits(data)) > 8:
         return _Deep((1 << bits) - 1, lambda: imagecodecs.avif_decode(data))
@@ -95,10 +99,19 @@ def _code_stream(data: bytes) -> bytes:
     return stream
 
 
-def _jpeg2000_bits(data: bytes) -> int:
-    """Of the first component, as the SIZ marker right at the start of the code stream says."""
+def _jpeg2000_bits(data: bytes, size: tuple[int, int]) -> int:
+    """Of the first component, as the SIZ marker right at the start of the code stream says.
+
+    Raises:
+        ValueError: the code stream says that it has another size than the file.
+    """
     start = data.find(b"\xff\x4f\xff\x51")
-    return (data[start + 42] & 0x7F) + 1 if 0 <= start < len(data) - 42 else 8
+    if not 0 <= start < len(data) - 42:
+        return 8
+    right, bottom, left, top = struct.unpack_from(">IIII", data, start + 8)
+    if (right - left, bottom - top) != size:
+        raise ValueError(f"its headers disagree: {size[0]} x {size[1]} and {right - left} x {bottom - top} pixels")
+    return (data[start + 42] & 0x7F) + 1
 
 
 def _avif_bits(data: bytes) -> int:

@@ -24,6 +24,8 @@ STRIP = 1 << 20
 """Pixels that are converted at a time."""
 LARGE = 0.125
 """A change after which nothing of a colour's excess over the working space stays."""
+NO_SAMPLE = 16
+"""A float so many times white means something else, and is not touched; so is one as far below black as white above."""
 INTENT = 1
 """Relative colorimetric: its tables there and back are each other's inverse, the perceptual ones are not."""
 BLACK_POINT = 0x2000
@@ -101,7 +103,12 @@ def _changed(path: _Path, old: Samples, was: Floats, now: Floats, white: float) 
     """
     beyond = np.nan_to_num(old.astype(np.float32), posinf=0, neginf=0) - path.backward(was, old)
     stays = (1 - np.abs(now - was).max(2, keepdims=True) / LARGE).clip(0, 1)
-    return _as_samples((path.backward(now, old) + beyond * stays).clip(0, white), old.dtype)
+    new = path.backward(now, old) + beyond * stays
+    if np.issubdtype(old.dtype, np.floating):  # they may lie outside black and white, or mean that there is nothing
+        kept = np.nan_to_num(old.astype(np.float32), posinf=0, neginf=0)
+        new = new.clip(np.minimum(0, kept), np.maximum(white, kept))
+        return np.where((kept < -white) | (kept > NO_SAMPLE * white), old, _as_samples(new, old.dtype))
+    return _as_samples(new.clip(0, white), old.dtype)
 
 
 def _coloured(original: Original, after: Samples) -> Original:
@@ -269,15 +276,16 @@ def _lab_profile() -> bytes:
 
 
 def _lab_to_rgb(samples: Samples, white: float) -> Floats:
-    values = samples.astype(np.float32) * np.float32(255 / white)
-    lab = np.stack([values[..., 0] * (100 / 255), values[..., 1] - 128, values[..., 2] - 128], -1)
-    return _transform(lab, _lab_profile(), "lab", _srgb(), "rgb")
+    values, half = samples.astype(np.float32), np.float32((white + 1) / 2)
+    lightness = values[..., :1] * np.float32(100 / white)
+    return _transform(
+        np.concatenate([lightness, (values[..., 1:3] - half) * (128 / half)], 2), _lab_profile(), "lab", _srgb(), "rgb"
+    )
 
 
 def _rgb_to_lab(pixels: Floats, white: float) -> Floats:
-    lab = _transform(pixels, _srgb(), "rgb", _lab_profile(), "lab")
-    values = np.stack([lab[..., 0] * (255 / 100), lab[..., 1] + 128, lab[..., 2] + 128], -1)
-    return (values * (white / 255)).astype(np.float32)
+    lab, half = _transform(pixels, _srgb(), "rgb", _lab_profile(), "lab"), np.float32((white + 1) / 2)
+    return np.concatenate([lab[..., :1] * np.float32(white / 100), lab[..., 1:] * (half / 128) + half], 2)
 
 
 def _cmyk_to_rgb(ink: Floats) -> Floats:
