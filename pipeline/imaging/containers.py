@@ -47,6 +47,7 @@ def jp2_with(data: bytes, metadata: Metadata) -> bytes:
             body = b"".join(jp2_box(*part) for part in _header(body, metadata))
         out.append(jp2_box(kind, body))
         if kind == b"jp2h":
+            out += [jp2_box(*box) for box in metadata.boxes]
             named = ((JP2_XMP, metadata.xmp), (JP2_EXIF, metadata.exif), (JP2_IPTC, metadata.iptc))
             out += [jp2_box(b"uuid", name + block) for name, block in named if block is not None]
     return b"".join(out)

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from pipeline.imaging.boxes import jp2_boxes
+from pipeline.imaging.metadata import metadata_of
 from pipeline.imaging.original import Original, Samples, Space
-from pipeline.imaging.pillow import all_metadata, format_of, is_deep
+from pipeline.imaging.pillow import format_of, is_deep
 
 SYCC = (18).to_bytes(4, "big")
 """JPEG 2000's number of YCC colours."""
@@ -46,7 +47,7 @@ def from_deep(image: Image.Image, data: bytes) -> Original | None:
         raise ValueError(f"{samples.shape[2]} channels are not supported")
     space, alpha = spaces[samples.shape[2]]
     image.load()  # EXIF and XMP may follow the pixels
-    metadata = all_metadata(image, data, notes)
+    metadata = metadata_of(image, data, notes)
     return Original(
         samples=samples,
         space=space,

@@ -15,7 +15,17 @@ from pipeline.imaging.containers import jp2_with, png_with
 from pipeline.imaging.decode import decode_image
 from pipeline.imaging.metadata import EXIF_HEAD, STRUCTURAL, Metadata, resources_of_iptc
 from pipeline.imaging.original import COLOURS, Original, Samples
-from pipeline.imaging.tags import Directory, Tag, add_tags, bytes_tag, exif_block, order_of, read_exif, swapped
+from pipeline.imaging.tags import (
+    Directory,
+    Tag,
+    add_tags,
+    bytes_tag,
+    exif_block,
+    has_thumbnail,
+    order_of,
+    read_exif,
+    swapped,
+)
 
 Format = Literal["auto", "png", "tiff", "webp", "jpeg", "avif", "jpeg2000"]
 
@@ -79,7 +89,9 @@ def encode_image(
     texts = [name for name, _ in picture.metadata.texts if chosen != "png" and (name, chosen) != ("Comment", "jpeg")]
     if texts:
         notes.append(f"texts that {chosen.upper()} has no place for are left out: {', '.join(texts)[:200]}")
-    if chosen in LOSSLESS and quality is None:
+    if picture.metadata.boxes and chosen != "jpeg2000":
+        notes.append("boxes of JPEG 2000 with other metadata are left out")
+    if chosen in ("png", "tiff") or (chosen in LOSSLESS and quality is None):
         return Encoded(_ENCODERS[chosen](picture, None, notes), chosen, tuple(notes), None)
     asked = quality = QUALITY[chosen] if quality is None else quality
     while True:
@@ -211,14 +223,24 @@ def _exif_with_resolution(metadata: Metadata, name: str) -> bytes | None:
     """EXIF for a format that has no other place for the resolution."""
     if metadata.resolution is None or name == "JPEG":
         return metadata.exif
-    tags, order = _exif(metadata)
+    tags, order = _exif(metadata, [])
+    if 0x011A in tags and 0x011B in tags:
+        return metadata.exif
     return exif_block(tags | _resolution_tags(metadata.resolution, order), order)
 
 
-def _exif(metadata: Metadata) -> tuple[Directory, str]:
+def _exif(metadata: Metadata, notes: list[str]) -> tuple[Directory, str]:
+    """The tags of an EXIF block, to be laid out anew."""
     if metadata.exif is None:
         return {}, "<"
-    return read_exif(metadata.exif), order_of(metadata.exif)
+    try:
+        tags = read_exif(metadata.exif)
+    except struct.error:
+        notes.append("EXIF cannot be read and is left out")
+        return {}, "<"
+    if has_thumbnail(metadata.exif):
+        notes.append("the thumbnail of EXIF is left out")
+    return tags, order_of(metadata.exif)
 
 
 def _resolution_tags(resolution: tuple[float, float], order: str) -> Directory:
@@ -245,7 +267,7 @@ def _tiff(picture: Original, quality: int | None, notes: list[str]) -> bytes:
     file = io.BytesIO()
     height, width = picture.size
     layout = TiffLayout.of(picture, notes)
-    write_tiff(file, layout, (height, width), layout.stored(picture.samples), picture.metadata)
+    write_tiff(file, layout, (height, width), layout.stored(picture.samples), picture.metadata, notes=notes)
     return file.getvalue()
 
 
@@ -257,15 +279,15 @@ class TiffLayout(NamedTuple):
     bits: int
     white: float
     dtype: str
-    extra: tuple[str, ...]
+    extra: tuple[int, ...]
 
     @classmethod
     def of(cls, picture: Original, notes: list[str]) -> TiffLayout:
         """For an original, or for what is to have its layout."""
         photometric = {"grey": "minisblack", "rgb": "rgb", "cmyk": "separated", "lab": "cielab"}[picture.space]
         further = picture.samples.shape[2] - COLOURS[picture.space]
-        alpha = ("assocalpha" if picture.premultiplied else "unassalpha",) * picture.alpha
-        extra = (*alpha, *("unspecified",) * (further - picture.alpha))
+        alpha = (1 if picture.premultiplied else 2,) * picture.alpha
+        extra = picture.extra if len(picture.extra) == further else (*alpha, *(0,) * (further - picture.alpha))
         bits, kind = picture.bits, picture.samples.dtype.str[1:]
         if not picture.is_float:
             bits = next(depth for depth in (1, 8, 16) if depth >= bits)
@@ -290,7 +312,13 @@ class TiffLayout(NamedTuple):
 
 
 def write_tiff(
-    file: Any, layout: TiffLayout, size: tuple[int, int], samples: Any, metadata: Metadata, tiled: bool = False
+    file: Any,
+    layout: TiffLayout,
+    size: tuple[int, int],
+    samples: Any,
+    metadata: Metadata,
+    tiled: bool = False,
+    notes: list[str] | None = None,
 ) -> None:
     """Write a TIFF file with metadata.
 
@@ -301,11 +329,12 @@ def write_tiff(
         samples: all of them, or (with `tiled`) an iterator of tiles of TILE pixels a side, padded.
         metadata: of the picture; its profile, too.
         tiled: write tiles.
+        notes: are told what is left out.
     """
     import tifffile
 
     height, width = size
-    tags, order = _exif(metadata)
+    tags, order = _exif(metadata, [] if notes is None else notes)
     tags = {tag: value for tag, value in tags.items() if tag not in STRUCTURAL}
     tags = tags if order == "<" else swapped(tags)
     tiled = tiled or height * width > TILED_ABOVE
@@ -358,8 +387,10 @@ def _psnr(picture: Original, data: bytes) -> float:
     """dB of the samples in a file against those that it should hold."""
     found = decode_image(data)
     samples = found.samples.astype(np.float32) / np.float32(found.white)
-    if samples.shape[2] > picture.samples.shape[2]:  # grey in a format that has none
+    if found.space == "rgb" and picture.space == "grey":  # in a format that has none
         samples = np.concatenate([samples[..., :1], samples[..., 3:]], axis=2)
+    if samples.shape[2] < picture.samples.shape[2]:  # encoders drop alpha that hides nothing
+        samples = np.concatenate([samples, np.ones_like(samples[..., :1])], axis=2)
     error = float(np.square(samples - picture.samples.astype(np.float32) / np.float32(picture.white)).mean())
     return 100.0 if error < 1e-10 else float(-10 * np.log10(error))
 

@@ -60,7 +60,9 @@ class LargeTiff:
             raise Unsupported(f"{width} x {height} pixels cannot be restored band by band; cut it into parts")
         page = pages.page
         strip = (
-            0 if page.is_tiled else min(page.rowsperstrip, height) * width * page.samplesperpixel * page.dtype.itemsize
+            0
+            if page.is_tiled or pages.is_raw
+            else min(page.rowsperstrip, height) * width * page.samplesperpixel * page.dtype.itemsize
         )
         if strip > LARGEST_STRIP:
             raise Unsupported(

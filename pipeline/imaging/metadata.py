@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import struct
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -28,12 +29,18 @@ STRUCTURAL = frozenset(
     {
         *(0x00FE, 0x00FF, 0x0100, 0x0101, 0x0102, 0x0103, 0x0106, 0x0107, 0x0108, 0x0109, 0x010A, 0x0111, 0x0112),
         *(0x0115, 0x0116, 0x0117, 0x0118, 0x0119, 0x011A, 0x011B, 0x011C, 0x0120, 0x0121, 0x0122, 0x0123, 0x0124),
-        *(0x0125, 0x0128, 0x0129, 0x012D, 0x013D, 0x0140, 0x0141, 0x0142, 0x0143, 0x0144, 0x0145, 0x014A, 0x014C),
+        *(0x0125, 0x0128, 0x0129, 0x013D, 0x0140, 0x0141, 0x0142, 0x0143, 0x0144, 0x0145, 0x014A, 0x014C),
         *(0x014E, 0x0150, 0x0152, 0x0153, 0x0154, 0x0155, 0x0156, 0x015B, 0x0200, 0x0201, 0x0202, 0x0203, 0x0205),
         *(0x0206, 0x0207, 0x0208, 0x0209, 0x0211, 0x0212, 0x0213, 0x0214, 0x02BC, 0x83BB, 0x8773),
     }
 )
 """Tags of a TIFF file that say how its picture is stored, or that are blocks of their own; all others are its EXIF."""
+_XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*['\"]|>))[1-8]")
+RAW = "Raw profile type "
+"""How ImageMagick names texts of PNG that hold blocks of metadata."""
+XMP_TEXT = "XML:com.adobe.xmp"
+SRGB = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+"""White and primaries, as PNG's cHRM orders them."""
 IPTC_RESOURCE = 0x0404
 """Where Photoshop's resources of a JPEG file hold IPTC."""
 
@@ -54,13 +61,18 @@ class Metadata:
     """Pixels an inch, across and down."""
     texts: tuple[tuple[str, str], ...] = ()
     """Names and texts, as PNG has them; a comment is called `Comment`."""
+    boxes: tuple[tuple[bytes, bytes], ...] = ()
+    """Other boxes of JPEG 2000, such as that of GeoJP2, by their kind."""
 
     def made_upright(self) -> Metadata:
         """As of the picture turned as EXIF's orientation says."""
         resolution = self.resolution
         if resolution is not None and orientation_of(self.exif) >= 5:
             resolution = resolution[1], resolution[0]
-        return dataclasses.replace(self, exif=upright(self.exif), resolution=resolution)
+        xmp = self.xmp
+        if xmp is not None and orientation_of(self.exif) != 1:
+            xmp = _XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
+        return dataclasses.replace(self, exif=upright(self.exif), xmp=xmp, resolution=resolution)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -133,38 +145,84 @@ def bare_exif(block: bytes | None) -> bytes | None:
     return (block or b"").removeprefix(EXIF_HEAD) or None
 
 
-def metadata_of(image: Image.Image, notes: list[str]) -> Metadata:
+def metadata_of(image: Image.Image, data: bytes, notes: list[str]) -> Metadata:
     """What stands beside the pixels of an opened file of any format but TIFF.
 
-    Some of it may follow the pixels: what Pillow has found is only complete when `image` is loaded.
+    Some of it may follow the pixels: what Pillow has found is only complete when `image` is loaded. `data` is the file.
     """
-    info = image.info
-    exif = bare_exif(info.get("exif"))
+    if image.format == "JPEG2000":
+        return _jp2_metadata(data, image.info.get("dpi"))
+    info, texts = image.info, dict(getattr(image, "text", {})) if image.format == "PNG" else {}
+    raw = {
+        name.removeprefix(RAW).lower(): _raw_profile(str(text)) for name, text in texts.items() if name.startswith(RAW)
+    }
+    exif = bare_exif(info.get("exif") or raw.get("exif") or raw.get("app1"))
     if exif is not None and exif[:4] not in (b"II*\0", b"MM\0*"):
         notes.append("EXIF cannot be read and is left out")
         exif = None
-    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp")
+    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or raw.get("xmp")
+    if b"http://ns.adobe.com/xmp/extension/" in data and image.format in ("JPEG", "MPO"):
+        notes.append("XMP beyond 64 kB (extended XMP) is left out")
     photoshop = info.get("photoshop")
-    iptc = (
-        photoshop.get(IPTC_RESOURCE) if isinstance(photoshop, dict) else _raw_profile(info.get("Raw profile type iptc"))
-    )
+    iptc = photoshop.get(IPTC_RESOURCE) if isinstance(photoshop, dict) else None
+    icc = info.get("icc_profile")
     return Metadata(
-        icc=info.get("icc_profile") or None,
+        icc=icc or _profile_of_chunks(image, data, notes),
         exif=exif,
-        iptc=iptc or None,
+        iptc=iptc or raw.get("iptc") or raw.get("8bim") or None,
         xmp=(xmp.encode() if isinstance(xmp, str) else xmp) or None,
-        resolution=_resolution(info.get("dpi")) or _resolution_in(exif),
-        texts=_texts(image),
+        resolution=_resolution_of(image) or _resolution_in(exif),
+        texts=_texts(image, texts),
     )
 
 
-def _texts(image: Image.Image) -> tuple[tuple[str, str], ...]:
-    found = dict(getattr(image, "text", {})) if image.format == "PNG" else {}
+def _resolution_of(image: Image.Image) -> tuple[float, float] | None:
+    """What the file says; for JPEG not what Pillow assumes where it says nothing."""
+    if image.format in ("JPEG", "MPO") and image.info.get("jfif_unit") not in (1, 2):
+        return None
+    return _resolution(image.info.get("dpi"))
+
+
+def _texts(image: Image.Image, texts: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    found = {name: str(text) for name, text in texts.items() if name != XMP_TEXT and not name.startswith(RAW)}
     comment = image.info.get("comment")
     if comment and image.format != "PNG":
         found["Comment"] = comment.decode("utf-8", "replace") if isinstance(comment, bytes) else str(comment)
-    blocks = ("XML:com.adobe.xmp", "Raw profile type")
-    return tuple((name, str(text)) for name, text in found.items() if not name.startswith(blocks))
+    return tuple(found.items())
+
+
+def _profile_of_chunks(image: Image.Image, data: bytes, notes: list[str]) -> bytes | None:
+    """A profile that says what PNG's gamma and primaries say, where they are not those of sRGB."""
+    if image.format == "AVIF":
+        place = data.find(b"colrnclx", 0, 1 << 16)
+        if place >= 0 and data[place + 10 : place + 12] in (b"\0\x10", b"\0\x12"):  # PQ, HLG
+            notes.append("its transfer curve (HDR) is taken for that of sRGB")
+        return None
+    if image.format != "PNG" or "srgb" in image.info:
+        return None
+    if b"cICP" in data[: data.find(b"IDAT") if b"IDAT" in data else 0]:
+        notes.append("its cICP chunk is left out, and its colours are taken for sRGB")
+    gamma, primaries = image.info.get("gamma"), image.info.get("chromaticity")
+    if not isinstance(gamma, float) or not 0.01 < gamma < 10:
+        return None
+    usual = not primaries or max(abs(a - b) for a, b in zip(primaries, SRGB, strict=False)) < 0.005
+    if usual and abs(gamma - 0.45455) < 0.005:
+        return None
+    import imagecodecs
+
+    try:
+        if image.mode in ("1", "L", "LA", "I;16", "I"):
+            profile = imagecodecs.cms_profile("gray", gamma=1 / gamma)
+        else:
+            white, *others = ((primaries or SRGB)[place : place + 2] for place in (0, 2, 4, 6))
+            profile = imagecodecs.cms_profile(
+                "rgb", whitepoint=list(white), primaries=[v for pair in others for v in pair], gamma=1 / gamma
+            )
+    except Exception as error:
+        notes.append(f"its gamma and primaries cannot be used and are left out ({error})")
+        return None
+    notes.append("its gamma and primaries are kept as a profile")
+    return bytes(profile)
 
 
 def _resolution_in(exif: bytes | None) -> tuple[float, float] | None:
@@ -219,14 +277,19 @@ def resources_of_iptc(iptc: bytes) -> bytes:
     return block + b"\0" * (len(iptc) % 2)
 
 
-def jp2_metadata(data: bytes, dpi: Any) -> Metadata:
+def _jp2_metadata(data: bytes, dpi: Any) -> Metadata:
     """What the boxes of a JP2 file tell, which Pillow passes over; `dpi` as Pillow gives it."""
     found: dict[str, bytes] = {}
+    others: list[tuple[bytes, bytes]] = []
     for kind, body in jp2_boxes(data):
         if kind == b"uuid":
             name = _JP2_BLOCKS.get(body[:16])
             if name is not None:
                 found.setdefault(name, body[16:])
+            else:
+                others.append((kind, body))
+        elif kind in (b"xml ", b"uinf"):
+            others.append((kind, body))
         elif kind == b"jp2h":
             for inner, data in jp2_boxes(body):
                 if inner == b"colr" and data[:1] == b"\2":
@@ -238,6 +301,7 @@ def jp2_metadata(data: bytes, dpi: Any) -> Metadata:
         iptc=found.get("iptc"),
         xmp=found.get("xmp"),
         resolution=_resolution(dpi),
+        boxes=tuple(others),
     )
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from pipeline.imaging.metadata import Metadata, jp2_metadata, metadata_of
+from pipeline.imaging.metadata import metadata_of
 from pipeline.imaging.original import Original, Samples, Space
 
 Image.MAX_IMAGE_PIXELS = None  # the recipe's limit decides, before a pixel is decoded
+PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20  # profiles of printers may have some MB
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "JPEG2000", "AVIF", "BMP", "GIF", "PPM")
 """What Pillow may take a file for. Some others of its formats run programs."""
+COUNTED = 8_000_000
+"""Bytes of a GIF file whose frames are counted."""
 WHOLE = 16_000_000
 """Pixels of an image that is copied at once."""
 FLOAT_WHITES = (1.0, 255.0, 65535.0)
@@ -49,11 +52,14 @@ def from_pillow(image: Image.Image, data: bytes = b"") -> Original:
         Exception: whatever Pillow's decoders trip over.
     """
     notes: list[str] = []
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
+    if image.format == "GIF" and len(data) > COUNTED:  # counting would read it all
+        notes.append("the first frame, if it has several")
+    elif (frames := getattr(image, "n_frames", 1)) > 1:
         notes.append(f"first of {frames} frames")
+    if image.format == "PNG" and (bits := _few_bits(image)):
+        notes.append(f"samples of {bits} bits are read as 8")
     image.load()
-    metadata = all_metadata(image, data, notes)
+    metadata = metadata_of(image, data, notes)
     samples, mode = _samples(image, notes)
     return Original(
         samples=samples,
@@ -65,13 +71,6 @@ def from_pillow(image: Image.Image, data: bytes = b"") -> Original:
         metadata=metadata,
         notes=tuple(notes),
     )
-
-
-def all_metadata(image: Image.Image, data: bytes, notes: list[str]) -> Metadata:
-    """Of a loaded image and its file."""
-    if image.format == "JPEG2000":
-        return jp2_metadata(data, image.info.get("dpi"))
-    return metadata_of(image, notes)
 
 
 def format_of(image: Image.Image) -> str:
@@ -145,6 +144,12 @@ def white_of(samples: Samples, notes: list[str]) -> float:
     if white != 1:
         notes.append(f"float samples are taken for 0 to {white:g}")
     return white
+
+
+def _few_bits(image: Image.Image) -> int:
+    """Of greys of 2 and 4 bits, that Pillow scales; else 0."""
+    arguments = {tile[3] for tile in getattr(image, "tile", ()) if isinstance(tile[3], str)}
+    return next((bits for bits in (2, 4) if f"L;{bits}" in arguments), 0) if image.mode == "L" else 0
 
 
 def is_deep(image: Image.Image) -> bool:

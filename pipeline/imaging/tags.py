@@ -11,7 +11,7 @@ import numpy as np
 POINTERS = (0x8769, 0x8825, 0xA005)
 """Tags that lead to further directories: EXIF, GPS, interoperability."""
 MOST = 64 << 20
-"""Bytes of one tag's values; more is absurd."""
+"""Bytes of all tags' values; more is absurd."""
 MOST_TAGS = 4096
 """Tags of one directory."""
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -63,7 +63,36 @@ def read_exif(block: bytes) -> Directory:
     return read_directory(lambda at, size: block[at : at + size], start, order, big=False)
 
 
-def read_directory(read: Callable[[int, int], bytes], start: int, order: str, big: bool, depth: int = 0) -> Directory:
+class _Budget:
+    """Bytes that the tags of a file may have together: their places may overlap, and a small file tell very much."""
+
+    def __init__(self) -> None:
+        self._left = MOST
+
+    def takes(self, size: int) -> bool:
+        self._left -= size
+        return self._left >= 0
+
+
+def has_thumbnail(block: bytes) -> bool:
+    """Whether an EXIF block has a second directory, which is that of its thumbnail."""
+    order = order_of(block)
+    try:
+        (start,) = struct.unpack_from(order + "I", block, 4)
+        (count,) = struct.unpack_from(order + "H", block, start)
+        return bool(struct.unpack_from(order + "I", block, start + 2 + 12 * count)[0])
+    except struct.error:
+        return False
+
+
+def read_directory(
+    read: Callable[[int, int], bytes],
+    start: int,
+    order: str,
+    big: bool,
+    depth: int = 0,
+    budget: _Budget | None = None,
+) -> Directory:
     """A directory and those that it leads to; what is broken or absurd of it is left out.
 
     Args:
@@ -72,10 +101,12 @@ def read_directory(read: Callable[[int, int], bytes], start: int, order: str, bi
         order: `<` or `>`.
         big: as BigTIFF has them.
         depth: how many lead to it.
+        budget: what is left for it.
 
     Raises:
         struct.error: it does not even begin.
     """
+    budget = budget or _Budget()
     entry, inline, number = _flavour(big)
     size = 8 if big else 2
     (count,) = struct.unpack(order + ("Q" if big else "H"), read(start, size))
@@ -84,14 +115,14 @@ def read_directory(read: Callable[[int, int], bytes], start: int, order: str, bi
     for place in range(0, len(table) - entry + 1, entry):
         tag, kind, values = struct.unpack_from(order + "HH" + number, table, place)
         length = _SIZES.get(kind, 0) * values
-        if not length or length > MOST:
+        if not length or not budget.takes(length):
             continue
         here = table[place + entry - inline : place + entry]
         if tag in POINTERS and values == 1 and kind in (_LONG, _IFD, _LONG8):
             if depth < 2:
                 (at,) = struct.unpack_from(order + ("Q" if kind == _LONG8 else "I"), here)
                 try:
-                    found[tag] = read_directory(read, at, order, big, depth + 1)
+                    found[tag] = read_directory(read, at, order, big, depth + 1, budget)
                 except struct.error:
                     continue
         else:
