@@ -246,7 +246,7 @@ class Output(_Section):
 
 
 _PLACES = (
-    *("uri", "storage", "table", "table_name", "catalog", "file_mb", "row_group", "partition_by", "signing"),
+    *("uri", "storage", "table", "table_name", "catalog", "file_mb", "row_group", "partition_by"),
     *("mixed", "commit_minutes", "grace_seconds", "lease_seconds"),
 )
 """Settings of the output that do not change a row."""
@@ -312,6 +312,7 @@ class Recipe(_Section):
         content = self.model_dump(mode="json", exclude={"resources": True, "output": {*_PLACES}})
         content["source"] = {"filters": content["source"]["filters"]}
         content["limits"].pop("rows")
+        content["output"]["signing"] = content["output"]["signing"] is not None
         content["scoring"] |= {name: content["scoring"][name] is not None for name in ("clip", "lpips", "dists")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

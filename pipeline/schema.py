@@ -61,7 +61,7 @@ OUTPUT = pa.schema(
         pa.field("source_row", pa.string()),  # unique: 16 digits that stand for the input file, a dash, its row number
         pa.field("status", pa.string()),  # one of STATUSES
         pa.field("reasons", pa.list_(pa.string())),  # why the gate decided so
-        pa.field("notes", pa.list_(pa.string())),  # what else was done or left out, such as 16 bits made 8
+        pa.field("notes", pa.list_(pa.string())),  # what else was done or left out, such as what a file cannot hold
         pa.field("error_stage", pa.string()),  # decode, restore or encode
         pa.field("error_type", pa.string()),  # a name from pipeline/errors.py
         pa.field("error_message", pa.string()),

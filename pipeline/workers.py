@@ -68,7 +68,7 @@ class Decide:
             root: DecideStage(
                 *(recipe, run.run_id, run.source.columns.image, run.decisions, lookup),
                 fetch=run.reader(root),
-                open=run.reader(root).open,
+                reader=run.reader(root),
                 publish=publish,
             )
             for root in {file.root for file in run.source.files}
@@ -101,10 +101,8 @@ class Restore:
 
     def __init__(self, settings: RestoreSettings, device: str, counter: Any) -> None:
         recipe = settings.recipe
-        opens = {root: reader.open for root, reader in settings.readers.items()}
-        self._stage = RestoreStage(
-            *(recipe, device, recipe.resources.threads, settings.decisions, opens), publish=settings.images.file
-        )
+        threads, publish = recipe.resources.threads, settings.images.file
+        self._stage = RestoreStage(recipe, device, threads, settings.decisions, settings.readers, publish)
         if counter is not None:
             counter.found_speed.remote(self._stage.bare_speed())
         self._meter = ActorMeter("restore")

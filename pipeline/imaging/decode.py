@@ -153,10 +153,8 @@ def _mended(repaired: Repaired) -> Original:
 
 def _without_numbers_missing(original: Original) -> Original:
     """Floats that are no numbers are missing pixels."""
-    if not original.is_float:
-        return original
-    lost: npt.NDArray[np.bool_] = np.logical_not(np.isfinite(original.colours).all(2))
-    if not lost.any():
+    lost = original.without_numbers()
+    if lost is None:
         return original
     missing = lost if original.missing is None else lost | original.missing
     if missing.all():

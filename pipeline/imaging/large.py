@@ -100,10 +100,9 @@ class LargeTiff:
         stored, missing = self._pages.rows(top, bottom)
         samples = self._pages.normalised(stored, self._kind)
         band = dataclasses.replace(self._proto, samples=samples, missing=missing)
-        if band.is_float:
-            lost = np.logical_not(np.isfinite(band.colours).all(2))
-            if lost.any():
-                band = dataclasses.replace(band, missing=lost if missing is None else lost | missing)
+        lost = band.without_numbers()
+        if lost is not None:
+            band = dataclasses.replace(band, missing=lost if missing is None else lost | missing)
         return band
 
     def rows(self, top: int, bottom: int) -> tuple[Samples, npt.NDArray[np.bool_] | None]:

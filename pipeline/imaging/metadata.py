@@ -180,7 +180,7 @@ def _resolution_of(image: Image.Image) -> tuple[float, float] | None:
     """What the file says; for JPEG not what Pillow assumes where it says nothing."""
     if image.format in ("JPEG", "MPO") and image.info.get("jfif_unit") not in (1, 2):
         return None
-    return _resolution(image.info.get("dpi"))
+    return as_resolution(image.info.get("dpi"))
 
 
 def _texts(image: Image.Image, texts: dict[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -234,7 +234,7 @@ def _resolution_in(exif: bytes | None) -> tuple[float, float] | None:
         unit, *sides = (tags[code] for code in (0x0128, 0x011A, 0x011B))
         values = [struct.unpack(order + "II", side.values) for side in sides if isinstance(side, Tag)]
         scale = {2: 1.0, 3: INCH}[struct.unpack(order + "H", unit.values)[0]] if isinstance(unit, Tag) else 1.0
-        return _resolution([over / under * scale for over, under in values])
+        return as_resolution([over / under * scale for over, under in values])
     except (KeyError, struct.error, ZeroDivisionError):
         return None
 
@@ -300,12 +300,13 @@ def _jp2_metadata(data: bytes, dpi: Any) -> Metadata:
         exif=exif if exif is not None and exif[:4] in (b"II*\0", b"MM\0*") else None,
         iptc=found.get("iptc"),
         xmp=found.get("xmp"),
-        resolution=_resolution(dpi),
+        resolution=as_resolution(dpi),
         boxes=tuple(others),
     )
 
 
-def _resolution(dpi: Any) -> tuple[float, float] | None:
+def as_resolution(dpi: Any) -> tuple[float, float] | None:
+    """Two numbers as pixels an inch, if they can be that."""
     try:
         across, down = (float(value) for value in dpi)
     except (TypeError, ValueError, ZeroDivisionError):

@@ -77,6 +77,13 @@ class Original:
             metadata=self.metadata.made_upright(),
         )
 
+    def without_numbers(self) -> npt.NDArray[np.bool_] | None:
+        """[H, W], where floats are no numbers; None: nowhere."""
+        if not self.is_float:
+            return None
+        lost = np.logical_not(np.isfinite(self.colours).all(2))
+        return lost if lost.any() else None
+
     def with_colours(self, colours: Samples, space: Space | None = None) -> Original:
         """The same with other colours [H, W, 1, 3 or 4], in its own or another space; what follows them stays."""
         further = self.samples[..., COLOURS[self.space] :]

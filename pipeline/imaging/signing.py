@@ -66,7 +66,7 @@ def load_credentials(certificates: str, key: str, algorithm: str) -> Credentials
 def signed(
     data: bytes, format: str, original: bytes, original_format: str, told: Provenance, credentials: Credentials
 ) -> bytes | None:
-    """An image file with a manifest that names its original; None if the format holds none.
+    """An image file with a manifest that names its original; None if one of the two formats has no place for it.
 
     The signature is another one each time.
 
@@ -75,7 +75,7 @@ def signed(
     """
     import c2pa
 
-    if format not in TYPES:
+    if format not in TYPES or original_format not in TYPES:
         return None
     manifest = {
         "claim_generator_info": [{"name": "conservator"}],
@@ -85,9 +85,8 @@ def signed(
     context = c2pa.Context(c2pa.Settings.from_dict({"builder": {"thumbnail": {"enabled": False}}}))
     builder = c2pa.Builder(json.dumps(manifest), context)
     builder.set_intent(c2pa.C2paBuilderIntent.EDIT)
-    if original_format in TYPES:
-        ingredient = {"title": told.source_uri or "original", "relationship": "parentOf"}
-        builder.add_ingredient(json.dumps(ingredient), TYPES[original_format], io.BytesIO(original))
+    ingredient = {"title": told.source_uri or "original", "relationship": "parentOf"}
+    builder.add_ingredient(json.dumps(ingredient), TYPES[original_format], io.BytesIO(original))
     info = c2pa.C2paSignerInfo(credentials.algorithm, credentials.certificates.encode(), credentials.key.encode(), None)
     out = io.BytesIO()
     builder.sign(c2pa.Signer.from_info(info), TYPES[format], io.BytesIO(data), out)

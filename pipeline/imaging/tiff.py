@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.imaging.metadata import INCH, Metadata, exif_of_tiff
+from pipeline.imaging.metadata import INCH, Metadata, as_resolution, exif_of_tiff
 from pipeline.imaging.original import COLOURS, Original, Samples, Space, turned
 from pipeline.imaging.pillow import white_of
 
@@ -375,14 +375,10 @@ def _block(value: Any, order: str = "<") -> bytes | None:
 def _resolution(tags: Any) -> tuple[float, float] | None:
     unit = tags.valueof(296, 2)
     scale = {2: 1.0, 3: INCH}.get(int(unit) if isinstance(unit, int) else 0)
-    found = []
-    for tag in (282, 283):
-        value = tags.valueof(tag)
-        try:
-            found.append(value[0] / value[1] * scale)
-        except (TypeError, IndexError, ZeroDivisionError):
-            return None
-    return (found[0], found[1]) if min(found) > 0 and max(found) < 1e6 else None
+    try:
+        return as_resolution([over / under * scale for over, under in (tags.valueof(tag) for tag in (282, 283))])
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
 
 
 def from_tiff(data: bytes, check: Callable[[tuple[int, int]], None]) -> Original:

@@ -6,6 +6,7 @@ No time is written: the same input must give the same file, bit for bit. When it
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 from xml.dom import minidom
@@ -18,11 +19,8 @@ EVENT = "http://ns.adobe.com/xap/1.0/sType/ResourceEvent#"
 IPTC = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 SOURCES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 """IPTC's vocabulary of digital sources."""
-ENHANCED, COMPOSITE, GENERATED = (
-    "algorithmicallyEnhanced",
-    "compositeWithTrainedAlgorithmicMedia",
-    "trainedAlgorithmicMedia",
-)
+ENHANCED, COMPOSITE = "algorithmicallyEnhanced", "compositeWithTrainedAlgorithmicMedia"
+_XML_HEAD = re.compile(r"<\?xml[^>]*\?>")
 _EMPTY = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}"/></x:xmpmeta>'
 
 
@@ -35,7 +33,7 @@ class Provenance:
     source_uri: str | None
     """Where it was, if it has a name."""
     digital_source: str
-    """ENHANCED, COMPOSITE or GENERATED."""
+    """ENHANCED or COMPOSITE."""
     software: str
     """What made the result, with versions."""
     actions: Sequence[str]
@@ -52,7 +50,7 @@ def with_provenance(xmp: bytes | None, provenance: Provenance, notes: list[str])
     for name in ("DerivedFrom", "DigitalSourceType"):
         _remove(rdf, MEDIA if name == "DerivedFrom" else IPTC, name)
     earlier = _take_history(rdf)
-    about = next((node.getAttributeNS(RDF, "about") for node in rdf.getElementsByTagNameNS(RDF, "Description")), "")
+    about = next((node.getAttributeNS(RDF, "about") for node in _descriptions(rdf)), "")
     description = _child(document, rdf, RDF, "rdf:Description")
     description.setAttributeNS(RDF, "rdf:about", about)
     for prefix, space in (
@@ -84,9 +82,10 @@ def with_provenance(xmp: bytes | None, provenance: Provenance, notes: list[str])
 def _parsed(xmp: bytes | None, notes: list[str]) -> Any:
     if xmp is not None:
         try:
-            if b"<!DOCTYPE" in xmp or b"<!ENTITY" in xmp:
+            text = _XML_HEAD.sub("", _text_of(xmp).strip("\0 \r\n\t\ufeff"))
+            if "<!DOCTYPE" in text or "<!ENTITY" in text:
                 raise ValueError("it declares entities")
-            document = minidom.parseString(xmp.strip(b"\0 \r\n\t"))
+            document = minidom.parseString(text.encode())
             if document.getElementsByTagNameNS(RDF, "RDF"):
                 return document
             raise ValueError("there is no RDF in it")
@@ -95,23 +94,70 @@ def _parsed(xmp: bytes | None, notes: list[str]) -> Any:
     return minidom.parseString(_EMPTY)
 
 
+def _text_of(xmp: bytes) -> str:
+    """XMP may be in UTF-8, 16 or 32, with or without a mark of its order."""
+    for mark, encoding in (
+        (b"\xff\xfe\0\0", "utf-32"),
+        (b"\0\0\xfe\xff", "utf-32"),
+        (b"\xff\xfe", "utf-16"),
+        (b"\xfe\xff", "utf-16"),
+    ):
+        if xmp.startswith(mark):
+            return xmp.decode(encoding)
+    for start, encoding in (
+        (b"<\0\0\0", "utf-32-le"),
+        (b"\0\0\0<", "utf-32-be"),
+        (b"<\0", "utf-16-le"),
+        (b"\0<", "utf-16-be"),
+    ):
+        if xmp.startswith(start):
+            return xmp[: len(xmp) - len(xmp) % 2].decode(encoding)
+    return xmp.decode("utf-8-sig")
+
+
+def _descriptions(rdf: Any) -> list[Any]:
+    """Those that say something of the picture itself."""
+    found = (node for node in rdf.childNodes if node.nodeType == node.ELEMENT_NODE)
+    return [node for node in found if node.namespaceURI == RDF and node.localName == "Description"]
+
+
+def _properties(rdf: Any, space: str, name: str) -> list[Any]:
+    """Elements that hold a property of the picture itself."""
+    inner = (node for description in _descriptions(rdf) for node in description.childNodes)
+    elements = (node for node in inner if node.nodeType == node.ELEMENT_NODE)
+    return [node for node in elements if node.namespaceURI == space and node.localName == name]
+
+
 def _remove(rdf: Any, space: str, name: str) -> None:
-    """A property, as an element or an attribute."""
-    for node in rdf.getElementsByTagNameNS(space, name):
+    """A property of the picture, as an element or an attribute."""
+    for node in _properties(rdf, space, name):
         node.parentNode.removeChild(node)
-    for node in rdf.getElementsByTagNameNS(RDF, "Description"):
+    for node in _descriptions(rdf):
         if node.hasAttributeNS(space, name):
             node.removeAttributeNS(space, name)
 
 
 def _take_history(rdf: Any) -> list[Any]:
-    """The events of a history, which is taken out."""
+    """The events of the picture's history, which is taken out."""
     events = []
-    for history in rdf.getElementsByTagNameNS(MEDIA, "History"):
+    for history in _properties(rdf, MEDIA, "History"):
         for sequence in (node for node in history.childNodes if node.nodeType == node.ELEMENT_NODE):
             events += [node for node in sequence.childNodes if node.nodeType == node.ELEMENT_NODE]
         history.parentNode.removeChild(history)
+    for event in events:
+        _declare(event, event)
     return events
+
+
+def _declare(node: Any, top: Any) -> None:
+    """Let a node that is moved say what its prefixes mean."""
+    attributes = [node.attributes.item(place) for place in range(node.attributes.length)]
+    for named in (node, *attributes):
+        if named.prefix and named.prefix not in ("xml", "xmlns") and named.namespaceURI:
+            top.setAttribute(f"xmlns:{named.prefix}", named.namespaceURI)
+    for child in node.childNodes:
+        if child.nodeType == child.ELEMENT_NODE:
+            _declare(child, top)
 
 
 def _child(document: Any, parent: Any, space: str, name: str) -> Any:

@@ -62,6 +62,14 @@ class UriReader:
         """
         return self._opened(uri, lambda file: file)
 
+    def place(self, uri: str) -> str:
+        """Where a file lies, as it may be shown.
+
+        Raises:
+            RowError: as by calling.
+        """
+        return shown(self._resolved(uri))
+
     def _opened(self, uri: str, use: Callable[[IO[bytes]], Content]) -> Content:
         place = self._resolved(uri)
 

@@ -92,7 +92,10 @@ def put_file(store: fsspec.AbstractFileSystem, path: str, local: Path) -> None:
         return
     fresh = Path(path).with_name(f".{Path(path).name}.{uuid.uuid4().hex}")
     try:
-        shutil.copyfile(local, fresh)
+        with local.open("rb") as source, fresh.open("xb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+            target.flush()
+            os.fsync(target.fileno())
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)

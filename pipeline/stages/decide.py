@@ -6,12 +6,12 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline.errors import RowError, UnreadableImage
-from pipeline.imaging.cells import Fetch, read_cell, shown, uri_in
+from pipeline.imaging.cells import Fetch, read_cell, uri_in
 from pipeline.imaging.decode import decode_image
 from pipeline.imaging.encode import ending
 from pipeline.imaging.large import ENDINGS, file_sha256
@@ -19,6 +19,7 @@ from pipeline.imaging.tiff import TiffPages
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
 from pipeline.schema import BLIND_SCORES, ROW_KEY, TRUTH_SCORES
+from pipeline.stages.large import Reader
 from pipeline.stages.table import Row
 
 ANOTHER = "it is another image than the one that was restored"
@@ -39,8 +40,8 @@ class DecideStage:
     lookup: Callable[[Sequence[str]], pa.Table]
     """The table's rows with these keys, in the table's columns."""
     fetch: Fetch
-    open: Callable[[str], IO[bytes]] | None = None
-    """As in decoding."""
+    reader: Reader | None = None
+    """Opens originals of images that were restored band by band."""
     publish: Callable[[bytes, str, str], str] | None = None
     """As in encoding."""
 
@@ -108,9 +109,9 @@ class DecideStage:
     def _large(self, value: Any, row: Row) -> Row | None:
         """An original that was restored band by band stays where it is; None: it was not."""
         uri = uri_in(value)
-        if self.open is None or uri is None or not uri.lower().endswith(ENDINGS):
+        if self.reader is None or uri is None or not uri.lower().endswith(ENDINGS):
             return None
-        with self.open(uri) as file:
+        with self.reader.open(uri) as file:
             try:
                 with TiffPages(file) as pages:
                     height, width = pages.size
@@ -121,7 +122,7 @@ class DecideStage:
             sha256, size = file_sha256(file)
         if sha256 != row["source_sha256"]:
             raise UnreadableImage(ANOTHER)
-        return {"image": None, "image_uri": shown(uri), "image_bytes": size, "image_format": "tiff"}
+        return {"image": None, "image_uri": self.reader.place(uri), "image_bytes": size, "image_format": "tiff"}
 
 
 _READ = {

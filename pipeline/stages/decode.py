@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from pipeline.errors import PermanentRowError, RowError, UnreadableImage, UnsupportedColumn
-from pipeline.imaging.cells import Fetch, holds_images, is_empty, read_cell, uri_in, uri_of
+from pipeline.errors import PermanentRowError, RowError, StoreUnavailable, UnreadableImage, UnsupportedColumn
+from pipeline.imaging.cells import Fetch, holds_images, is_empty, read_cell, shown, uri_in, uri_of
 from pipeline.imaging.decode import check_size, decode_image, rgb
 from pipeline.imaging.encode import encode_preview
 from pipeline.imaging.large import ENDINGS, LargeTiff, file_sha256
@@ -116,13 +116,21 @@ class DecodeStage:
 
     def _is_large(self, value: Any, row: Row) -> bool:
         """Whether the image is to be restored band by band; if so, fill in what is known of it."""
-        limits = self.recipe.limits
         uri = uri_in(value)
         if self.open is None or uri is None or not uri.lower().endswith(ENDINGS):
             return False
-        with self.open(uri) as file:
+        try:
+            return self._look_into(uri, row, self.open)
+        except OSError as error:
+            raise StoreUnavailable(f"{shown(uri)} could not be read ({type(error).__name__}: {error})") from error
+
+    def _look_into(self, uri: str, row: Row, opens: Callable[[str], IO[bytes]]) -> bool:
+        limits = self.recipe.limits
+        with opens(uri) as file:
             try:
                 pages = TiffPages(file)
+            except OSError:
+                raise
             except Exception:  # it is told of in the usual way
                 return False
             with pages:

@@ -21,6 +21,9 @@ from pipeline.schema import OUTPUT
 from pipeline.stages.provenance import provenance
 from pipeline.stages.table import Row, failure, source_columns, stage_rows, with_columns
 
+WHOLE = (1, 8, 16, 32, 64)
+"""Bits of samples that lossless files hold as they are; others are scaled."""
+
 
 @dataclasses.dataclass(frozen=True)
 class EncodeStage:
@@ -91,10 +94,12 @@ class EncodeStage:
             parts = (encoded.data, encoded.format, cell["file"], cell["format"], provenance(cell), self.credentials)
             data = signed(*parts)
             if data is None:
-                notes.append(f"{encoded.format.upper()} holds no C2PA manifest: it is not signed")
+                formats = f"{cell['format'].upper()} or {encoded.format.upper()}"
+                notes.append(f"not signed: C2PA has no place in {formats}")
             else:
                 encoded = encoded._replace(data=data)
-        written = picture if encoded.psnr is None else decode_image(encoded.data)
+        plain = encoded.psnr is None and encoded.format in ("png", "tiff", "jpeg2000") and picture.bits in WHOLE
+        written = picture if plain else decode_image(encoded.data)
         row: Row = {
             "notes": [*(cell["notes"] or ()), *notes, *encoded.notes],
             "image_pixels_sha256": pixels_sha256(written),

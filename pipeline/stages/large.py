@@ -37,6 +37,16 @@ SIDE = 512
 """Pixels a side of a window, at most."""
 
 
+class Reader(Protocol):
+    """Opens files that a source's rows name."""
+
+    def open(self, uri: str) -> IO[bytes]:
+        """A file to be read in parts; raises a RowError if it must not or cannot be."""
+
+    def place(self, uri: str) -> str:
+        """Where it lies, as it may be shown."""
+
+
 class Publish(Protocol):
     """Writes a local file beside the table, given its SHA-256 and ending, and returns its URI."""
 
@@ -51,7 +61,7 @@ class LargeStage:
     recipe: Recipe
     restorer: Restorer
     appraiser: Appraiser
-    opens: Mapping[str, Callable[[str], IO[bytes]]]
+    readers: Mapping[str, Reader]
     """How files are opened, by the place in the source below which their rows lie."""
     publish: Publish
 
@@ -68,7 +78,7 @@ class LargeStage:
             RowError: the file cannot be read or written.
         """
         try:
-            with self.opens[cell["root"]](cell["large"]) as file, TiffPages(file) as pages:
+            with self.readers[cell["root"]].open(cell["large"]) as file, TiffPages(file) as pages:
                 return self._restored(cell, LargeTiff(pages), request, decision, made_by)
         except RowError:
             raise
@@ -91,7 +101,7 @@ class LargeStage:
                 bands = self._bands(
                     image, request, view, account, one_channel=image.proto.space == "grey" and not coloured
                 )
-                pixels_sha256 = image.write(file, bands, coloured)
+                pixels_sha256, layout = image.write(file, bands, coloured)
                 result = account.result(view, lambda means: self.restorer.likely_error(means, view, request))
                 restored = time.perf_counter()
                 case = Case(
@@ -103,7 +113,7 @@ class LargeStage:
                 )
                 (verdict,) = self.appraiser([case])
                 notes = [*(cell["notes"] or ()), *([account.broken] if account.broken else [])]
-                row = _told(verdict, account) | {"grey": view.damage.grey, "notes": notes}
+                row = _told(verdict) | {"grey": view.damage.grey, "notes": notes}
                 if verdict.after is not None:
                     row["actions"] = actions(result, coloured, repaired=True)
                     row["digital_source"] = digital_source(result, coloured)
@@ -112,7 +122,7 @@ class LargeStage:
                         xmp = with_provenance(image.proto.metadata.xmp, told, notes)
                         add_tags(file, {0x02BC: Tag(1, len(xmp), xmp)})
             if verdict.after is None:
-                row |= self._original(cell)
+                row |= self._original(cell, account)
             else:
                 with path.open("rb") as written:
                     sha256, size = file_sha256(written)
@@ -121,7 +131,7 @@ class LargeStage:
                     "image_bytes": size,
                     "image_sha256": sha256,
                     "image_pixels_sha256": pixels_sha256,
-                    "image_layout": cell["source_layout"],
+                    "image_layout": layout,
                     "change_mask": account.change_mask(),
                     "after_preview": account.preview("after"),
                 }
@@ -144,12 +154,13 @@ class LargeStage:
             account.add(band, eight_bits(before), missing)
             yield image.changed(band.top, after[..., :1] if one_channel else after)
 
-    def _original(self, cell: Row) -> Row:
+    def _original(self, cell: Row, account: _Account) -> Row:
         """What was kept stays where it is."""
-        with self.opens[cell["root"]](cell["large"]) as file:
+        with self.readers[cell["root"]].open(cell["large"]) as file:
             size = file.seek(0, 2)
         return {
-            "image_uri": cell["source_uri"],
+            "image_uri": self.readers[cell["root"]].place(cell["large"]),
+            "after_preview": account.preview("before"),
             "image_bytes": size,
             "image_sha256": cell["source_sha256"],
             "image_pixels_sha256": cell["source_pixels_sha256"],
@@ -240,7 +251,7 @@ class _Account:
         return change_mask(before, after)
 
 
-def _told(verdict: Verdict, account: _Account) -> Row:
+def _told(verdict: Verdict) -> Row:
     return {
         **verdict.scores,
         "status": verdict.status,

@@ -50,8 +50,8 @@ def actions(result: Restored, coloured: bool, repaired: bool) -> list[dict[str, 
         "fading": damage.fading,
     }
     done = [(name, found[measure]) for name, measure, least in _ACTIONS if repaired and found[measure] >= least]
-    if repaired and result.lost.any():
-        done.append(("fill", float(result.lost.mean())))
+    if repaired and damage.missing > 0:
+        done.append(("fill", damage.missing))
     if coloured:
         done.append(("colourise", 1.0))
     return [{"name": name, "strength": strength} for name, strength in done]
@@ -59,7 +59,7 @@ def actions(result: Restored, coloured: bool, repaired: bool) -> list[dict[str, 
 
 def digital_source(result: Restored, coloured: bool) -> str:
     """IPTC's name for what the picture is: improved, or partly made up, where parts were filled or colours invented."""
-    return COMPOSITE if coloured or result.lost.mean() >= LEAST_FILL else ENHANCED
+    return COMPOSITE if coloured or result.damage.missing >= LEAST_FILL else ENHANCED
 
 
 def provenance(cell: Mapping[str, Any]) -> Provenance:

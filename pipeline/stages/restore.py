@@ -7,8 +7,8 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from pipeline.restoration.colour import coloured
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import Restorer
 from pipeline.schema import RESTORED
-from pipeline.stages.large import LargeStage, Publish
+from pipeline.stages.large import LargeStage, Publish, Reader
 from pipeline.stages.provenance import actions, change_mask, device_name, digital_source
 from pipeline.stages.table import Row, failure, source_columns, stage_rows, with_columns
 
@@ -44,7 +44,7 @@ class RestoreStage:
         device: str,
         threads: int = 0,
         decisions: Mapping[str, Decision] | None = None,
-        opens: Mapping[str, Callable[[str], IO[bytes]]] | None = None,
+        readers: Mapping[str, Reader] | None = None,
         publish: Publish | None = None,
     ) -> None:
         """Load the model.
@@ -54,7 +54,7 @@ class RestoreStage:
             device: `cpu` or `cuda`.
             threads: CPU threads if there is no GPU; 0: all cores that this process may use.
             decisions: what persons have decided, by `result_id`.
-            opens: how files of large images are opened, by the place in the source below which their rows lie.
+            readers: how files of large images are opened, by the place in the source below which their rows lie.
             publish: where results of large images go; without it they fail.
 
         Raises:
@@ -80,7 +80,7 @@ class RestoreStage:
         self._appraiser = Appraiser(recipe, self._restorer.device)
         self._large = None
         if publish is not None:
-            self._large = LargeStage(recipe, self._restorer, self._appraiser, opens or {}, publish)
+            self._large = LargeStage(recipe, self._restorer, self._appraiser, readers or {}, publish)
 
     def bare_speed(self) -> float:
         """Megapixels a second of the model alone, on tiles in memory."""

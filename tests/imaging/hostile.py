@@ -128,6 +128,7 @@ def absurd() -> Iterator[tuple[str, bytes]]:
         yield f"tiff with {value} as tag {tag}", _tiff_with(good["tiff"], tag, value)
     for tag, value in ((322, 0), (322, 2**31), (323, 2**31), (322, 17)):
         yield f"tiled tiff with {value} as tag {tag}", _tiff_with(good["tiff-tiles"], tag, value)
+    yield from mismatched(good)
     yield "tiff whose pages lead to each other", _tiff_loop(good["tiff"])
     yield "tiff of 3000 pages", _many_pages(3000)
     yield "tiff of one pixel", tiff(np.zeros((1, 1), np.uint8), photometric="minisblack")
@@ -140,6 +141,68 @@ def absurd() -> Iterator[tuple[str, bytes]]:
     yield "complex numbers", tiff(np.ones((20, 20), np.complex64))
     yield "a volume", tiff(np.ones((5, 20, 20), np.uint8), volumetric=True, photometric="minisblack")
     yield "gif of 2000 frames", _many_frames()
+
+
+def mismatched(good: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    """Files of which one part claims what another does not, and what costs time for nothing."""
+    exif = Image.Exif()
+    exif[0x013B] = "someone"
+    thumbnail = encoded(noise(60, 80), "JPEG")
+    block = exif.tobytes() + thumbnail
+    for progressive in (False, True):
+        whole = encoded(noise(HEIGHT, WIDTH), "JPEG", quality=90, progressive=progressive, exif=block)
+        for percent in (40, 80):
+            yield (
+                f"jpeg with a thumbnail, progressive {progressive}, {percent} % of it",
+                whole[: len(whole) * percent // 100],
+            )
+    plain = good["jpeg-progressive"]
+    scan = plain.rindex(b"\xff\xda")
+    yield "jpeg of 5000 scans", plain[:-2] + plain[scan:-2] * 5000 + plain[-2:]
+    restarts = encoded(noise(2000, 2000), "JPEG", quality=20, restart_marker_blocks=1, icc_profile=bytes(60_000) * 8)
+    yield (
+        "jpeg of 15,000 intervals, with a large profile and damage",
+        restarts[:-40_000] + bytes(20_000) + restarts[-20_000:],
+    )
+    stream = jp2(np.zeros((2000, 2000, 3), np.uint16))
+    small = jp2(np.zeros((10, 10, 3), np.uint16))
+    yield (
+        "jp2 that holds another picture than it says",
+        small[: small.index(b"\xff\x4f")] + stream[stream.index(b"\xff\x4f") :],
+    )
+    for head in (b"P6\n10000 9999\n255\n", b"P5\n10000 9999\n65535\n"):
+        yield f"pnm {head!r} and no more", head + bytes(1000)
+    header = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54, 0, 0, 54, 40, 10_000, 9_999, 1, 24, 0, 0, 0, 0, 0, 0)
+    yield "bmp of 100 MP and no more", header
+    black = tiff(np.zeros((9000, 11_000), np.uint8), photometric="minisblack", compression="deflate", rowsperstrip=9000)
+    yield "tiff of 99 MP in one strip", black
+    inner = encoded(np.zeros((9000, 9000, 3), np.uint8), "JPEG", quality=20)
+    yield "tiff with a tile that is a larger jpeg", tiff_of_tile(inner)
+    entries = b"".join(struct.pack("<HHII", 0xC000 + number, 7, 60_000, 8) for number in range(2000))
+    yield (
+        "exif whose tags lie over each other",
+        encoded(
+            noise(20, 20), "PNG", exif=b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2000) + entries + bytes(60_000)
+        ),
+    )
+
+
+def tiff_of_tile(data: bytes) -> bytes:
+    """A TIFF of 16 x 16 pixels whose only tile is this JPEG file."""
+    tags = [
+        (256, 16),
+        (257, 16),
+        (258, 8),
+        (259, 7),
+        (262, 6),
+        (277, 3),
+        (322, 16),
+        (323, 16),
+        (324, 200),
+        (325, len(data)),
+    ]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return (b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4)).ljust(200, b"\0") + data
 
 
 def others() -> Iterator[tuple[str, bytes]]:

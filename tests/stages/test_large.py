@@ -28,10 +28,11 @@ Through = Callable[..., dict[str, Any]]
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RestoreStage]:
     out = tmp_path_factory.mktemp("out")
-    opens = {"": UriReader("/", (), 10**9, 1).open}
     return {
         "whole": RestoreStage(WHOLE, "cpu"),
-        "bands": RestoreStage(BANDS, "cpu", opens=opens, publish=ImageWriter(str(out)).file),
+        "bands": RestoreStage(
+            BANDS, "cpu", readers={"": UriReader("/", (), 10**9, 1)}, publish=ImageWriter(str(out)).file
+        ),
     }
 
 
