@@ -76,6 +76,30 @@ def test_lossy_files_are_measured_and_bounded(format: str) -> None:
     assert np.array_equal(decode_image(hopeless.data).samples, given.samples)
 
 
+@pytest.mark.parametrize("format", ["webp", "avif"])
+def test_alpha_that_hides_nothing_does_not_stop_a_lossy_format(format: str) -> None:
+    given = picture("rgb", 8, True)
+    given.samples[..., 3] = 255
+    assert encode_image(given, format, 80).psnr is not None  # type: ignore[arg-type]
+
+
+def test_a_broken_exif_block_does_not_stop_tiff() -> None:
+    metadata = Metadata(exif=b"II*\0\xff\xff\xff\x7f", resolution=(300, 300))
+    encoded = encode_image(dataclasses.replace(picture(), metadata=metadata), "tiff")
+    assert any("EXIF" in note for note in encoded.notes)
+
+
+def test_quality_does_not_make_png_lossy() -> None:
+    assert encode_image(picture(), "png", 50).psnr is None and encode_image(picture(), "tiff", 50).psnr is None
+
+
+def test_boxes_of_jpeg2000_go_through() -> None:
+    geo = (b"uuid", bytes(range(16)) + b"where it is")
+    told = dataclasses.replace(picture(), metadata=Metadata(boxes=(geo,)))
+    assert decode_image(encode_image(told, "jpeg2000").data).metadata.boxes == (geo,)
+    assert any("JPEG 2000" in note for note in encode_image(told, "png").notes)
+
+
 def test_the_same_picture_gives_the_same_file_and_hash() -> None:
     for format in ("png", "tiff", "webp", "jpeg2000", "jpeg", "avif"):
         one, other = (encode_image(picture(format=format), format, 80) for _ in range(2))

@@ -12,7 +12,7 @@ from pipeline.errors import UnreadableImage
 from pipeline.imaging.decode import decode_image
 from pipeline.imaging.jpeg import is_sound
 from tests.conftest import encoded, noise
-from tests.imaging.files import tiff
+from tests.imaging.files import srgb, tiff
 from tests.imaging.hostile import corpus, sound
 
 PICTURE = noise(240, 320)
@@ -43,6 +43,41 @@ def test_of_a_file_cut_short_the_rest_is_known_to_be_missing(name: str, data: by
     there = ~cut.missing
     # colours of a JPEG's last blocks are smoothed into what is missing
     assert (cut.samples[there] == whole.samples[there]).all(1).mean() > (0.99 if "jpeg" in name else 0.9999)
+
+
+def test_a_thumbnail_in_a_jpeg_is_not_its_end() -> None:
+    exif = Image.Exif()
+    exif[0x013B] = "someone"
+    data = encoded(PICTURE, "JPEG", quality=90, exif=exif.tobytes() + encoded(noise(60, 80), "JPEG"))
+    cut = decode_image(data[: int(len(data) * 0.6)])
+    assert cut.missing is not None and 0.2 < cut.missing.mean() < 0.6
+    first_scan = encoded(
+        PICTURE, "JPEG", quality=90, progressive=True, exif=exif.tobytes() + encoded(noise(60, 80), "JPEG")
+    )
+    place = first_scan.rindex(b"\xff\xc2") + 400
+    early = decode_image(first_scan[:place])
+    assert early.missing is not None and early.missing.mean() > 0.3
+
+
+def test_damage_in_a_cmyk_jpeg_is_found() -> None:
+    data = sound()["jpeg-cmyk"]
+    half = len(data) // 2
+    assert decode_image(data[:half] + bytes(400) + data[half + 400 :]).broken
+    assert not decode_image(data).broken
+
+
+def test_a_bad_checksum_of_metadata_costs_only_that() -> None:
+    data = encoded(PICTURE, "PNG", icc_profile=srgb())
+    at = data.index(b"iCCP") + 40
+    broken = decode_image(data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :])
+    assert np.array_equal(broken.samples, PICTURE) and broken.missing is None
+    assert "iCCP" in broken.broken and broken.metadata.icc is None
+
+
+def test_a_bitmap_of_one_bit_cut_short_is_half_there() -> None:
+    data = encoded(np.asarray(Image.fromarray(PICTURE).convert("1")), "BMP")
+    cut = decode_image(data[: len(data) // 2])
+    assert cut.missing is not None and abs(cut.missing.mean() - 0.5) < 0.05
 
 
 def test_a_progressive_jpeg_cut_short_has_less_detail_everywhere() -> None:

@@ -145,3 +145,21 @@ def test_colours_outside_srgb_are_kept_where_little_changes() -> None:
     after[..., 2] += np.uint16(655)
     back = from_working(picture, before, after)
     assert np.abs(back.samples.astype(int) - green).max() <= 12 and (back.samples != green).any()
+
+
+def test_grey_lab_of_16_bits_is_grey() -> None:
+    lab = np.full((4, 4, 3), 32768, np.uint16)
+    lab[..., 0] = 20_000
+    pixels = to_working(Original(lab, "lab", 65535.0, 16, "tiff")).pixels.astype(int)
+    assert np.ptp(pixels, axis=2).max() < 30
+
+
+def test_floats_keep_what_lies_beyond_white_and_what_means_nothing() -> None:
+    values = np.full((4, 4, 1), 0.5, np.float32)
+    values[0, 0], values[0, 1] = 1.05, -9999
+    picture = Original(values, "grey", 1.0, 32, "tiff")
+    before = to_working(picture).pixels
+    after = before.copy()
+    after[0] = np.maximum(after[0], 10) - 5
+    back = from_working(picture, before, after).samples
+    assert abs(back[0, 0, 0] - 1.05) < 0.001 and back[0, 1, 0] == -9999 and back[0, 2, 0] < 0.5

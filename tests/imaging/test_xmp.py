@@ -42,6 +42,24 @@ def test_the_packet_says_from_what_it_derives_and_what_it_is(earlier: bytes | No
     assert any("denoise (12); fill (0.1)" in (node.text or "") for node in rdf.iter())
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
+def test_packets_in_other_encodings_are_read(encoding: str) -> None:
+    notes: list[str] = []
+    rdf = parsed(with_provenance(EARLIER.decode().lstrip("\ufeff").encode(encoding), TOLD, notes))
+    assert not notes and any("Häfen" in (node.text or "") for node in rdf.iter())
+
+
+def test_moved_events_keep_their_prefixes_and_nested_ones_stay() -> None:
+    earlier = EARLIER.replace(b"<rdf:li>scanned</rdf:li>", b"<rdf:li dc:x='1'><dc:y>scanned</dc:y></rdf:li>").replace(
+        b"<xmpMM:History>",
+        b"<xmpMM:Pantry><rdf:Bag><rdf:li><xmpMM:DerivedFrom>other</xmpMM:DerivedFrom></rdf:li></rdf:Bag></xmpMM:Pantry>"
+        b"<xmpMM:History>",
+    )
+    rdf = parsed(with_provenance(earlier, TOLD, []))
+    assert "scanned" in {node.text for node in rdf.iter("{http://purl.org/dc/elements/1.1/}y")}
+    assert len(list(rdf.iter(f"{{{MEDIA}}}DerivedFrom"))) == 2
+
+
 def test_what_stood_there_stays() -> None:
     rdf = parsed(with_provenance(EARLIER, TOLD, []))
     texts = [node.text for node in rdf.iter(f"{{{RDF}}}li")]

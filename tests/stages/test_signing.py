@@ -102,6 +102,15 @@ def test_restored_files_are_signed_and_name_their_original(
     assert [part["relationship"] for part in found["ingredients"]] == ["parentOf"]  # type: ignore[attr-defined]
 
 
+def test_an_original_that_a_manifest_cannot_name_is_not_signed(files: tuple[Path, Path], photo: np.ndarray) -> None:
+    recipe = load_recipe()
+    dirty = (photo + np.random.default_rng(0).normal(0, 30, photo.shape)).clip(0, 255).astype(np.uint8)
+    table = decode(pa.table({"id": ["a"], "image": [encoded(dirty, "BMP")]}), recipe)
+    stage = EncodeStage(recipe, "run", credentials=load_credentials(str(files[0]), str(files[1]), "es256"))
+    (row,) = stage(RestoreStage(recipe, "cpu")(table)).to_pylist()
+    assert any("not signed" in note and "BMP" in note for note in row["notes"])
+
+
 def test_what_cannot_sign_is_said_before_anything_starts(files: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be read"):
         load_credentials(str(tmp_path / "none.pem"), str(files[1]), "es256")
