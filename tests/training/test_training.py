@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -312,3 +314,18 @@ def test_flat_parts_are_flat_and_leave_the_rest_as_it_is(photos: list[Photo], al
         assert out.dtype == view.dtype and 0.01 < float(changed.float().mean()) < 0.99
         tones = out[:, changed].T.unique(dim=0, return_counts=True)[1]
         assert int(tones.max()) > 0.3 * int(changed.sum())  # one tone, but for soft edges
+
+
+def test_training_needs_no_ray_and_none_of_the_archive_codecs() -> None:
+    """On machines with PyTorch, Pillow and pyarrow alone."""
+    code = """
+import sys
+for name in ("ray", "imagecodecs", "tifffile", "simplejpeg"):
+    sys.modules[name] = None
+import pipeline.restoration.restorer, pipeline.training.loop, pipeline.damage.mixture
+from pipeline.imaging.decode import decode_image, rgb
+from tests.conftest import encoded, noise
+assert rgb(decode_image(encoded(noise(9, 9), "JPEG"))).shape == (9, 9, 3)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
