@@ -126,7 +126,7 @@ def test_references_and_captions_are_looked_at(restorer: Restorer, photo: np.nda
     ("image", "words"),
     [
         (np.zeros((4, 4, 2), np.uint8), r"\[4, 4, 2\]"),
-        (np.zeros((4, 4, 3), np.uint16), "uint16"),
+        (np.zeros((4, 4, 3), np.uint32), "uint32"),
         (np.full((4, 4, 3), np.nan, np.float32), "NaN"),
         (np.zeros((0, 4, 3), np.uint8), "no pixels"),
     ],
@@ -202,3 +202,24 @@ def test_holes_are_found_without_a_mask_and_a_given_mask_wins(restorer: Restorer
     mask = np.zeros(photo.shape[:2], bool)
     mask[10:20, 30:90] = True
     assert np.array_equal(restorer.restore(torn, mask=mask).lost, mask)
+
+
+@pytest.mark.parametrize("scene", ["photo", "gradient", "noise", "grey"])
+def test_tiled_and_untiled_results_are_the_same_within_a_step(
+    photo: np.ndarray, scene: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whole precision: half precision rounds to about as much as is promised here."""
+    side = 400
+    y, x = np.mgrid[:side, :side] / side
+    scenes = {
+        "photo": np.tile(photo, (3, 3, 1))[:side, :side],
+        "gradient": np.rint(np.stack([x, y, (x + y) / 2], -1) * 255).astype(np.uint8),
+        "noise": np.random.default_rng(0).normal(128, 30, (side, side, 3)).clip(0, 255).astype(np.uint8),
+    }
+    scenes["grey"] = np.repeat(scenes["photo"].mean(2, keepdims=True).astype(np.uint8), 3, axis=2)
+    monkeypatch.setattr("pipeline.restoration.weights.half_precision", lambda device: torch.float32)
+    whole, tiled = (Restorer.from_pretrained(device="cpu", tile=tile) for tile in (side, 264))
+    whole._sides, tiled._sides = (side,), (264,)  # the smallest of each is all there is
+    request = Request(scenes[scene], colourise=scene == "grey")
+    one, other = (restorer.restore_batch([request])[0].array for restorer in (whole, tiled))
+    assert np.abs(one - other).max() <= 1 / 255

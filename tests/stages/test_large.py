@@ -123,7 +123,7 @@ def test_what_cannot_be_done_in_bands_says_so(tmp_path: Path, photo: np.ndarray,
     assert "limits.max_megapixels" in through(other, "bands")["error_message"]
 
 
-def test_a_file_that_goes_away_is_a_store_that_is_away(
+def test_a_file_that_goes_away_fails_its_row(
     tmp_path: Path, photo: np.ndarray, stages: dict[str, RestoreStage]
 ) -> None:
     path = scan(tmp_path, photo)
@@ -132,4 +132,4 @@ def test_a_file_that_goes_away_is_a_store_that_is_away(
     decoded = pa.concat_tables(list(stage(pa.table({"id": ["a"], "image": [str(path)]}))))
     path.unlink()
     row = EncodeStage(BANDS, "run")(stages["bands"](decoded)).to_pylist()[0]
-    assert (row["status"], row["error_type"]) == ("failed", "StoreUnavailable")
+    assert (row["status"], row["error_type"]) == ("failed", "UnreadableImage")

@@ -235,10 +235,11 @@ def test_of_a_broken_file_the_missing_part_is_filled_and_a_person_asked(
     restore: RestoreStage, photo: np.ndarray, format: str
 ) -> None:
     file = encoded(photo, format)
-    row = through(rows_of(image=[file[: int(len(file) * 0.8)]], truth=[encoded(photo)]), restore)[0]
+    row = through(rows_of(image=[file[: int(len(file) * 0.8)]]), restore)[0]
     assert row["status"] == "review" and any("missing" in reason for reason in row["reasons"])
     assert row["image"] is not None and 0.05 < row["missing"] < 0.5
-    assert row["psnr_after"] > row["psnr_before"]
+    filled = np.asarray(Image.open(io.BytesIO(row["image"])))[-20:]
+    assert filled.mean() > 20 and filled.std() > 2
     assert row["digital_source"] == "compositeWithTrainedAlgorithmicMedia"
     assert any(action["name"] == "fill" for action in row["actions"])
 
