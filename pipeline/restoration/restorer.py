@@ -30,8 +30,8 @@ from pipeline.restoration.weights import autocast, load_model, save_model
 
 IMAGES_A_LOOK = 4
 """Images in one run of the global view; always so many (padded), so that none depends on its company."""
-SIDES = (272, 400)
-"""Sides of the tiles of small images, in pixels; larger ones are cut into tiles of the side that is asked for."""
+SIDES = (272, 336, 400, 480)
+"""Sides of tiles in pixels, beside the one that is asked for: an image has those that cover it with the least."""
 TILES_A_BATCH = {"cpu": 4, "cuda": 32}
 """Tiles of the smallest side in one run of the decoder; always so many (padded), for the same reason."""
 
@@ -56,8 +56,7 @@ class Restorer:
             model: the network.
             digest: SHA-256 of its weights, for the record.
             device: "auto" takes a GPU if there is one.
-            tile: side in pixels of the tiles of large images, a multiple of 8, margins included; images that fit into
-                one of `SIDES` have such a tile alone.
+            tile: side in pixels of the largest tiles, a multiple of 8, margins included; beside it there are `SIDES`.
             margin: pixels cut off each inner edge of a tile.
 
         Raises:
@@ -272,8 +271,13 @@ class Restorer:
         ]
 
     def _side(self, height: int, width: int) -> int:
-        """Of the tiles of an image."""
-        return next((side for side in self._sides if side >= max(height, width)), self.tile)
+        """Of the tiles of an image: that with the fewest pixels in all."""
+
+        def pixels(side: int) -> int:
+            rows, columns = (sum(1 for _ in spans(length, side, self.margin)) for length in (height, width))
+            return rows * columns * side**2
+
+        return min((side for side in self._sides if side > 2 * self.margin), key=pixels)
 
     def _batch(self, side: int) -> int:
         """How many tiles are decoded at a time."""
