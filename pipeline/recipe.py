@@ -92,8 +92,8 @@ class Restoration(_Section):
     model: str = "compact"
     """A shipped model's name, or a folder or URI with `config.json` and `model.safetensors`."""
     tile: int = Field(default=560, ge=64, le=4096, multiple_of=8)
-    """Side of the decoder's largest tiles in pixels, margins included; an image has smaller ones where these cover it with
-    less."""
+    """Side of the decoder's largest tiles in pixels, margins included; an image has smaller ones where these cover it
+    with less."""
     margin: int = Field(default=48, ge=0, le=512)
     """Pixels cut off each inner edge of a tile. As far as 48 pixels what is seen beyond matters to a result."""
     colourise: bool = False
