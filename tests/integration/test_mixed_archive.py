@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT, encoded, noise
-from tests.imaging.test_decode import bomb
+from tests.imaging.hostile import png as bomb
 
 SIZES = [(64, 64), (64, 200), (150, 100), (300, 400), (512, 384), (333, 777), (900, 600), (64, 1500), (1, 1), (5, 900)]
 LARGE = [(1500, 2000), (2400, 1800), (4000, 6000), (6000, 4000), (3000, 3000)]
@@ -34,7 +34,7 @@ def _rows() -> list[dict[str, Any]]:
     while len(good) < 380:
         size = SIZES[len(good) % len(SIZES)]
         good.append(encoded(noise(*size, len(good)), ["JPEG", "PNG", "WEBP", "TIFF"][len(good) % 4]))
-    whole = encoded(noise(200, 200), "PNG"), encoded(noise(200, 200), "JPEG")
+    whole = encoded(noise(200, 200), "GIF"), encoded(noise(200, 200), "WEBP")
     broken: list[tuple[bytes | None, str]] = [
         *((data[: len(data) * share // 100], "UnreadableImage") for data in whole for share in (10, 50, 95)),
         (None, "MissingImage"),
