@@ -13,19 +13,10 @@ from PIL import Image
 
 from pipeline.imaging.containers import jp2_with, png_with
 from pipeline.imaging.decode import decode_image
-from pipeline.imaging.metadata import EXIF_HEAD, STRUCTURAL, Metadata, resources_of_iptc
+from pipeline.imaging.metadata import EXIF_HEAD, Metadata, resources_of_iptc
 from pipeline.imaging.original import COLOURS, Original, Samples
-from pipeline.imaging.tags import (
-    Directory,
-    Tag,
-    add_tags,
-    bytes_tag,
-    exif_block,
-    has_thumbnail,
-    order_of,
-    read_exif,
-    swapped,
-)
+from pipeline.imaging.tags import Directory, Tag, exif_block
+from pipeline.imaging.tiff_output import DEFLATE_LEVEL, TiffLayout, exif_tags, squeezed, write_tiff
 
 Format = Literal["auto", "png", "tiff", "webp", "jpeg", "avif", "jpeg2000"]
 
@@ -41,12 +32,6 @@ LARGEST = {"webp": 16_383, "jpeg": 65_500, "avif": 65_536, "jpeg2000": 1 << 24, 
 """Pixels a side that a format holds."""
 LARGEST_SEGMENT = 65_500
 """Bytes of a block of metadata in JPEG, about."""
-TILED_ABOVE = 64_000_000
-"""Pixels of a TIFF file that is written in tiles, for those who read parts of it."""
-TILE = 512
-STRIP_BYTES = 1 << 18
-DEFLATE_LEVEL = 2
-"""Scans hardly get smaller above, and encoding three times slower."""
 
 
 class Encoded(NamedTuple):
@@ -152,12 +137,12 @@ def _png(picture: Original, quality: int | None, notes: list[str]) -> bytes:
         Image.fromarray(picture.samples[..., 0] > 0).save(file, "PNG")
         return png_with(file.getvalue(), picture.metadata)
     samples, _ = _stored(picture, (8, 16), notes)
-    return png_with(bytes(imagecodecs.png_encode(_squeezed(samples), DEFLATE_LEVEL)), picture.metadata)
+    return png_with(bytes(imagecodecs.png_encode(squeezed(samples), DEFLATE_LEVEL)), picture.metadata)
 
 
 def _webp(picture: Original, quality: int | None, notes: list[str]) -> bytes:
     samples, _ = _stored(picture, (8,), notes)
-    image = Image.fromarray(_squeezed(samples))
+    image = Image.fromarray(squeezed(samples))
     if picture.space == "grey":
         image = image.convert("RGBA" if picture.alpha else "RGB")
     lossless = {"lossless": True, "quality": 20, "method": 1, "exact": True}
@@ -167,9 +152,7 @@ def _webp(picture: Original, quality: int | None, notes: list[str]) -> bytes:
 def _jpeg(picture: Original, quality: int | None, notes: list[str]) -> bytes:
     samples, _ = _stored(picture, (8,), notes)
     mode = "CMYK" if picture.space == "cmyk" else None
-    image = (
-        Image.frombytes(mode, picture.size[::-1], samples.tobytes()) if mode else Image.fromarray(_squeezed(samples))
-    )
+    image = Image.frombytes(mode, picture.size[::-1], samples.tobytes()) if mode else Image.fromarray(squeezed(samples))
     metadata = picture.metadata
     extra = b""
     comment = dict(metadata.texts).get("Comment", "").encode()[:LARGEST_SEGMENT]
@@ -195,7 +178,7 @@ def _jpeg(picture: Original, quality: int | None, notes: list[str]) -> bytes:
 
 def _avif(picture: Original, quality: int | None, notes: list[str]) -> bytes:
     samples, _ = _stored(picture, (8,), notes)
-    image = Image.fromarray(_squeezed(samples))
+    image = Image.fromarray(squeezed(samples))
     if picture.space == "grey":
         image = image.convert("RGBA" if picture.alpha else "RGB")
     return _with_pillow(image, "AVIF", picture, notes, quality=quality, subsampling="4:4:4", speed=8)
@@ -223,24 +206,10 @@ def _exif_with_resolution(metadata: Metadata, name: str) -> bytes | None:
     """EXIF for a format that has no other place for the resolution."""
     if metadata.resolution is None or name == "JPEG":
         return metadata.exif
-    tags, order = _exif(metadata, [])
+    tags, order = exif_tags(metadata, [])
     if 0x011A in tags and 0x011B in tags:
         return metadata.exif
     return exif_block(tags | _resolution_tags(metadata.resolution, order), order)
-
-
-def _exif(metadata: Metadata, notes: list[str]) -> tuple[Directory, str]:
-    """The tags of an EXIF block, to be laid out anew."""
-    if metadata.exif is None:
-        return {}, "<"
-    try:
-        tags = read_exif(metadata.exif)
-    except struct.error:
-        notes.append("EXIF cannot be read and is left out")
-        return {}, "<"
-    if has_thumbnail(metadata.exif):
-        notes.append("the thumbnail of EXIF is left out")
-    return tags, order_of(metadata.exif)
 
 
 def _resolution_tags(resolution: tuple[float, float], order: str) -> Directory:
@@ -258,7 +227,7 @@ def _jpeg2000(picture: Original, quality: int | None, notes: list[str]) -> bytes
         samples, bits = _stored(picture, (8, 16), notes)
     lossy: dict[str, Any] = {} if quality is None else {"level": quality}
     data = imagecodecs.jpeg2k_encode(
-        _squeezed(samples), codecformat="jp2", bitspersample=bits, reversible=quality is None, **lossy
+        squeezed(samples), codecformat="jp2", bitspersample=bits, reversible=quality is None, **lossy
     )
     return jp2_with(bytes(data), picture.metadata)
 
@@ -271,103 +240,6 @@ def _tiff(picture: Original, quality: int | None, notes: list[str]) -> bytes:
     return file.getvalue()
 
 
-class TiffLayout(NamedTuple):
-    """How a picture's samples are stored in a TIFF file."""
-
-    photometric: str
-    channels: int
-    bits: int
-    white: float
-    dtype: str
-    extra: tuple[int, ...]
-
-    @classmethod
-    def of(cls, picture: Original, notes: list[str]) -> TiffLayout:
-        """For an original, or for what is to have its layout."""
-        photometric = {"grey": "minisblack", "rgb": "rgb", "cmyk": "separated", "lab": "cielab"}[picture.space]
-        further = picture.samples.shape[2] - COLOURS[picture.space]
-        alpha = (1 if picture.premultiplied else 2,) * picture.alpha
-        extra = picture.extra if len(picture.extra) == further else (*alpha, *(0,) * (further - picture.alpha))
-        bits, kind = picture.bits, picture.samples.dtype.str[1:]
-        if not picture.is_float:
-            bits = next(depth for depth in (1, 8, 16) if depth >= bits)
-            bits = 8 if bits == 1 and extra else bits
-            kind = {1: "b1", 8: "u1", 16: "u2"}[bits]
-            if bits != picture.bits:
-                notes.append(f"samples of {picture.bits} bits are written as {bits}")
-        return cls(photometric, picture.samples.shape[2], bits, picture.white, kind, extra)
-
-    def stored(self, samples: Samples) -> Samples:
-        """Samples of an `Original` as they stand in the file, [H, W] or [H, W, C]."""
-        if self.dtype == "b1":
-            return samples[..., 0] > 0
-        if self.dtype in ("u1", "u2"):
-            white = (1 << self.bits) - 1
-            if white != self.white:
-                samples = np.rint(samples.astype(np.float32) * (white / self.white)).astype(self.dtype)
-            if self.photometric == "cielab":
-                samples = samples.copy()
-                samples[..., 1:3] ^= samples.dtype.type(1 << (self.bits - 1))
-        return _squeezed(samples)
-
-
-def write_tiff(
-    file: Any,
-    layout: TiffLayout,
-    size: tuple[int, int],
-    samples: Any,
-    metadata: Metadata,
-    tiled: bool = False,
-    notes: list[str] | None = None,
-) -> None:
-    """Write a TIFF file with metadata.
-
-    Args:
-        file: binary, readable, writable and seekable.
-        layout: how samples are stored.
-        size: height and width.
-        samples: all of them, or (with `tiled`) an iterator of tiles of TILE pixels a side, padded.
-        metadata: of the picture; its profile, too.
-        tiled: write tiles.
-        notes: are told what is left out.
-    """
-    import tifffile
-
-    height, width = size
-    tags, order = _exif(metadata, [] if notes is None else notes)
-    tags = {tag: value for tag, value in tags.items() if tag not in STRUCTURAL}
-    tags = tags if order == "<" else swapped(tags)
-    tiled = tiled or height * width > TILED_ABOVE
-    row = max(1, width * layout.channels * np.dtype(layout.dtype).itemsize)
-    shape = (height, width) if layout.channels == 1 else (height, width, layout.channels)
-    bigtiff = height * row > (1 << 32) - (1 << 26)
-    with tifffile.TiffWriter(file, bigtiff=bigtiff, byteorder="<") as writer:
-        writer.write(
-            samples,
-            shape=shape,
-            dtype=layout.dtype,
-            photometric=layout.photometric,
-            extrasamples=layout.extra or None,
-            planarconfig="contig" if layout.channels > 1 else None,
-            compression="deflate",
-            compressionargs={"level": DEFLATE_LEVEL},
-            predictor={"b1": 1, "u1": 2, "u2": 2}.get(layout.dtype, 3 if layout.dtype in ("f4", "f8") else 1),
-            tile=(TILE, TILE) if tiled else None,
-            rowsperstrip=None if tiled else max(1, STRIP_BYTES // row),
-            resolution=metadata.resolution,
-            resolutionunit=None if metadata.resolution is None else "inch",
-            iccprofile=metadata.icc,
-            metadata=None,
-            software=False,
-        )
-    if metadata.xmp is not None:
-        tags[0x02BC] = Tag(1, len(metadata.xmp), metadata.xmp)
-    if metadata.iptc is not None:
-        tags[0x83BB] = bytes_tag(metadata.iptc)
-    if tags:
-        add_tags(file, tags)
-
-
 _ENCODERS: dict[str, Callable[[Original, int | None, list[str]], bytes]] = {
     "png": _png,
     "tiff": _tiff,
@@ -376,11 +248,6 @@ _ENCODERS: dict[str, Callable[[Original, int | None, list[str]], bytes]] = {
     "avif": _avif,
     "jpeg2000": _jpeg2000,
 }
-
-
-def _squeezed(samples: Samples) -> Samples:
-    """[H, W, C], or [H, W] of one channel."""
-    return np.ascontiguousarray(samples[..., 0] if samples.shape[2] == 1 else samples)
 
 
 def _psnr(picture: Original, data: bytes) -> float:
@@ -404,7 +271,7 @@ def encode_preview(pixels: npt.NDArray[np.uint8], side: int) -> bytes | None:
     """A small JPEG of [H, W, 1 or 3] with its longest side at most `side` pixels; None for side 0."""
     if not side:
         return None
-    image = Image.fromarray(_squeezed(pixels))
+    image = Image.fromarray(squeezed(pixels))
     image.thumbnail((side, side), reducing_gap=2.0)
     file = io.BytesIO()
     image.save(file, format="JPEG", quality=PREVIEW_QUALITY)

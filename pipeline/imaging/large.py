@@ -10,11 +10,11 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.imaging.encode import TILE, TiffLayout, write_tiff
 from pipeline.imaging.original import Original, Samples, hash_head
 from pipeline.imaging.pillow import white_of
 from pipeline.imaging.tags import Tag, add_tags
 from pipeline.imaging.tiff import PALETTE, TiffPages, Unsupported
+from pipeline.imaging.tiff_output import TILE, TiffLayout, write_tiff
 from pipeline.imaging.working import from_working, to_working
 
 ENDINGS = (".tif", ".tiff", ".btf", ".tf8")
