@@ -100,7 +100,7 @@ def repair(data: bytes) -> Repaired | None:
         return damaged
     ended = _read(body + END)
     continued = (_read(body + _continuation(frame, seed) + END) for seed in range(TRIES))
-    missing = np.logical_or.reduce([_differing(ended, other, frame) for other in continued])
+    missing = _grown(np.logical_or.reduce([_differing(ended, other, frame) for other in continued]), frame)
     if end < 0:
         return _marked(body + END, missing, CUT_SHORT)
     return _marked(data, missing, AND_MORE) if missing.any() else Repaired(data, None, UNCLEAR)
@@ -170,13 +170,13 @@ def _continuation(frame: _Frame, seed: int) -> bytes:
 
 
 def _differing(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8], frame: _Frame) -> npt.NDArray[np.bool_]:
-    """Whole units [H, W] in which two pictures, shrunk to `SHRUNK`, differ."""
+    """Units in which two pictures, shrunk to `SHRUNK`, differ."""
     marked = (first != second).reshape(*first.shape[:2], -1).any(2)
     tall, wide = (side // SHRUNK for side in frame.block)
     padded = np.zeros((-(-marked.shape[0] // tall) * tall, -(-marked.shape[1] // wide) * wide), np.bool_)
     padded[: marked.shape[0], : marked.shape[1]] = marked
     parts = padded.reshape(padded.shape[0] // tall, tall, padded.shape[1] // wide, wide)
-    return _grown(np.asarray(parts.any((1, 3))), frame)
+    return np.asarray(parts.any((1, 3)))
 
 
 def _grown(units: npt.NDArray[np.bool_], frame: _Frame) -> npt.NDArray[np.bool_]:

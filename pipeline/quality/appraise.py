@@ -33,8 +33,6 @@ class Case:
 
     before: Pixels  # [H, W, 3]
     result: Restored
-    broken: str | None = None
-    """What is wrong with its file, if that is broken: a person should look then."""
     caption: str | None = None
     mask: npt.NDArray[np.bool_] | None = None  # [H, W]
     truth: Pixels | None = None  # [H, W, 3]
@@ -42,6 +40,8 @@ class Case:
     """It was grey, and was to have colours."""
     decision: Decision | None = None
     """A person has seen this very result."""
+    broken: str | None = None
+    """What is wrong with its file, if that is broken: a person should look then."""
 
 
 Taken = Literal["nothing", "colours", "result"]

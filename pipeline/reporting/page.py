@@ -21,6 +21,11 @@ from pipeline.schema import STATUSES
 Row = dict[str, Any]
 
 _PROVENANCE = {
+    "actions": "done",
+    "digital_source": "digital source",
+    "source_layout": "source samples",
+    "image_layout": "image samples",
+    "encoding_psnr": "PSNR of the encoding, dB",
     "source_uri": "source",
     "source_row": "source row",
     "source_sha256": "source SHA-256",
@@ -28,6 +33,10 @@ _PROVENANCE = {
     "image_sha256": "image SHA-256",
     "model": "model",
     "model_sha256": "model SHA-256",
+    "model_license": "model licence",
+    "software": "software",
+    "device": "device",
+    "restored_at": "restored at",
     "recipe_digest": "recipe digest",
     "run_id": "run",
 }
@@ -101,6 +110,7 @@ def describe(row: Row) -> None:
     row["row_caption"] = " · ".join(map(str, caption)) if isinstance(caption, list) else caption
     if row.get("row_id") is None:
         row["row_id"] = row["source_row"]
+    row["actions"] = ", ".join(f"{done['name']} ({done['strength']:.3g})" for done in row.get("actions") or [])
     for name in ("row_id", "row_caption", "error_message", *_PROVENANCE):
         if row.get(name) is not None:
             row[name] = _cut(str(row[name]), LONGEST.get(name, 500))

@@ -178,7 +178,12 @@ def write_all(folder: Path) -> dict[str, Path]:
         profile.unlink()
     told = [path for name, path in paths.items() if name.split()[0] not in NO_METADATA]
     tags = [f"-{tags[place]}={tags[place + 1]}" for tags in TAGS.values() for place in (0, 2)]
-    _exiftool(*tags, "-XResolution=300", "-YResolution=300", "-ResolutionUnit=inches", *map(str, told))
+    tags += ["-XResolution=300", "-YResolution=300", "-ResolutionUnit=inches"]
+    _exiftool(*tags, *map(str, told))
+    found = read_tags(folder)
+    bare = [path for path in told if "EXIF:Artist" not in found.get(path.name, {}) and "BigTIFF" not in path.name]
+    if bare:  # seen once in some hundred runs
+        _exiftool(*tags, *map(str, bare))
     return paths
 
 
