@@ -2,8 +2,8 @@
 
     python -m benchmarks.drift kodak24.parquet [--limit 8] [--model compact]
 
-Mean CIEDE2000 over a grid of 16 x 16 cells, from what goes in to what comes out, and of both from the truth. Noise alone
-moves the cells of small pictures: take large ones.
+Mean CIEDE2000 over a grid of 16 x 16 cells, from what goes in to what comes out, and of both from the truth. Noise
+alone moves the cells of small pictures: take large ones.
 """
 
 from __future__ import annotations
