@@ -174,6 +174,7 @@ def test_tiles_leave_no_seam(photo: np.ndarray) -> None:
     assert step < 1.1 * np.abs(whole[border] - whole[border - 1]).mean() + 0.2 / 255
 
 
+@pytest.mark.slow
 def test_a_large_image_takes_little_memory() -> None:
     """Looked at in a process of its own: 24 megapixels in under 2 GB above what the loaded model takes."""
     code = """
