@@ -18,7 +18,7 @@ from pipeline.imaging.jpeg import Repaired
 from pipeline.imaging.mend import PNG, mend, mend_png
 from pipeline.imaging.original import Original, turned
 from pipeline.imaging.pillow import FORMATS, from_pillow
-from pipeline.imaging.working import eight_bits, to_working
+from pipeline.imaging.working import rgb_of, to_working
 
 Check = Callable[[tuple[int, int]], None]
 """Raises ImageTooLarge for a height and width."""
@@ -77,8 +77,7 @@ def check_size(size: tuple[int, int], max_megapixels: float, limit: str = "limit
 
 def rgb(original: Original) -> npt.NDArray[np.uint8]:
     """[H, W, 3] of 8 bits in the working space, without alpha."""
-    pixels = eight_bits(to_working(original).pixels)
-    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+    return rgb_of(to_working(original).pixels)
 
 
 def _tiff(data: bytes, check: Check) -> Original:

@@ -70,17 +70,7 @@ class LargeTiff:
             )
         notes = list(pages.notes)
         metadata = pages.metadata(notes)
-        self._proto = Original(
-            samples=pages.normalised(pages.rows(0, 1)[0], kind),
-            space=kind.space,
-            white=kind.white,
-            bits=kind.bits,
-            format="tiff",
-            alpha=kind.alpha,
-            premultiplied=kind.premultiplied,
-            extra=kind.extra,
-            metadata=metadata,
-        )
+        self._proto = kind.original(pages.normalised(pages.rows(0, 1)[0], kind), metadata)
         if self._proto.is_float:
             tops = range(0, height, max(1, height // SAMPLED))
             some = np.concatenate([self.band(top, min(height, top + SAMPLED)).colours.ravel() for top in tops])
@@ -120,11 +110,6 @@ class LargeTiff:
             digest.update(np.ascontiguousarray(samples).data.cast("B"))
         assert digest is not None
         return digest.hexdigest()
-
-    def changed(self, top: int, after: Samples) -> Original:
-        """Rows from `top` on with what restoring changed: `after` [n, W, 1 or 3], in the working space."""
-        band = self.band(top, top + len(after))
-        return from_working(band, to_working(band).pixels, after)
 
     def write(self, file: Any, bands: Iterable[Original], coloured: bool) -> tuple[str, str]:
         """Write a TIFF file with the picture's metadata, from bands of its rows in their order.

@@ -120,7 +120,7 @@ def _entries(exif: bytes | None, tag: int) -> list[_Entry]:
     """Those of a tag in the first directory and in EXIF's own; a broken block has none."""
     if exif is None or exif[:4] not in (b"II*\0", b"MM\0*"):
         return []
-    order = "<" if exif[:2] == b"II" else ">"
+    order = order_of(exif)
     try:
         (first,) = struct.unpack_from(order + "I", exif, 4)
         inner = [entry.value for found, entry in _directory(exif, first, order) if found == IFD.Exif]

@@ -17,7 +17,7 @@ MOST_TAGS = 4096
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _WORDS = _SIZES | {5: 4, 10: 4}
 """Bytes of what is stored in a byte order."""
-_ASCII, _LONG, _UNDEFINED, _IFD, _LONG8 = 2, 4, 7, 13, 16
+_LONG, _UNDEFINED, _IFD, _LONG8 = 4, 7, 13, 16
 
 
 class Tag(NamedTuple):
@@ -30,11 +30,6 @@ class Tag(NamedTuple):
 
 Directory = dict[int, Union[Tag, "Directory"]]
 """Tags by number; those of POINTERS hold directories."""
-
-
-def ascii_tag(text: bytes) -> Tag:
-    """Text."""
-    return Tag(_ASCII, len(text) + 1, text + b"\0")
 
 
 def bytes_tag(data: bytes) -> Tag:

@@ -58,6 +58,20 @@ class Kind(NamedTuple):
     extra: tuple[int, ...]
     orientation: int
 
+    def original(self, samples: Samples, metadata: Metadata) -> Original:
+        """Such samples, as `TiffPages.normalised` gives them, with what stands beside them."""
+        return Original(
+            samples=samples,
+            space=self.space,
+            white=self.white,
+            bits=self.bits,
+            format="tiff",
+            alpha=self.alpha,
+            premultiplied=self.premultiplied,
+            extra=self.extra,
+            metadata=metadata,
+        )
+
 
 class Unsupported(ValueError):
     """A page of a sort that is not read."""
@@ -124,6 +138,12 @@ class TiffPages:
         """Height, width and channels as stored."""
         return *self.size, self.page.samplesperpixel
 
+    @property
+    def _segment_size(self) -> tuple[int, int]:
+        """Height and width of a tile or strip."""
+        page = self.page
+        return (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+
     def check(self) -> None:
         """Look at what the header claims.
 
@@ -140,7 +160,7 @@ class TiffPages:
             raise Unknown("YCbCr without JPEG")
         if page.imagedepth != 1:
             raise Unsupported("it holds a volume, not a picture")
-        tall, wide = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+        tall, wide = self._segment_size
         if page.dtype is None:
             raise Unsupported(f"samples of {page.bitspersample} bits (format {page.sampleformat}) are not supported")
         segment = tall * wide * page.samplesperpixel * page.dtype.itemsize
@@ -154,7 +174,7 @@ class TiffPages:
         """
         page = self.page
         arguments = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader} if page.compression in _JPEG else {}
-        tall, wide = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+        tall, wide = self._segment_size
         across = -(-page.imagewidth // wide)
         down = -(-page.imagelength // tall)
         planes = page.samplesperpixel if page.planarconfig == 2 else 1
@@ -411,16 +431,8 @@ def from_tiff(data: bytes, check: Callable[[tuple[int, int]], None]) -> Original
         metadata = pages.metadata(notes)
         if kind.orientation >= 5 and metadata.resolution:
             metadata = dataclasses.replace(metadata, resolution=metadata.resolution[::-1])
-    return Original(
-        samples=turned(samples, kind.orientation),
-        space=kind.space,
-        white=kind.white,
-        bits=kind.bits,
-        format="tiff",
-        alpha=kind.alpha,
-        premultiplied=kind.premultiplied,
-        extra=kind.extra,
-        metadata=metadata,
+    return dataclasses.replace(
+        kind.original(turned(samples, kind.orientation), metadata),
         missing=None if missing is None else turned(missing, kind.orientation),
         broken="" if missing is None else f"the file is broken: {missing.mean():.0%} of the picture is missing",
         notes=tuple(notes),

@@ -87,6 +87,12 @@ def from_working(original: Original, before: Samples, after: Samples) -> Origina
     return original.with_colours(colours)
 
 
+def rgb_of(pixels: Samples) -> npt.NDArray[np.uint8]:
+    """[H, W, 1 or 3] of 8 or 16 bits as [H, W, 3] of 8."""
+    eight = eight_bits(pixels)
+    return np.repeat(eight, 3, axis=2) if eight.shape[2] == 1 else eight
+
+
 def eight_bits(pixels: Samples) -> npt.NDArray[np.uint8]:
     """uint8 or uint16 samples as uint8."""
     if pixels.dtype == np.uint8:

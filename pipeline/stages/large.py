@@ -20,7 +20,7 @@ from pipeline.imaging.large import LargeTiff, file_sha256
 from pipeline.imaging.original import Original
 from pipeline.imaging.tags import Tag, add_tags
 from pipeline.imaging.tiff import TiffPages, Unsupported
-from pipeline.imaging.working import eight_bits
+from pipeline.imaging.working import from_working, rgb_of, to_working
 from pipeline.imaging.xmp import with_provenance
 from pipeline.quality.appraise import Appraiser, Case, Verdict
 from pipeline.quality.gate import Decision
@@ -149,10 +149,11 @@ class LargeStage:
     ) -> Iterator[Original]:
         """Restored rows in the original's own numbers."""
         for band in self.restorer.restore_rows(image, request, view):
-            before, missing = image.rows(band.top, band.top + len(band.array))
+            original = image.band(band.top, band.top + len(band.array))
+            before = to_working(original).pixels
             after = np.rint(band.array.clip(0, 1) * np.iinfo(before.dtype).max).astype(before.dtype)
-            account.add(band, eight_bits(before), missing)
-            yield image.changed(band.top, after[..., :1] if one_channel else after)
+            account.add(band, rgb_of(before), original.missing)
+            yield from_working(original, before, after[..., :1] if one_channel else after)
 
     def _original(self, cell: Row, account: _Account) -> Row:
         """What was kept stays where it is."""
