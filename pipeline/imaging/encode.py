@@ -140,11 +140,15 @@ def _png(picture: Original, quality: int | None, notes: list[str]) -> bytes:
     return png_with(bytes(imagecodecs.png_encode(squeezed(samples), DEFLATE_LEVEL)), picture.metadata)
 
 
-def _webp(picture: Original, quality: int | None, notes: list[str]) -> bytes:
+def _in_colour(picture: Original, notes: list[str]) -> Image.Image:
+    """For formats that have no greys."""
     samples, _ = _stored(picture, (8,), notes)
     image = Image.fromarray(squeezed(samples))
-    if picture.space == "grey":
-        image = image.convert("RGBA" if picture.alpha else "RGB")
+    return image.convert("RGBA" if picture.alpha else "RGB") if picture.space == "grey" else image
+
+
+def _webp(picture: Original, quality: int | None, notes: list[str]) -> bytes:
+    image = _in_colour(picture, notes)
     lossless = {"lossless": True, "quality": 20, "method": 1, "exact": True}
     return _with_pillow(image, "WEBP", picture, notes, **(lossless if quality is None else {"quality": quality}))
 
@@ -177,10 +181,7 @@ def _jpeg(picture: Original, quality: int | None, notes: list[str]) -> bytes:
 
 
 def _avif(picture: Original, quality: int | None, notes: list[str]) -> bytes:
-    samples, _ = _stored(picture, (8,), notes)
-    image = Image.fromarray(squeezed(samples))
-    if picture.space == "grey":
-        image = image.convert("RGBA" if picture.alpha else "RGB")
+    image = _in_colour(picture, notes)
     return _with_pillow(image, "AVIF", picture, notes, quality=quality, subsampling="4:4:4", speed=8)
 
 

@@ -74,11 +74,6 @@ class Metadata:
             xmp = _XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
         return dataclasses.replace(self, exif=upright(self.exif), xmp=xmp, resolution=resolution)
 
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Which of them there are."""
-        return tuple(field.name for field in dataclasses.fields(self) if getattr(self, field.name))
-
 
 def orientation_of(exif: bytes | None) -> int:
     """EXIF's orientation, 1 to 8; 1 if there is none, or none that can be read."""

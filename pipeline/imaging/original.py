@@ -84,11 +84,16 @@ class Original:
         lost = np.logical_not(np.isfinite(self.colours).all(2))
         return lost if lost.any() else None
 
-    def with_colours(self, colours: Samples, space: Space | None = None) -> Original:
-        """The same with other colours [H, W, 1, 3 or 4], in its own or another space; what follows them stays."""
+    def with_colours(self, colours: Samples) -> Original:
+        """The same with other colours [H, W, 1, 3 or 4]; what follows them stays."""
         further = self.samples[..., COLOURS[self.space] :]
         samples = np.concatenate([colours.astype(self.samples.dtype, copy=False), further], axis=2)
-        return dataclasses.replace(self, samples=samples, space=space or self.space)
+        return dataclasses.replace(self, samples=samples)
+
+
+def broken_note(share: float) -> str:
+    """What is said of a file of which so much of the picture is missing."""
+    return f"the file is broken: {share:.0%} of the picture is missing"
 
 
 def pixels_sha256(picture: Original) -> str:

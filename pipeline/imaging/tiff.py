@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.imaging.metadata import INCH, Metadata, as_resolution, exif_of_tiff
-from pipeline.imaging.original import COLOURS, Original, Samples, Space, turned
+from pipeline.imaging.original import COLOURS, Original, Samples, Space, broken_note, turned
 from pipeline.imaging.pillow import white_of
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -434,7 +434,7 @@ def from_tiff(data: bytes, check: Callable[[tuple[int, int]], None]) -> Original
     return dataclasses.replace(
         kind.original(turned(samples, kind.orientation), metadata),
         missing=None if missing is None else turned(missing, kind.orientation),
-        broken="" if missing is None else f"the file is broken: {missing.mean():.0%} of the picture is missing",
+        broken="" if missing is None else broken_note(float(missing.mean())),
         notes=tuple(notes),
     )
 

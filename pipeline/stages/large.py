@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline.errors import RowError, StoreUnavailable, UnreadableImage
 from pipeline.imaging.encode import encode_preview
 from pipeline.imaging.large import LargeTiff, file_sha256
-from pipeline.imaging.original import Original
+from pipeline.imaging.original import Original, broken_note
 from pipeline.imaging.tags import Tag, add_tags
 from pipeline.imaging.tiff import TiffPages, Unsupported
 from pipeline.imaging.working import from_working, rgb_of, to_working
@@ -105,7 +105,7 @@ class LargeStage:
                 result = account.result(view, lambda means: self.restorer.likely_error(means, view, request))
                 restored = time.perf_counter()
                 case = Case(
-                    *(account.windows("before"), result),
+                    *(account.before, result),
                     broken=account.broken,
                     caption=request.caption,
                     coloured=coloured,
@@ -181,7 +181,8 @@ class _Account:
             [int((i + 0.5) / GRID * n) - s // 2 for i in range(GRID)] for n, s in zip(size, self._window, strict=True)
         )
         shape = (GRID * tall, GRID * wide)
-        self._before = np.zeros((*shape, 3), np.uint8)
+        self.before = np.zeros((*shape, 3), np.uint8)
+        """The windows of what was, side by side, [h, w, 3]."""
         self._after = np.zeros((*shape, 3), np.float32)
         self._uncertainty = np.zeros(shape, np.float16)
         self._lost = np.zeros(shape, np.bool_)
@@ -196,7 +197,7 @@ class _Account:
         self._sums += band.sums
         self._missing += 0 if missing is None else int(missing.sum())
         whole = (
-            (self._before, before),
+            (self.before, before),
             (self._after, band.array),
             (self._uncertainty, band.uncertainty),
             (self._lost, band.lost),
@@ -220,11 +221,7 @@ class _Account:
     def broken(self) -> str | None:
         """What is wrong with the file."""
         share = self._missing / (self._size[0] * self._size[1])
-        return f"the file is broken: {share:.0%} of the picture is missing" if share else None
-
-    def windows(self, name: str) -> npt.NDArray[Any]:
-        """The windows, side by side, [h, w, 3]."""
-        return self._before if name == "before" else self._after
+        return broken_note(share) if share else None
 
     def result(self, view: View, likely_error: Callable[[list[float]], float]) -> Restored:
         """The windows as a result, with what was found in the whole image."""
