@@ -104,6 +104,8 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         summary = seen.summary
         _tell(summary, run, parts, tally)
         summary.seconds = time.monotonic() - started
+        if tally.done.first_at is not None:
+            summary.first_seconds = tally.done.first_at - (time.time() - summary.seconds)
         main = before.get("main") if run.decided_in else run.run_id
         report(output, dataset, seen, recipe, is_main=main == run.run_id)
         if turn.replaces or (run.decided_in and not run.waiting):
@@ -137,7 +139,8 @@ def _tell(summary: Summary, run: Run, parts: Sequence[Part], tally: Tally) -> No
     if parts and not run.decided_in:
         summary.device, summary.actors = device_of(run.recipe)
     summary.flow_seconds, summary.bare_speed = tally.seconds, tally.bare_speed
-    summary.flow_rows, summary.flow_megapixels = tally.done
+    summary.flow_rows, summary.flow_megapixels = tally.done.rows, tally.done.megapixels
+    summary.steady_speed = tally.done.steady_speed
     summary.files_read = len({path for part in parts for path in part.paths})
     summary.bytes_read = sum(part.size for part in parts)
     summary.duplicate_ids = run.duplicates.count if run.duplicates else 0

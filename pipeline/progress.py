@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 import ray.data
@@ -21,11 +21,24 @@ INTERVAL = 10.0
 """Seconds between two lines."""
 
 
+class Done(NamedTuple):
+    """What tasks have said is done."""
+
+    rows: int = 0
+    megapixels: float = 0.0
+    first_at: float | None = None
+    """When the first of it was, by the clock."""
+    steady_speed: float | None = None
+    """Megapixels a second from then on to the last of it: without what it takes to begin."""
+
+
 class _Counter:
     """Counts the rows that the tasks say are done. A task that is repeated counts again: this is for show only."""
 
     def __init__(self) -> None:
         self._rows, self._megapixels = 0, 0.0
+        self._first: tuple[float, float] | None = None
+        self._last = 0.0
         self._speeds: list[float] = []
 
     def found_speed(self, megapixels: float) -> None:
@@ -37,9 +50,15 @@ class _Counter:
     def add(self, rows: int, megapixels: float) -> None:
         self._rows += rows
         self._megapixels += megapixels
+        self._last = time.time()
+        self._first = self._first or (self._last, megapixels)
 
-    def done(self) -> tuple[int, float]:
-        return self._rows, self._megapixels
+    def done(self) -> Done:
+        if self._first is None:
+            return Done()
+        first_at, begun = self._first
+        seconds = self._last - first_at
+        return Done(self._rows, self._megapixels, first_at, (self._megapixels - begun) / seconds if seconds else None)
 
     def rows(self) -> int:
         return self._rows
@@ -59,8 +78,8 @@ class Tally:
         """That the block took."""
         self.bare_speed: float | None = None
         """Megapixels a second of the model alone, in the mean of the actors that have told it."""
-        self.done: tuple[int, float] = (0, 0.0)
-        """Rows and megapixels that came out within it."""
+        self.done = Done()
+        """What came out within it."""
 
     def __enter__(self) -> Tally:
         terminal = sys.stderr.isatty()

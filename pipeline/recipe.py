@@ -91,9 +91,10 @@ class Restoration(_Section):
 
     model: str = "compact"
     """A shipped model's name, or a folder or URI with `config.json` and `model.safetensors`."""
-    tile: int = Field(default=560, ge=64, le=4096, multiple_of=8)
+    tile: Annotated[int, Field(ge=64, le=4096, multiple_of=8)] | Literal["auto"] = 560
     """Side of the decoder's largest tiles in pixels, margins included; an image has smaller ones where these cover it
-    with less."""
+    with less. `auto` takes the fastest that a search at the start finds, the same again on the same kind of machine:
+    on another one, results may differ in their last digit."""
     margin: int = Field(default=48, ge=0, le=512)
     """Pixels cut off each inner edge of a tile. As far as 48 pixels what is seen beyond matters to a result."""
     colourise: bool = False
@@ -105,13 +106,18 @@ class Restoration(_Section):
     )
     """The same for kinds of damage, where it differs: `{noise: 0.5}`. An image with several is treated between them, as
     much of each was found."""
+    skip_undamaged: float | None = Field(default=None, gt=0, le=1)
+    """Images judged undamaged with at least this probability are not decoded at all: the original is their result. That
+    saves nearly all of their time; 0.5 is a good value. None: all are."""
+    compile: bool = False
+    """Run the decoder through torch.compile: minutes at the start of every actor, and a C++ compiler is needed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; `auto` takes a GPU if the cluster has one at the start. Name `cuda` where GPU machines
     are only started when they are asked for."""
 
     @model_validator(mode="after")
     def _margin_fits(self) -> Restoration:
-        if self.tile <= 2 * self.margin:
+        if self.tile != "auto" and self.tile <= 2 * self.margin:
             raise ValueError(f"tile ({self.tile}) must be larger than twice the margin ({self.margin})")
         return self
 
@@ -260,6 +266,9 @@ class Resources(_Section):
     """Restoring actors; 0: one a GPU, or one a machine of CPUs, of those that run at the start."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of a restoring actor without a GPU; 0: all cores of a machine."""
+    decoder_mb: int | None = Field(default=None, ge=64)
+    """Memory that a run of the decoder may take, in MB, about: how many tiles run together is measured within it. None:
+    half of a GPU's free memory, 1,000 on a CPU. Where it proves too much, batches are halved."""
     task_cpus: float = Field(default=0.5, gt=0)
     """Share of a core that Ray reserves for a decoding or encoding task."""
     block_mb: int = Field(default=48, ge=1, le=1024)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks import ledger, scores
-from benchmarks.denoisers import dncnn, ffdnet, measure
+from benchmarks.models import dncnn, ffdnet, measure
 from pipeline.evaluation.tables import Sample
 
 

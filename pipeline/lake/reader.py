@@ -31,6 +31,8 @@ BATCH = 16_000_000
 """Bytes handed on at a time, about."""
 BUFFER = 1_000_000
 """Bytes of a column read ahead."""
+SMALL = 1_000_000
+"""Bytes of small files that are read by one task, at least: together they fill batches of the model."""
 TASKS = 5_000
 """Ray keeps every task in the driver's memory: of more pieces several make a task."""
 
@@ -204,18 +206,17 @@ class Rows(Datasource):  # type: ignore[misc]  # Ray is untyped here
         """As Ray shows it."""
         return "Source"
 
-    def estimate_inmemory_data_size(self) -> int | None:
+    def estimate_inmemory_data_size(self) -> int:
         """Bytes in the files."""
         return sum(part.size for part in self._parts)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """A task for each part, or for several where there are very many."""
-        together = -(-len(self._parts) // TASKS) or 1
+        """A task for each part, or for several where they are small or very many."""
+        share = self.estimate_inmemory_data_size() // max(1, parallelism)
         tasks = []
-        for start in range(0, len(self._parts), together):
-            parts = self._parts[start : start + together]
+        for parts in _bundles(self._parts, min(PIECE, max(SMALL, share)), -(-len(self._parts) // TASKS)):
             metadata = BlockMetadata(
                 num_rows=None,  # unknown: it may be stopped
                 size_bytes=sum(part.size for part in parts),
@@ -235,8 +236,33 @@ class _Read:
     stopped: Callable[[], bool]
 
     def __call__(self) -> Iterator[pa.Table]:
+        held: list[pa.Table] = []
+        root = ""
         for part in self.parts:
             if self.stopped():
-                return
+                break
             for table in part.read(self.store, self.columns):
-                yield from self.then(table, part.root)
+                if held and (part.root != root or not table.schema.equals(held[0].schema)):
+                    yield from self.then(pa.concat_tables(held), root)
+                    held = []
+                held.append(table)
+                root = part.root
+                if sum(table.nbytes for table in held) >= BATCH:
+                    yield from self.then(pa.concat_tables(held), root)
+                    held = []
+        if held:
+            yield from self.then(pa.concat_tables(held), root)
+
+
+def _bundles(parts: Sequence[Part], size: int, fewest: int) -> Iterator[tuple[Part, ...]]:
+    """Neighbouring parts, until they have `size` bytes together; of very many at least `fewest`."""
+    bundle: list[Part] = []
+    held = 0
+    for part in parts:
+        if bundle and held + part.size > size and len(bundle) >= fewest:
+            yield tuple(bundle)
+            bundle, held = [], 0
+        bundle.append(part)
+        held += part.size
+    if bundle:
+        yield tuple(bundle)

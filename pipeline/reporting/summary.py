@@ -55,6 +55,10 @@ class Summary:
     """Rows that came out in this time,"""
     flow_megapixels: float = 0.0
     """and their megapixels."""
+    first_seconds: float | None = None
+    """Seconds from the start of the run until its first rows came out."""
+    steady_speed: float | None = None
+    """Megapixels a second from then on until its last ones did."""
     actors: int = 0
     """Restoring actors."""
     device: str = ""
@@ -67,7 +71,7 @@ class Summary:
         """What the run has measured, and the table does not tell."""
         names = (
             *("seconds", "flow_seconds", "flow_rows", "flow_megapixels", "files_read", "bytes_read", "duplicate_ids"),
-            *("actors", "device", "bare_speed"),
+            *("first_seconds", "steady_speed", "actors", "device", "bare_speed"),
         )
         return {name: getattr(self, name) for name in names}
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.damage.record import Damage
 from pipeline.damage.tone import luma
 from pipeline.restoration.colour import STRIP, colour_onto
+from pipeline.restoration.decoder import LEAST_LOG_ERROR
 from pipeline.restoration.request import Request
 from pipeline.restoration.tiles import Tile, as_floats
 
@@ -119,6 +120,15 @@ class Canvas:
         self._lost[here] = lost.numpy()
         self._array[here] = after.permute(1, 2, 0).numpy()
         self._uncertainty[here] = error.sqrt().numpy()
+
+    def leave(self) -> None:
+        """The original is the result, for certain."""
+        pixels = self._request.pixels
+        for top in range(0, len(pixels), STRIP):
+            here = slice(top, top + STRIP)
+            self._array[here] = as_floats(pixels[here]).clamp(0, 1).permute(1, 2, 0).numpy()
+        self._uncertainty[:], self._lost[:] = 0, False
+        self._sums[1] = LEAST_LOG_ERROR * self._uncertainty.size
 
     @property
     def means(self) -> list[float]:

@@ -19,6 +19,8 @@ from pipeline.restoration.layers import ResidualBlock, keep_scale, position_feat
 
 INPUT_PLANES = 7  # RGB, mask, RGB of the coarse picture
 OUTPUT_PLANES = 5  # RGB residual, log of the expected squared error, logit that the pixel is lost
+LEAST_LOG_ERROR, MOST_LOG_ERROR = -14.0, 2.0
+"""Between these the logarithm of the expected squared error is believed."""
 CONTRAST_GAIN = 4.0
 """Brings a picture's contrast near unit size."""
 

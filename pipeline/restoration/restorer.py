@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,12 +17,14 @@ from pipeline.damage.record import Damage
 from pipeline.restoration.canvas import Band, Canvas, Restored
 from pipeline.restoration.colour import STRIP, is_grey
 from pipeline.restoration.decoder import Guide
+from pipeline.restoration.engine import Engine, Job
 from pipeline.restoration.judge import describe
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.request import Pixels, Request, as_caption, as_mask, as_pixels, as_references
 from pipeline.restoration.rows import Rows, Whole
 from pipeline.restoration.text import MiniLMEncoder
 from pipeline.restoration.tiles import Tile, as_floats, cut, plan_tiles, spans
+from pipeline.restoration.tuning import Tuning, device_key, memory_pixels, remember, remembered, tune
 from pipeline.restoration.views import CELL, probe_corners, thumbnails
 from pipeline.restoration.weights import autocast, load_model, save_model
 
@@ -32,8 +32,11 @@ IMAGES_A_LOOK = 4
 """Images in one run of the global view; always so many (padded), so that none depends on its company."""
 SIDES = (272, 336, 400, 480)
 """Sides of tiles in pixels, beside the one that is asked for: an image has those that cover it with the least."""
-TILES_A_BATCH = {"cpu": 4, "cuda": 32}
-"""Tiles of the smallest side in one run of the decoder; always so many (padded), for the same reason."""
+LARGEST_SIDES = (400, 560, 816, 1072)
+"""Between these the search may choose, where it is asked to."""
+TILE = 560
+BATCH_PIXELS = {"cpu": min(SIDES) ** 2, "cuda": 32 * min(SIDES) ** 2}
+"""Of tiles in one run of the decoder, as long as nothing was measured."""
 
 
 class Restorer:
@@ -47,8 +50,10 @@ class Restorer:
         model: CompactModel,
         digest: str = "",
         device: str | torch.device = "auto",
-        tile: int = 560,
+        tile: int = TILE,
         margin: int = 48,
+        skip_undamaged: float | None = None,
+        compiled: bool = False,
     ) -> None:
         """Put a model on a device.
 
@@ -58,25 +63,57 @@ class Restorer:
             device: "auto" takes a GPU if there is one.
             tile: side in pixels of the largest tiles, a multiple of 8, margins included; beside it there are `SIDES`.
             margin: pixels cut off each inner edge of a tile.
+            skip_undamaged: images that the global view takes for undamaged with at least this probability are not
+                decoded: their result is the original.
+            compiled: run the decoder through torch.compile.
 
         Raises:
             ValueError: the tile is no multiple of 8, or has nothing left inside its margins.
         """
-        if tile % CELL or tile <= 2 * margin or margin < 0:
-            raise ValueError(
-                f"tile must be a multiple of {CELL} larger than twice the margin, not {tile} with {margin}"
-            )
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
-        self.tile, self.margin = tile, margin
-        self._sides = (*(side for side in SIDES if side < tile), tile)
+        self.margin = margin
+        self._skip_undamaged = skip_undamaged
+        self._set_tile(tile)
         self.digest = digest
         self.config = model.config
         self.name = model.config.name
         self._source = model
         self._model = model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._text = MiniLMEncoder(model.config.text_tokens, self.device)
+        self._engine = Engine(self._model, self.device, BATCH_PIXELS.get(self.device.type, min(SIDES) ** 2), compiled)
+
+    def _set_tile(self, tile: int) -> None:
+        if tile % CELL or tile <= 2 * self.margin or self.margin < 0:
+            raise ValueError(
+                f"tile must be a multiple of {CELL} larger than twice the margin, not {tile} with {self.margin}"
+            )
+        self.tile = tile
+        self._sides = (*(side for side in SIDES if side < tile), tile)
+
+    def tune(self, tile: int | Literal["auto"] = TILE, memory_mb: int | None = None) -> Tuning:
+        """Find out how many tiles best run together here; what was found is remembered for the device and the model.
+
+        Args:
+            tile: the largest tiles' side, or "auto" to choose that, too. Another one changes results a little (their
+                last digit), more tiles at a time do not on a CPU.
+            memory_mb: what a run of the decoder may take, about; None: half of the GPU's free memory, 1 GB on a CPU.
+
+        Returns:
+            What is used from now on.
+        """
+        memory = memory_pixels(self.device, self.config.decoder_widths[0], memory_mb)
+        sides = [side for side in LARGEST_SIDES if side > 2 * self.margin] if tile == "auto" else [tile]
+        key = (self.digest, device_key(self.device), sides, self.margin, memory_mb)
+        found = remembered(key) if self.digest else None
+        if found is None:
+            found = tune(self._engine, sides, self.margin, min(SIDES), memory)
+            if self.digest:
+                remember(key, found)
+        self._engine.batch_pixels = found.batch_pixels
+        self._set_tile(found.tile)
+        return found
 
     @classmethod
     def from_pretrained(cls, place: str | Path = "compact", **options: Any) -> Restorer:
@@ -131,24 +168,9 @@ class Restorer:
         )
         return self.restore_batch([request])[0]
 
-    @torch.inference_mode()
     def bare_speed(self) -> float:
         """Megapixels of result a second that the decoder alone makes of tiles in memory; takes about a second."""
-        side = self.tile
-        batch = self._batch(side)
-        tiles = torch.rand(batch, 3, side, side, device=self.device)
-        absent = torch.zeros(batch, 1, side, side, device=self.device)
-        (view,) = self._look([Request(np.zeros((side, side, 3), np.uint8))])
-        guide = Guide(*(torch.stack([part] * batch) for part in view.guide))
-        boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * batch, device=self.device)
-        grey = torch.zeros(batch, dtype=torch.bool, device=self.device)
-        seconds = []
-        for _ in range(3):
-            started = time.perf_counter()
-            with autocast(self.device):
-                float(self._model.decode(tiles, absent, guide, boxes, grey).pixels.sum())  # waits for a GPU
-            seconds.append(time.perf_counter() - started)
-        return batch * (side - 2 * self.margin) ** 2 / min(seconds) / 1e6
+        return self._engine.speed(self.tile) * (1 - 2 * self.margin / self.tile) ** 2
 
     @torch.inference_mode()
     def restore_batch(self, requests: Sequence[Request]) -> list[Restored]:
@@ -163,17 +185,22 @@ class Restorer:
         return [results[row] for row in range(len(requests))]
 
     def _restore_alike(self, requests: Sequence[Request]) -> list[Restored]:
+        self._text([request.caption for request in requests])  # in full batches; from now on they are remembered
         views: list[View] = []
         for start in range(0, len(requests), IMAGES_A_LOOK):
             views += self._look(requests[start : start + IMAGES_A_LOOK])
         canvases = [Canvas(request, view.damage) for request, view in zip(requests, views, strict=True)]
+        skipped = [self._skips(request, view) for request, view in zip(requests, views, strict=True)]
+        for canvas, skip in zip(canvases, skipped, strict=True):
+            if skip:
+                canvas.leave()
         for side in self._sides:
-            self._decode(
+            self._engine.run(
                 side,
                 (
-                    _Job(request, tile, tile.box(side, *_size(request)), view, canvas)
-                    for request, view, canvas in zip(requests, views, canvases, strict=True)
-                    if self._side(*_size(request)) == side
+                    Job(request, tile, tile.box(side, *_size(request)), view.guide, view.damage.grey, canvas)
+                    for request, view, canvas, skip in zip(requests, views, canvases, skipped, strict=True)
+                    if not skip and self._side(*_size(request)) == side
                     for tile in plan_tiles(*_size(request), side, self.margin)
                 ),
             )
@@ -181,6 +208,12 @@ class Restorer:
             canvas.finish(view.damage, view.clean, view.agreement, self._likely_error(canvas.means, view, request))
             for canvas, view, request in zip(canvases, views, requests, strict=True)
         ]
+
+    def _skips(self, request: Request, view: View) -> bool:
+        """Whether an image needs no decoding: it is certainly undamaged, and nothing else is asked for."""
+        if self._skip_undamaged is None or view.clean < self._skip_undamaged:
+            return False
+        return request.mask is None and not (request.colourise and view.damage.grey)
 
     def look_at(self, image: Rows, request: Request) -> View:
         """The global view of an image that is read band by band; what is asked of it stands in `request`."""
@@ -205,19 +238,23 @@ class Restorer:
             here = dataclasses.replace(request, pixels=pixels, mask=mask)
             with torch.inference_mode():
                 canvas = Canvas(here, view.damage)
-                self._decode(
-                    side,
-                    (
-                        _Job(
-                            here,
-                            Tile(0, left, (keep_top - top, keep_left, keep_bottom - top, keep_right)),
-                            Tile(top, left, (0, 0, 0, 0)).box(side, height, width),
-                            view,
-                            canvas,
-                        )
-                        for left, keep_left, keep_right in spans(width, side, self.margin)
-                    ),
-                )
+                if self._skips(here, view):
+                    canvas.leave()
+                else:
+                    self._engine.run(
+                        side,
+                        (
+                            Job(
+                                here,
+                                Tile(0, left, (keep_top - top, keep_left, keep_bottom - top, keep_right)),
+                                Tile(top, left, (0, 0, 0, 0)).box(side, height, width),
+                                view.guide,
+                                view.damage.grey,
+                                canvas,
+                            )
+                            for left, keep_left, keep_right in spans(width, side, self.margin)
+                        ),
+                    )
             yield canvas.band(keep_top, slice(keep_top - top, keep_bottom - top))
 
     def likely_error(self, means: Sequence[float], view: View, request: Request) -> float:
@@ -279,43 +316,6 @@ class Restorer:
 
         return min((side for side in self._sides if side > 2 * self.margin), key=pixels)
 
-    def _batch(self, side: int) -> int:
-        """How many tiles are decoded at a time."""
-        most = TILES_A_BATCH.get(self.device.type, 4)
-        return max(1, most * min(SIDES) ** 2 // side**2)
-
-    def _decode(self, side: int, jobs: Iterable[_Job]) -> None:
-        """Run tiles in batches and paint what is kept of them."""
-        remaining, batch = iter(jobs), self._batch(side)
-        while some := list(itertools.islice(remaining, batch)):
-            self._decode_batch(side, some, batch)
-
-    def _decode_batch(self, side: int, jobs: Sequence[_Job], batch: int) -> None:
-        padded = [*jobs, *[jobs[0]] * (batch - len(jobs))]
-        pixels = torch.stack([cut(job.request.pixels, job.tile, side) for job in padded]).to(self.device)
-        masks = torch.stack([_cut_mask(job.request, job.tile, side) for job in padded]).to(self.device)
-        boxes = torch.tensor([job.box for job in padded], device=self.device)
-        guide = Guide(*(torch.stack(parts) for parts in zip(*(job.view.guide for job in padded), strict=True)))
-        grey = torch.tensor([job.view.damage.grey for job in padded], device=self.device)
-        with autocast(self.device):
-            decoded = self._model.decode(pixels, masks, guide, boxes, grey)
-        restored, log_error = decoded.pixels.float().cpu(), decoded.log_error.float().clamp(-14, 2).cpu()
-        lost = decoded.lost.cpu() > 0  # a logit
-        for row, job in enumerate(jobs):
-            job.canvas.paint(job.tile, restored[row], log_error[row, 0], lost[row, 0])
-
-
-class _Job(NamedTuple):
-    """A tile to decode."""
-
-    request: Request
-    tile: Tile
-    """Its place in the request's pixels."""
-    box: tuple[float, float, float, float]
-    """Its place in the whole image, as shares of its sides."""
-    view: View
-    canvas: Canvas
-
 
 @dataclasses.dataclass(frozen=True)
 class View:
@@ -332,12 +332,6 @@ class View:
 def _size(request: Request) -> tuple[int, int]:
     """Height and width."""
     return request.pixels.shape[0], request.pixels.shape[1]
-
-
-def _cut_mask(request: Request, tile: Tile, side: int) -> Tensor:
-    if request.mask is None:
-        return torch.zeros(1, side, side)
-    return cut(request.mask[..., None], tile, side)
 
 
 def _padded(images: list[Tensor]) -> Tensor:

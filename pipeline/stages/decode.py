@@ -29,6 +29,10 @@ REFERENCE_SIDE = 512
 """References are only seen as thumbnails; larger ones are shrunk to this longest side in pixels at once."""
 
 
+FIRST = 8
+"""By how much the first table is smaller than the largest."""
+
+
 @dataclasses.dataclass(frozen=True)
 class DecodeStage:
     """Decodes tables; hands them on in pieces of bounded size, whatever came in."""
@@ -45,17 +49,19 @@ class DecodeStage:
     """The place below which the source's files lie."""
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Every row of `table`, in order, in tables of about `resources.block_mb` of pixels."""
+        """Every row of `table`, in order, in tables of about `resources.block_mb` of pixels; the first ones are
+        smaller, so that restoring can begin."""
         limit = self.recipe.resources.block_mb * 1e6
+        now = limit / FIRST
         rows: list[Row] = []
         start, size = 0, 0
         for index in range(table.num_rows):
             row = self._row(table, index) | {"source_row": _cell(table, ROW_KEY, index)}
             rows.append(row)
             size += len(row.get("pixels") or b"") + len(row.get("file") or b"")
-            if size >= limit:
+            if size >= now:
                 yield self._table(table.slice(start, len(rows)), rows)
-                start, rows, size = index + 1, [], 0
+                start, rows, size, now = index + 1, [], 0, min(limit, 2 * now)
         if rows or not table.num_rows:
             yield self._table(table.slice(start), rows)
 

@@ -24,7 +24,7 @@ from pipeline.recipe import Recipe
 from pipeline.restoration.canvas import Restored
 from pipeline.restoration.colour import coloured
 from pipeline.restoration.request import Request
-from pipeline.restoration.restorer import Restorer
+from pipeline.restoration.restorer import LARGEST_SIDES, Restorer
 from pipeline.schema import RESTORED
 from pipeline.stages.large import LargeStage, Publish, Reader
 from pipeline.stages.provenance import actions, change_mask, device_name, digital_source
@@ -66,8 +66,14 @@ class RestoreStage:
         options = recipe.restoration
         self._recipe = recipe
         self._restorer = Restorer.from_pretrained(
-            options.model, device=device, tile=options.tile, margin=options.margin
+            options.model,
+            device=device,
+            tile=max(LARGEST_SIDES) if options.tile == "auto" else options.tile,
+            margin=options.margin,
+            skip_undamaged=options.skip_undamaged,
+            compiled=options.compile,
         )
+        self._restorer.tune(options.tile, recipe.resources.decoder_mb)
         self._settings = recipe.result_digest()
         self._made_by = {
             "model": self._restorer.name,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.damage.record import SCALES
 from pipeline.damage.tone import luma
-from pipeline.restoration.decoder import Decoded
+from pipeline.restoration.decoder import LEAST_LOG_ERROR, MOST_LOG_ERROR, Decoded
 from pipeline.restoration.judge import SMALLEST, summary
 from pipeline.restoration.model import CompactModel, GlobalView
 from pipeline.restoration.text import TextFeatures
@@ -117,7 +117,7 @@ def decoder_losses(model: CompactModel, answer: Prediction) -> dict[str, Tensor]
 
     result = seen(restored.detach().clamp(0, 1))
     squared = (result - seen(answer.truth)).square().mean(1, keepdim=True)
-    log_error = answer.decoded.log_error.clamp(-14, 2)
+    log_error = answer.decoded.log_error.clamp(LEAST_LOG_ERROR, MOST_LOG_ERROR)
     view, found = answer.view, answer.decoded.lost.detach()
     pixels = summary(log_error.detach(), result - answer.damaged, found)
     judged = model.log_error(pixels, view.guide.vector.detach(), view.damage.detach(), view.clean.detach())

@@ -1,6 +1,6 @@
 """Compact beside DnCNN and FFDNet: colour noise by the same protocol, on the same machine.
 
-    python -m benchmarks.denoisers --weights FOLDER kodak24.parquet
+    python -m benchmarks.models --weights FOLDER kodak24.parquet
 
 FOLDER holds `dncnn_color_blind.safetensors` and `ffdnet_color.safetensors` in KAIR's layout: DnCNN (Zhang et al. 2017)
 is blind, 20 convolutions of 64 channels; FFDNet (Zhang et al. 2018) is told the noise, 12 convolutions of 96 channels

@@ -1,0 +1,173 @@
+"""The engine: runs tiles of many images through the decoder in batches, and paints what comes out."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.restoration.canvas import Canvas
+from pipeline.restoration.decoder import LEAST_LOG_ERROR, MOST_LOG_ERROR, Guide
+from pipeline.restoration.model import CompactModel
+from pipeline.restoration.request import Request
+from pipeline.restoration.tiles import Tile, cut
+from pipeline.restoration.weights import autocast
+
+log = logging.getLogger(__name__)
+
+
+class Job(NamedTuple):
+    """A tile to decode."""
+
+    request: Request
+    tile: Tile
+    """Its place in the request's pixels."""
+    box: tuple[float, float, float, float]
+    """Its place in the whole image, as shares of its sides."""
+    guide: Guide
+    """That of its image, without the dimension of the batch."""
+    grey: bool
+    canvas: Canvas
+
+
+class _Running(NamedTuple):
+    """A batch that a GPU may still be at work on."""
+
+    jobs: Sequence[Job]
+    pixels: Tensor
+    log_error: Tensor
+    lost: Tensor
+    done: torch.cuda.Event | None
+
+
+class Engine:
+    """A decoder on a device.
+
+    Tiles of one side always run in equally large batches (padded), so that there is one shape to compile for, and no
+    result depends on its company. While a GPU works on one batch, the next is cut and sent and the last is painted.
+    """
+
+    def __init__(self, model: CompactModel, device: torch.device, batch_pixels: int, compiled: bool = False) -> None:
+        """For a model on this device.
+
+        Args:
+            model: the network, on the device.
+            device: where it is.
+            batch_pixels: of the tiles that run together; one tile runs in any case.
+            compiled: by torch.compile, once for each side of tiles.
+        """
+        self._model = model
+        self._device = device
+        self.batch_pixels = batch_pixels
+        if compiled:
+            model.decoder.compile(dynamic=False)
+
+    def batch(self, side: int) -> int:
+        """How many tiles of this side run together."""
+        return max(1, self.batch_pixels // side**2)
+
+    def run(self, side: int, jobs: Iterable[Job]) -> None:
+        """Decode tiles and paint what is kept of them; where memory does not do, in batches of half the size.
+
+        Raises:
+            RuntimeError: not even a single tile fits into the memory.
+        """
+        remaining, before = iter(jobs), None
+        while some := list(itertools.islice(remaining, self.batch(side))):
+            try:
+                running = self._launch(side, some)
+            except RuntimeError as error:
+                if not out_of_memory(error) or self.batch(side) == 1:
+                    raise
+                remaining = itertools.chain(some, remaining)
+                self._halve(side)
+                continue
+            if before is not None:
+                _paint(before)
+            before = running
+        if before is not None:
+            _paint(before)
+
+    @torch.inference_mode()
+    def speed(self, side: int, rounds: int = 3) -> float:
+        """Megapixels a second of tiles of this side in memory, margins included: the best of some rounds.
+
+        Raises:
+            RuntimeError: the batch does not fit into the memory.
+        """
+        count, config = self.batch(side), self._model.config
+        tiles = torch.rand(count, 3, side, side, device=self._device)
+        masks = torch.zeros(count, 1, side, side, device=self._device)
+        tokens = config.text_tokens + (config.thumbnail // 16) ** 2
+        guide = Guide(
+            torch.zeros(count, tokens, config.width, device=self._device),
+            torch.zeros(count, tokens, dtype=torch.bool, device=self._device),
+            torch.zeros(count, config.width, device=self._device),
+            torch.rand(count, 3, config.thumbnail // 4, config.thumbnail // 4, device=self._device),
+        )
+        boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * count, device=self._device)
+        grey = torch.zeros(count, dtype=torch.bool, device=self._device)
+        seconds = []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            with autocast(self._device):
+                float(self._model.decode(tiles, masks, guide, boxes, grey).pixels[0, 0, 0, 0])  # waits for a GPU
+            seconds.append(time.perf_counter() - started)
+        return count * side**2 / min(seconds) / 1e6
+
+    def _halve(self, side: int) -> None:
+        self.batch_pixels = self.batch(side) // 2 * side**2
+        log.warning("out of memory: from now on %d tiles of %d pixels run together", self.batch(side), side)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _launch(self, side: int, jobs: Sequence[Job]) -> _Running:
+        """Send a batch to the device and begin with it; a GPU is not waited for."""
+        padded = [*jobs, *[jobs[0]] * (self.batch(side) - len(jobs))]
+        pixels = self._sent(torch.stack([cut(job.request.pixels, job.tile, side) for job in padded]))
+        masks = self._sent(torch.stack([_cut_mask(job.request, job.tile, side) for job in padded]))
+        boxes = self._sent(torch.tensor([job.box for job in padded]))
+        guide = Guide(*(torch.stack(parts) for parts in zip(*(job.guide for job in padded), strict=True)))
+        grey = self._sent(torch.tensor([job.grey for job in padded]))
+        with autocast(self._device):
+            decoded = self._model.decode(pixels, masks, guide, boxes, grey)
+        kept = (
+            decoded.pixels.float(),
+            decoded.log_error.float().clamp(LEAST_LOG_ERROR, MOST_LOG_ERROR),
+            decoded.lost > 0,
+        )  # a logit
+        restored, log_error, lost = (part[: len(jobs)].to("cpu", non_blocking=True) for part in kept)
+        done = None
+        if self._device.type == "cuda":
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record()
+        return _Running(jobs, restored, log_error, lost, done)
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """On the device; the copy to a GPU goes on while the next batch is cut."""
+        if self._device.type == "cuda":
+            return tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor.to(self._device)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of PyTorch says that a device's memory, or the machine's, does not do."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _paint(running: _Running) -> None:
+    if running.done is not None:
+        running.done.synchronize()
+    for row, job in enumerate(running.jobs):
+        job.canvas.paint(job.tile, running.pixels[row], running.log_error[row, 0], running.lost[row, 0])
+
+
+def _cut_mask(request: Request, tile: Tile, side: int) -> Tensor:
+    if request.mask is None:
+        return torch.zeros(1, side, side)
+    return cut(request.mask[..., None], tile, side)

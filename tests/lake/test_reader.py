@@ -1,0 +1,80 @@
+"""What one task reads, and hands on together."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pytest
+
+from pipeline.lake import reader
+from pipeline.lake.reader import Rows, plan_parts
+from pipeline.lake.source import open_source
+from pipeline.recipe import Columns
+
+Write = Callable[..., Path]
+STORE = fsspec.filesystem("file")
+
+
+def tasks(folder: Path, parallelism: int, stopped: Callable[[], bool] = bool) -> list[list[pa.Table]]:
+    """What each task hands on."""
+
+    def then(table: pa.Table, root: str) -> Iterator[pa.Table]:
+        yield table
+
+    source = open_source([str(folder)], Columns())
+    rows = Rows(STORE, plan_parts(source.files, {}, {}), ["id", "image"], then, stopped)
+    return [list(task()) for task in rows.get_read_tasks(parallelism)]
+
+
+def row(number: int, size: int = 1000) -> dict[str, Any]:
+    return {"id": f"row-{number}", "image": random.Random(number).randbytes(size)}
+
+
+def ids(done: list[list[pa.Table]]) -> list[str]:
+    return sorted(name for task in done for table in task for name in table["id"].to_pylist())
+
+
+def test_small_files_are_read_by_few_tasks_and_handed_on_together(write_table: Write, tmp_path: Path) -> None:
+    for number in range(30):
+        write_table([row(number)], f"source/{number:02d}.parquet")
+    done = tasks(tmp_path / "source", 200)
+    assert [[table.num_rows for table in task] for task in done] == [[30]]
+    assert ids(done) == sorted(f"row-{number}" for number in range(30))
+
+
+def test_large_files_have_a_task_each(write_table: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "SMALL", 10_000)
+    for number in range(8):
+        write_table([row(number, 50_000 if number % 2 else 400)], f"source/{number:02d}.parquet")
+    assert len(tasks(tmp_path / "source", 200)) == 8  # a small one between two large ones
+    assert len(tasks(tmp_path / "source", 2)) < 8  # nobody could run more at a time
+
+
+def test_what_is_handed_on_is_bounded(write_table: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "BATCH", 5_000)
+    for number in range(20):
+        write_table([row(number)], f"source/{number:02d}.parquet")
+    (task,) = tasks(tmp_path / "source", 1)
+    assert max(table.num_rows for table in task) <= 6 and len(task) > 3
+    assert len(ids([task])) == 20
+
+
+def test_files_with_other_columns_are_not_put_together(write_table: Write, tmp_path: Path) -> None:
+    write_table([row(0)], "source/0.parquet")
+    write_table([{"id": 1, "image": b"1"}], "source/1.parquet")
+    write_table([{"image": b"2"}], "source/2.parquet")
+    (task,) = tasks(tmp_path / "source", 200)
+    assert [table.num_rows for table in task] == [1, 1, 1]
+
+
+def test_what_was_read_before_the_end_was_called_is_handed_on(write_table: Write, tmp_path: Path) -> None:
+    for number in range(4):
+        write_table([row(number)], f"source/{number}.parquet")
+    asked = iter([False, False, True])
+    (task,) = tasks(tmp_path / "source", 1, lambda: next(asked))
+    assert ids([task]) == ["row-0", "row-1"]
