@@ -21,6 +21,7 @@ HELD_OUT_BYTES = 1 << 30
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
+    from pipeline.restoration.config import MAPPINGS
     from pipeline.training.loop import TrainingPlan
 
     plan = TrainingPlan()
@@ -37,6 +38,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="start with these weights: a shipped model's name, a folder or URI",
     )
+    parser.add_argument(
+        "--text-encoder",
+        metavar="PLACE",
+        help="of a new model: all-MiniLM-L6-v2 (default), a folder or URI with a model of transformers, a file of word "
+        "vectors (GloVe, word2vec), or a name on the Hugging Face hub; with --from: where that model's lies now",
+    )
+    parser.add_argument(
+        "--image-encoder",
+        metavar="PLACE",
+        help="of a new model: compact (default), resnet18, resnet34, resnet50, a folder or URI with a backbone of "
+        "transformers, or a name on the hub",
+    )
+    parser.add_argument("--mapping", choices=MAPPINGS, help="of a new model: attention (default) or a graph network")
+    parser.add_argument("--downloads", action="store_true", help="fetch what has a name on the Hugging Face hub")
     parser.add_argument("--held-out", metavar="PATH_OR_URL", help="images to validate on")
     parser.add_argument(
         "--output",
@@ -86,13 +101,16 @@ def run(arguments: argparse.Namespace) -> int:
         raise RecipeError(f"--patch {arguments.patch}: it must be a multiple of {CELL}, and {VIEW} at most")
     if arguments.looks < 0 or (arguments.learning_rate is not None and arguments.learning_rate <= 0):
         raise RecipeError("--looks must be 0 or more, and --learning-rate more than 0")
+    if arguments.start and (arguments.image_encoder or arguments.mapping):
+        raise RecipeError("--image-encoder and --mapping are for new models: with --from they are what they were")
     # workers on Ray have a folder of their own to work in
     options = {name: value for name, value in vars(arguments).items() if not callable(value)}
     options["output"] = arguments.output.absolute()
     options["source"] = [_absolute(uri) for uri in arguments.source]
     options["held_out"] = arguments.held_out and _absolute(arguments.held_out)
-    if arguments.start and Path(arguments.start).is_dir():
-        options["start"] = _absolute(arguments.start)
+    for name in ("start", "text_encoder", "image_encoder"):
+        if options[name] and Path(options[name]).exists():
+            options[name] = _absolute(options[name])
     if arguments.workers > 1:
         _together(options)
     else:
@@ -128,7 +146,8 @@ def _work(options: dict[str, Any]) -> None:
     import torch
 
     from pipeline.lake.tables import open_tables
-    from pipeline.restoration.config import ModelConfig
+    from pipeline.restoration.assembly import assemble
+    from pipeline.restoration.text import MINILM, text_encoder_of
     from pipeline.restoration.weights import load_model, save_model
     from pipeline.training.card import model_card
     from pipeline.training.data import load_photos
@@ -139,8 +158,16 @@ def _work(options: dict[str, Any]) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    start, digest = load_model(arguments.start) if arguments.start else (None, "")
-    usual = dataclasses.asdict(TrainingPlan()) | (FINE_TUNING if start else {})
+    usual = dataclasses.asdict(TrainingPlan()) | (FINE_TUNING if arguments.start else {})
+    if arguments.start:
+        start, digest = load_model(arguments.start)
+    else:
+        parts = (
+            arguments.text_encoder or MINILM,
+            arguments.image_encoder or "compact",
+            arguments.mapping or "attention",
+        )
+        start, digest = assemble(*parts, arguments.seed, arguments.downloads), ""
     chosen = ("batch", "looks", "patch", "seed", "checkpoint_every")
     plan = TrainingPlan(
         steps=arguments.steps or usual["steps"],
@@ -158,9 +185,13 @@ def _work(options: dict[str, Any]) -> None:
         held_out = load_photos(open_tables([arguments.held_out]), **columns, memory=HELD_OUT_BYTES)
     log.info("%d photos, %d held out; %s", len(photos), len(held_out), dataclasses.asdict(plan))
     live = _LiveLine()
-    config = dataclasses.replace(start.config if start else ModelConfig(), name=arguments.output.name)
+    config = dataclasses.replace(start.config, name=arguments.output.name)
+    text = text_encoder_of(config, torch.device(device), arguments.text_encoder, arguments.downloads)
     model = train(
-        photos, held_out, arguments.output, config, plan, torch.device(device), live, start, arguments.compile
+        *(photos, held_out, arguments.output, config, plan, torch.device(device), live),
+        start=start,
+        compiled=arguments.compile,
+        text=text,
     )
     live.end()
     if leads:

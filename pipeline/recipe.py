@@ -91,6 +91,11 @@ class Restoration(_Section):
 
     model: str = "compact"
     """A shipped model's name, or a folder or URI with `config.json` and `model.safetensors`."""
+    text_encoder: str | None = None
+    """Where the text encoder lies that the model was trained with, if not where it lay then: a folder or URI with a
+    model of transformers, or a file of word vectors."""
+    downloads: bool = False
+    """A text encoder that has a name on the Hugging Face hub may be fetched from there; else nothing is."""
     tile: Annotated[int, Field(ge=64, le=4096, multiple_of=8)] | Literal["auto"] = 560
     """Side of the decoder's largest tiles in pixels, margins included; an image has smaller ones where these cover it
     with less. `auto` takes the fastest that a search at the start finds, the same again on the same kind of machine:

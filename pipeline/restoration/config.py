@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+MAPPINGS = ("attention", "graph")
+"""What may map tokens onto each other."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -18,11 +21,26 @@ class ModelConfig:
     license: str = "unknown"
     """Under which terms the weights may be used; rows tell it."""
 
+    text_encoder: str = "all-MiniLM-L6-v2"
+    """What captions went through in training, as `text.text_encoder` takes it."""
+
+    text_sha256: str = ""
+    """SHA-256 of its weights: with others the model would not understand a word. Empty: not known."""
+
     text_tokens: int = 32
     """Tokens kept of a caption; longer captions are cut."""
 
     text_width: int = 384
     """Features of one text token; 384 is all-MiniLM-L6-v2."""
+
+    image_encoder: str = "compact"
+    """What thumbnails go through: `compact`, or the name of a backbone."""
+
+    backbone: dict[str, Any] | None = None
+    """The shape of that backbone, as `backbone.Backbone` takes it; its weights are among the model's own."""
+
+    mapping: str = "attention"
+    """What maps text, image and reference tokens onto each other: `attention` or `graph`."""
 
     thumbnail: int = 160
     """Side in pixels of the square global view of an image (aspect ratio is squeezed into it)."""
@@ -74,4 +92,6 @@ class ModelConfig:
                 "upgrade conservator, or take weights made for this version"
             )
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        if values.get("mapping", "attention") not in MAPPINGS:
+            raise ValueError(f"config.json has the mapping {values['mapping']!r}; known are: {', '.join(MAPPINGS)}")
         return cls(**values)

@@ -1,7 +1,8 @@
-"""Fusion: text, image and reference tokens are mapped onto each other by attention."""
+"""Fusion: text, image and reference tokens are mapped onto each other, by attention or (`graph`) a graph network."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,17 @@ from pipeline.restoration.layers import grid_positions, position_features
 TEXT, IMAGE, REFERENCE, GLOBAL = range(4)
 
 
+class Layout(NamedTuple):
+    """How tokens stand in line: a summary, the image's regions, words, then the regions of each reference."""
+
+    side: int
+    """Regions of the image, a side."""
+    words: int
+    references: int
+    cells: int
+    """Regions of a reference, a side."""
+
+
 class Context(NamedTuple):
     """What the fusion knows of each image of a batch."""
 
@@ -22,22 +34,21 @@ class Context(NamedTuple):
     image: Tensor  # [N, width, S, S]: the image's own tokens, as a map
 
 
-class AttentionFusion(nn.Module):
-    """A pre-norm transformer (arXiv:1706.03762) over the tokens of caption, image and references."""
+class Fusion(nn.Module, ABC):
+    """What all fusions share: tokens of one width from the encoders' features, and what is read from them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width
-        self.heads = config.heads
         self.text_in = nn.Linear(config.text_width, width)
         self.image_in = nn.Linear(config.encoder_widths[-1], width)
         self.position_in = nn.Linear(24, width)
         self.kind = nn.Parameter(torch.randn(4, width) * 0.02)
-        layer = nn.TransformerEncoderLayer(
-            width, config.heads, 3 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.layers = nn.TransformerEncoder(layer, config.fusion_layers, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(width)
+
+    @abstractmethod
+    def fuse(self, tokens: Tensor, absent: Tensor, layout: Layout) -> Tensor:
+        """Tokens [N, L, width], of which some are `absent` [N, L], told of each other: [N, L, width]."""
 
     def forward(
         self,
@@ -71,6 +82,24 @@ class AttentionFusion(nn.Module):
             absent.append(references_absent.repeat_interleave(cells, dim=1))
         present = torch.zeros(count, 1 + side * side, dtype=torch.bool, device=image.device)
         mask = torch.cat([present, *absent], dim=1)
-        fused = self.norm(self.layers(torch.cat(tokens, dim=1), src_key_padding_mask=mask))
+        layout = Layout(side, text.shape[1], references.shape[1], references.shape[-1])
+        fused = self.norm(self.fuse(torch.cat(tokens, dim=1), mask, layout))
         image_map = fused[:, 1 : 1 + side * side].transpose(1, 2).unflatten(2, (side, side))
         return Context(tokens=fused[:, 1:], absent=mask[:, 1:], vector=fused[:, 0], image=image_map)
+
+
+class AttentionFusion(Fusion):
+    """A pre-norm transformer (arXiv:1706.03762) over the tokens of caption, image and references."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        width = config.width
+        layer = nn.TransformerEncoderLayer(
+            width, config.heads, 3 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, config.fusion_layers, enable_nested_tensor=False)
+
+    def fuse(self, tokens: Tensor, absent: Tensor, layout: Layout) -> Tensor:
+        """All tokens that are there attend to each other."""
+        fused: Tensor = self.layers(tokens, src_key_padding_mask=absent)
+        return fused

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from pipeline.damage.record import SCALES
 from pipeline.damage.tone import luma
+from pipeline.restoration.backbone import Backbone
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.decoder import Decoded, Guide, TileDecoder
 from pipeline.restoration.fusion import AttentionFusion
+from pipeline.restoration.graph import GraphFusion
 from pipeline.restoration.image import ImageEncoder, ProbeEncoder
 from pipeline.restoration.judge import Judge
 from pipeline.restoration.layers import ResidualBlock, keep_scale
@@ -63,12 +65,12 @@ class CompactModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_encoder = ImageEncoder(config)
+        self.image_encoder = ImageEncoder(config) if config.backbone is None else Backbone(config)
         self.probe_encoder = ProbeEncoder(config)
         self.levels_in = nn.Linear(3 * len(LEVELS), config.width)
         nn.init.zeros_(self.levels_in.weight)
         nn.init.zeros_(self.levels_in.bias)
-        self.fusion = AttentionFusion(config)
+        self.fusion = GraphFusion(config) if config.mapping == "graph" else AttentionFusion(config)
         self.coarse_head = CoarseHead(config)
         self.damage_head = nn.Sequential(nn.Linear(2 * config.width, 96), nn.GELU(), nn.Linear(96, len(SCALES) + 1))
         self.image_agreement = nn.Linear(config.encoder_widths[-1], config.agreement_width)
@@ -76,6 +78,10 @@ class CompactModel(nn.Module):
         self.agreement_scale = nn.Parameter(torch.tensor([1.6, -4.0]))  # log scale and bias, arXiv:2303.15343
         self.decoder = TileDecoder(config)
         self.judge = Judge(config.width, len(SCALES) + 1)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Shape and weights: some backbones hold hooks, once they have run, that cannot be pickled."""
+        return _rebuilt, (self.config, self.state_dict(), self.training)
 
     def look(
         self,
@@ -159,3 +165,9 @@ class CompactModel(nn.Module):
         scale, bias = self.agreement_scale
         cosine = (view.image_feature * view.text_feature).sum(1)
         return torch.sigmoid(scale.exp() * cosine + bias)
+
+
+def _rebuilt(config: ModelConfig, weights: dict[str, Tensor], training: bool) -> CompactModel:
+    model = CompactModel(config)
+    model.load_state_dict(weights)
+    return model.train(training)

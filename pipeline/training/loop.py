@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.errors import OutputError
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.model import CompactModel
-from pipeline.restoration.text import MiniLMEncoder
+from pipeline.restoration.text import TextEncoder, text_encoder_of
 from pipeline.restoration.weights import autocast
 from pipeline.training.checkpoint import load_checkpoint, read_state, save_checkpoint
 from pipeline.training.data import Mixture, Photo, Sampler
@@ -89,6 +89,7 @@ def train(
     report: Callable[[Progress], None],
     start: CompactModel | None = None,
     compiled: bool = False,
+    text: TextEncoder | None = None,
 ) -> CompactModel:
     """Train, or go on training from `folder`'s checkpoint.
 
@@ -105,6 +106,7 @@ def train(
         report: called every 20 steps, by the first worker.
         start: weights to begin with, of the same shape.
         compiled: run the decoder through torch.compile.
+        text: what captions go through; None: what the shape names.
 
     Returns:
         The averaged model.
@@ -132,7 +134,7 @@ def train(
     team.agree(first)
     if compiled:
         model.decoder.compile()
-    text = MiniLMEncoder(config.text_tokens, device)
+    text = text or text_encoder_of(config, device)
     sampler = Sampler(photos, plan.mixture, plan.seed, config.thumbnail, device, team)
     validation = Validation(held_out, config, text, device) if held_out and team.leads else None
     started, recent = time.monotonic(), 0.0
@@ -167,7 +169,7 @@ def train(
 def _step(
     model: CompactModel,
     sampler: Sampler,
-    text: MiniLMEncoder,
+    text: TextEncoder,
     optimiser: Optimiser,
     plan: TrainingPlan,
     step: int,

@@ -13,7 +13,7 @@ from pipeline.damage.mixture import KINDS, damage
 from pipeline.damage.strengths import Strengths
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.model import CompactModel
-from pipeline.restoration.text import MiniLMEncoder
+from pipeline.restoration.text import TextEncoder
 from pipeline.restoration.views import probes, thumbnails
 from pipeline.restoration.weights import autocast
 from pipeline.training.data import VIEW, Photo
@@ -26,7 +26,7 @@ FEW = 8
 class Validation:
     """The same images, damaged the same way, at every interval."""
 
-    def __init__(self, photos: list[Photo], config: ModelConfig, text: MiniLMEncoder, device: torch.device) -> None:
+    def __init__(self, photos: list[Photo], config: ModelConfig, text: TextEncoder, device: torch.device) -> None:
         chosen = random.Random(7).sample(photos, min(IMAGES, len(photos)))
         truth = torch.stack([photo.pixels[:, :VIEW, :VIEW] for photo in chosen]).to(device).float() / 255
         generator = torch.Generator(device).manual_seed(7)

@@ -12,7 +12,7 @@ from pipeline.restoration.text import MiniLMEncoder
 
 @pytest.fixture(scope="module")
 def encoder() -> MiniLMEncoder:
-    return MiniLMEncoder(32, torch.device("cpu"), cached=10)
+    return MiniLMEncoder(32, torch.device("cpu"), cached_bytes=10 * 2 * 32 * 384)
 
 
 def test_like_captions_are_nearer_than_unlike_ones(encoder: MiniLMEncoder) -> None:

@@ -1,0 +1,53 @@
+"""New models from parts: a text encoder, an image encoder and a mapping, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from pipeline.restoration.backbone import Backbone, backbone_shape, load_backbone
+from pipeline.restoration.config import ModelConfig
+from pipeline.restoration.model import CompactModel
+from pipeline.restoration.text import MINILM, text_encoder
+
+
+def assemble(
+    text: str = MINILM,
+    image: str = "compact",
+    mapping: str = "attention",
+    seed: int = 0,
+    downloads: bool = False,
+    sizes: ModelConfig | None = None,
+) -> CompactModel:
+    """A model that has not been trained, but for what its encoders bring along.
+
+    Args:
+        text: as `text.text_encoder` takes it.
+        image: `compact`, or as `backbone.backbone_shape` takes it.
+        mapping: `attention` or `graph`.
+        seed: draws the weights.
+        downloads: whether the Hugging Face hub may be asked.
+        sizes: all other sizes.
+
+    Raises:
+        ModelError: an encoder cannot be loaded.
+        RecipeError: a package is missing.
+    """
+    base = sizes or ModelConfig()
+    encoder = text_encoder(text, base.text_tokens, torch.device("cpu"), downloads)
+    shape, folder = (None, None) if image == "compact" else backbone_shape(image, downloads)
+    config = dataclasses.replace(
+        base,
+        text_encoder=text,
+        text_sha256=encoder.digest,
+        text_width=encoder.width,
+        image_encoder=image,
+        backbone=shape,
+        mapping=mapping,
+    )
+    torch.manual_seed(seed)
+    model = CompactModel(config)
+    if folder is not None and isinstance(model.image_encoder, Backbone):
+        load_backbone(model.image_encoder, folder)
+    return model
