@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all test-spandrel lint format clean
 
 demo: $(VENV)/.installed  ## restore the sample archive into out/demo
 	$(BIN)/conservator restore --recipe samples/recipe.yaml --source samples/archive --output out/demo --fresh
@@ -14,6 +14,10 @@ test: $(VENV)/.installed-dev  ## the test suite
 
 test-all: $(VENV)/.installed-dev  ## the slow tests too
 	$(BIN)/python -m pytest
+
+test-spandrel: $(VENV)/.installed-dev  ## models that spandrel loads; it and torchvision stay out of the environment
+	$(BIN)/pip install --no-deps --upgrade --target .spandrel -c constraints.txt spandrel torchvision einops
+	PYTHONPATH=.spandrel $(BIN)/python -m pytest tests/restoration/test_spandrel.py
 
 lint: $(VENV)/.installed-dev  ## style, types, floors
 	$(BIN)/ruff check .

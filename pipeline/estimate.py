@@ -61,8 +61,8 @@ class Estimate:
         lines = [
             f"read     {source} at {places}",
             f"decode   CPU tasks, {self.decode * 1000:.0f} ms a row",
-            f"restore  model {recipe.restoration.model} on {self.device}, tiles of {recipe.restoration.tile}, "
-            f"{self.restore * 1000:.0f} ms a row",
+            f"restore  model {' + '.join(recipe.restoration.models)} on {self.device}, "
+            f"tiles of {recipe.restoration.tile}, {self.restore * 1000:.0f} ms a row",
             f"encode   CPU tasks, {recipe.output.format}, {self.encode * 1000:.0f} ms a row",
             f"write    {_TABLES[recipe.output.table]} in {redacted(recipe.output.uri)}/data",
             f"estimate {_duration(self.seconds)} on this machine, from {sample}",

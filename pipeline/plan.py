@@ -34,8 +34,7 @@ from pipeline.lake.table import PARTITION, Table, fitted, storable
 from pipeline.quality.appraise import Appraiser
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
-from pipeline.restoration.text import minilm_folder
-from pipeline.restoration.weights import load_model
+from pipeline.restoration.loading import check_models
 from pipeline.schema import OUTPUT
 from pipeline.stages.decode import DecodeStage
 
@@ -157,8 +156,7 @@ def prepare(recipe: Recipe, fresh: bool = False, retry: Retry | None = None) -> 
     turn = output.turn(_run_id(), recipe.digest(), fresh, retry is not None)
     run = plan(recipe, output, turn, retry)
     if run.source.files and not run.decided_in:
-        load_model(recipe.restoration.model)
-        minilm_folder()
+        check_models(recipe.restoration.models, recipe.restoration.text_encoder)
         Appraiser(recipe, torch.device("cpu"))
         run.credentials()
     return run

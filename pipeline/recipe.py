@@ -89,8 +89,10 @@ class Columns(_Section):
 class Restoration(_Section):
     """What is done to an image."""
 
-    model: str = "compact"
-    """A shipped model's name, or a folder or URI with `config.json` and `model.safetensors`."""
+    model: str | tuple[str, ...] = "compact"
+    """A shipped model's name, or a folder or URI with `config.json` and `model.safetensors`. Or a model of others:
+    `spandrel:FILE` or `swin2sr:FOLDER`, paths or URIs. Or several, of which one takes what the other gives:
+    `[compact, "spandrel:models/4x.safetensors"]`; only the first may be one of ours."""
     text_encoder: str | None = None
     """Where the text encoder lies that the model was trained with, if not where it lay then: a folder or URI with a
     model of transformers, or a file of word vectors."""
@@ -120,8 +122,15 @@ class Restoration(_Section):
     """Where the model runs; `auto` takes a GPU if the cluster has one at the start. Name `cuda` where GPU machines
     are only started when they are asked for."""
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What `model` names, one or several."""
+        return (self.model,) if isinstance(self.model, str) else self.model
+
     @model_validator(mode="after")
     def _margin_fits(self) -> Restoration:
+        if not self.models:
+            raise ValueError("model is an empty list")
         if self.tile != "auto" and self.tile <= 2 * self.margin:
             raise ValueError(f"tile ({self.tile}) must be larger than twice the margin ({self.margin})")
         return self
@@ -344,9 +353,18 @@ class Recipe(_Section):
         for key in ("uri", "allowed_uris"):
             tree["source"][key] = [shown(uri) for uri in tree["source"][key]]
         scores = (("scoring", name) for name in ("clip", "lpips", "dists"))
-        for section, key in (("source", "captions"), ("restoration", "model"), *scores, ("output", "uri")):
+        encoder = ("restoration", "text_encoder")
+        for section, key in (("source", "captions"), encoder, *scores, ("output", "uri")):
             tree[section][key] = None if tree[section][key] is None else shown(tree[section][key])
+        names = [shown_model(name, shown) for name in self.restoration.models]
+        tree["restoration"]["model"] = names[0] if isinstance(self.restoration.model, str) else names
         return yaml.safe_dump(tree, sort_keys=False)
+
+
+def shown_model(name: str, shown: Callable[[str], str]) -> str:
+    """A model's name with what `shown` makes of its URI: the kind that may stand before it is none of a URI's."""
+    kind, separator, place = name.partition(":")
+    return f"{kind}:{shown(place)}" if separator and not place.startswith("//") else shown(name)
 
 
 def load_recipe(place: str | None = None, overrides: Sequence[str] = (), **given: Any) -> Recipe:

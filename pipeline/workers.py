@@ -104,7 +104,9 @@ class Restore:
         threads, publish = recipe.resources.threads, settings.images.file
         self._stage = RestoreStage(recipe, device, threads, settings.decisions, settings.readers, publish)
         if counter is not None:
-            counter.found_speed.remote(self._stage.bare_speed())
+            speed = self._stage.bare_speed()
+            if speed is not None:
+                counter.found_speed.remote(speed)
         self._meter = ActorMeter("restore")
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -109,3 +109,16 @@ def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch: pytest.Monkey
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(RecipeError, match=address):
         start_ray(Recipe())
+
+
+def test_models_are_listed_and_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["name", "kind"]
+    assert any(line.startswith("compact") and "MB" in line for line in lines)
+    assert any("word vectors" in line for line in lines) and any(line.startswith("graph") for line in lines)
+    assert main(["models", "show", "compact"]) == 0
+    shown = capsys.readouterr().out
+    assert "# compact" in shown and "decoder_widths" in shown and "sha256" in shown
+    for words in (["show"], ["show", str(tmp_path)], ["show", f"swin2sr:{tmp_path}"]):
+        assert main(["models", *words]) == 2

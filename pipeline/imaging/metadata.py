@@ -35,6 +35,8 @@ STRUCTURAL = frozenset(
     }
 )
 """Tags of a TIFF file that say how its picture is stored, or that are blocks of their own; all others are its EXIF."""
+GEOGRAPHIC = frozenset({0x830E, 0x8480, 0x8482, 0x85D8, 0x87AF, 0x87B0, 0x87B1})
+"""Tags of GeoTIFF."""
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*['\"]|>))[1-8]")
 RAW = "Raw profile type "
 """How ImageMagick names texts of PNG that hold blocks of metadata."""
@@ -73,6 +75,35 @@ class Metadata:
         if xmp is not None and orientation_of(self.exif) != 1:
             xmp = _XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
         return dataclasses.replace(self, exif=upright(self.exif), xmp=xmp, resolution=resolution)
+
+    def enlarged(self, size: tuple[int, int], times: tuple[float, float], notes: list[str]) -> Metadata:
+        """As of the picture at another size (height and width), `times` as high and as wide.
+
+        Where it lies on a map cannot stay, for that is told by pixels: `notes` say so.
+        """
+        exif, boxes, resolution = self.exif, self.boxes, self.resolution
+        if exif is not None:
+            exif = _with_sides(exif, size)
+            found = read_exif(exif)
+            if GEOGRAPHIC & found.keys():
+                kept = {tag: value for tag, value in found.items() if tag not in GEOGRAPHIC}
+                exif = exif_block(kept, order_of(exif))
+                notes.append("its place on a map (GeoTIFF) is left out, for the picture is larger")
+        if boxes:
+            boxes = ()
+            notes.append("further boxes of JPEG 2000 are left out, for the picture is larger")
+        if resolution is not None:
+            resolution = resolution[0] * times[1], resolution[1] * times[0]
+        return dataclasses.replace(self, exif=exif, boxes=boxes, resolution=resolution)
+
+
+def _with_sides(exif: bytes, size: tuple[int, int]) -> bytes:
+    block = bytearray(exif)
+    for tag, length in zip(_SIDES, reversed(size), strict=True):
+        for entry in _entries(exif, tag):
+            if length < 1 << 16 or entry.kind != 3:
+                entry.write(block, length)
+    return bytes(block)
 
 
 def orientation_of(exif: bytes | None) -> int:

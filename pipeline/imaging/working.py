@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ImageCms
+from PIL import Image, ImageCms
 
 from pipeline.imaging.original import COLOURS, Original, Samples, Space
 
@@ -85,6 +85,46 @@ def from_working(original: Original, before: Samples, after: Samples) -> Origina
             was, now = (part[rows][changed][:, None].astype(np.float32) / scale for part in (before, after))
             colours[rows][changed] = _changed(path, old, was, now, original.white)[:, 0]
     return original.with_colours(colours)
+
+
+def enlarged(original: Original, after: Samples, notes: list[str]) -> Original:
+    """The original with larger colours.
+
+    Args:
+        original: the file's content.
+        after: [sH, sW, 1 or 3] in the working space. Colours beyond it are lost. Alpha and other channels are
+            interpolated; the resolution grows along.
+        notes: told what could not be kept.
+    """
+    height, width = after.shape[:2]
+    further = original.samples[..., COLOURS[original.space] :]
+    wider = [_resized(further[..., channel], (width, height)) for channel in range(further.shape[2])]
+    if wider:
+        notes.append("alpha and further channels were interpolated, for the picture is larger")
+    times = height / original.size[0], width / original.size[1]
+    base = np.empty((height, width, COLOURS[original.space]), original.samples.dtype)
+    metadata = original.metadata.enlarged((height, width), times, notes)
+    samples = np.stack([*np.moveaxis(base, 2, 0), *wider], axis=2)
+    larger = dataclasses.replace(original, samples=samples, metadata=metadata, missing=None)
+    if after.shape[2] == 3 and original.space == "grey":
+        return _coloured(larger, after)
+    path = _path(original)
+    if path.plain:
+        return larger.with_colours(after)
+    scale = np.float32(np.iinfo(after.dtype).max)
+    ink = np.stack([_resized(original.colours[..., channel], (width, height)) for channel in range(base.shape[2])], 2)
+    for rows in _strips(larger):
+        values = path.backward(after[rows].astype(np.float32) / scale, ink[rows])
+        base[rows] = _as_samples(values.clip(0, original.white), base.dtype)
+    return larger.with_colours(base)
+
+
+def _resized(channel: Samples, size: tuple[int, int]) -> Samples:
+    """[H, W] of any type at another size, as (width, height)."""
+    values = np.nan_to_num(channel.astype(np.float32), posinf=0, neginf=0)
+    image = Image.fromarray(values).resize(size, Image.Resampling.BICUBIC)
+    limits = (values.min(), values.max()) if values.size else (0, 0)
+    return _as_samples(np.asarray(image).clip(*limits), channel.dtype)
 
 
 def rgb_of(pixels: Samples) -> npt.NDArray[np.uint8]:

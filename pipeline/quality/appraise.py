@@ -103,11 +103,12 @@ class Appraiser:
             "clean_probability": result.clean,
             "caption_agreement": result.agreement,
             "expected_psnr": result.expected_psnr,
-            "expected_gain": expected_gain(measured["change_psnr"], result.mean_error),
+            "expected_gain": _gain(result, measured["change_psnr"]),
             **measured,
         }
         scores = {name: value if value is not None and math.isfinite(value) else None for name, value in told.items()}
-        evidence = Evidence(scores, None if case.mask is None else float(case.mask.mean()))
+        masked = None if case.mask is None else float(case.mask.mean())
+        evidence = Evidence(scores, masked, enlarged=result.enlarged is not None)
         status, reasons = decide(evidence, self._gate)
         if status != "kept":
             try:
@@ -179,6 +180,12 @@ def _worst(result: Restored) -> float:
         sums = np.add.reduceat(errors, columns)
         worst = max(worst, float((sums / np.diff([*columns, width])).max()))
     return _local_psnr(result, worst)
+
+
+def _gain(result: Restored, change_psnr: float) -> float:
+    if result.input_error is None:
+        return expected_gain(change_psnr, result.mean_error)
+    return decibels(result.mean_error) - decibels(result.input_error)
 
 
 def _grey(rgb: Pixels) -> Pixels:

@@ -39,6 +39,8 @@ class Evidence:
     masked: float | None
     """Share of the area that a mask asked to fill; None without a mask."""
     sightings: Sequence[Sighting] = ()
+    enlarged: bool = False
+    """The result is larger than the input: that was asked for, whatever else there is to gain."""
 
     def score(self, name: str) -> float:
         """One that is always told."""
@@ -85,6 +87,8 @@ def decide(evidence: Evidence, gate: Gate) -> tuple[Status, list[str]]:
         return "review", doubts
     if evidence.masked is not None:
         return "restored", [f"{evidence.masked:.1%} of the area was filled"]
+    if evidence.enlarged:
+        return "restored", ["it was enlarged"]
     return "restored", [f"{evidence.score('expected_gain'):.1f} dB gain expected"]
 
 
@@ -93,6 +97,8 @@ def _number(value: float | None) -> float:
 
 
 def _to_keep(evidence: Evidence, gate: Gate) -> list[str]:
+    if evidence.enlarged:
+        return _matching(evidence, gate.rules, "kept")
     if evidence.masked is not None:  # somebody has asked for it
         return _matching(evidence, gate.rules, "kept") if evidence.masked else ["the mask is empty"]
     clean, change, gain = (evidence.score(name) for name in ("clean_probability", "change_psnr", "expected_gain"))
@@ -110,6 +116,9 @@ def _to_review(evidence: Evidence, gate: Gate) -> list[str]:
     expected = evidence.score("expected_psnr")
     if expected < gate.review_below:
         doubts.append(f"uncertain: {expected:.1f} dB expected")
+    change, gain = evidence.score("change_psnr"), evidence.score("expected_gain")
+    if evidence.enlarged and change < gate.least_change and gain < 0:
+        doubts.append(f"it may be {-gain:.1f} dB farther from the truth than the input")
     if evidence.masked is None and evidence.score("missing") > gate.review_fill:
         doubts.append(f"{evidence.score('missing'):.1%} of the area looked missing and was filled")
     if evidence.masked is not None and evidence.masked > gate.review_mask:

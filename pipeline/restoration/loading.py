@@ -1,0 +1,67 @@
+"""What a recipe names as its model, on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.errors import ModelError
+from pipeline.restoration.chain import Chain
+from pipeline.restoration.others import KINDS, check_other, is_other, other_model
+from pipeline.restoration.restorer import Restorer
+from pipeline.restoration.text import MINILM, minilm_folder
+from pipeline.restoration.weights import load_model
+
+JUDGE = "compact"
+"""What gives the second opinion on models of others, where no model of ours stands before them."""
+
+
+def load_restorer(
+    models: str | Sequence[str], device: str = "auto", undamaged_above: float = 1.0, **options: Any
+) -> Restorer | Chain:
+    """A model, or several in a row.
+
+    Args:
+        models: of ours by a shipped name, folder or URI; of others as `other_model` takes them. Only the first of
+            several may be one of ours.
+        device: `auto`, `cpu` or `cuda`.
+        undamaged_above: see `Chain`.
+        options: as for `Restorer`.
+
+    Raises:
+        ModelError: one cannot be loaded, or they cannot stand in this order.
+        RecipeError: a package is missing.
+    """
+    first, others = _in_order(models)
+    judge = Restorer.from_pretrained(first or JUDGE, device=device, **options)
+    if not others:
+        return judge
+    return Chain(judge, [other_model(name, judge.device) for name in others], bool(first), undamaged_above)
+
+
+def check_models(models: str | Sequence[str], text_encoder: str | None = None) -> None:
+    """Whether models are there and may stand in this order, as far as can be told without loading all of them.
+
+    Raises:
+        ModelError: they are not, or may not.
+        RecipeError: a package is missing.
+    """
+    first, others = _in_order(models)
+    model, _ = load_model(first or JUDGE)
+    if (text_encoder or model.config.text_encoder) == MINILM:
+        minilm_folder()
+    for name in others:
+        check_other(name)
+
+
+def _in_order(models: str | Sequence[str]) -> tuple[str | None, list[str]]:
+    """The model of ours, if there is one, and those of others that follow it."""
+    names = [models] if isinstance(models, str) else list(models)
+    first, others = (None, names) if is_other(names[0]) else (names[0], names[1:])
+    ours = [name for name in others if not is_other(name)]
+    if ours:
+        raise ModelError(
+            f"{ours[0]!r} can only stand first among restoration.model; those that follow must be of others: "
+            f"{', '.join(f'{kind}:…' for kind in KINDS)}"
+        )
+    return first, others
