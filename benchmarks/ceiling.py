@@ -20,8 +20,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.restoration.decoder import Guide
+from pipeline.restoration.precision import autocast, half_precision
 from pipeline.restoration.restorer import Restorer
-from pipeline.restoration.weights import autocast, half_precision
 
 SHAPES = ((272, 4), (400, 2), (560, 1), (560, 4), (816, 1))
 """Sides of tiles, and tiles a batch."""

@@ -27,8 +27,8 @@ from pipeline.evaluation.protocols import Case, denoise
 from pipeline.evaluation.tables import Sample, read_samples
 from pipeline.lake.tables import open_tables
 from pipeline.quality.scores import psnr
+from pipeline.restoration.precision import autocast
 from pipeline.restoration.restorer import Restorer
-from pipeline.restoration.weights import autocast
 
 Denoiser = Callable[[Case], np.ndarray]
 

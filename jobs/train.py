@@ -6,11 +6,17 @@ import argparse
 import dataclasses
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs.console import OK, local_folder, main, positive
 from pipeline.errors import RecipeError
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.training.loop import Plan
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +28,7 @@ HELD_OUT_BYTES = 1 << 30
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line."""
     from pipeline.restoration.config import MAPPINGS
-    from pipeline.training.loop import TrainingPlan
+    from pipeline.training.restoring import TrainingPlan
 
     plan = TrainingPlan()
     parser.add_argument(
@@ -31,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="PATH_OR_URL",
         help="undamaged images: a Parquet file, a folder or a glob, on any store; may be repeated",
+    )
+    parser.add_argument(
+        "--task",
+        choices=["restore", "generate"],
+        default="restore",
+        help="what it is to learn: to restore pictures (default), or to make small ones from captions",
     )
     parser.add_argument(
         "--from",
@@ -69,7 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory", type=positive, default=8, metavar="GB", help="of decoded images, in each worker (8)"
     )
     parser.add_argument("--steps", type=positive, help=f"{plan.steps}, or {FINE_TUNING['steps']} from given weights")
-    parser.add_argument("--batch", type=positive, default=plan.batch, help="images a step, of all workers together")
+    parser.add_argument(
+        "--batch", type=positive, help=f"images a step, of all workers together ({plan.batch}; 64 to generate)"
+    )
     parser.add_argument(
         "--looks",
         type=int,
@@ -103,6 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise RecipeError("--looks must be 0 or more, and --learning-rate more than 0")
     if arguments.start and (arguments.image_encoder or arguments.mapping):
         raise RecipeError("--image-encoder and --mapping are for new models: with --from they are what they were")
+    if arguments.task == "generate" and (arguments.image_encoder or arguments.mapping or arguments.compile):
+        raise RecipeError("--image-encoder, --mapping and --compile are for models that restore")
     # workers on Ray have a folder of their own to work in
     options = {name: value for name, value in vars(arguments).items() if not callable(value)}
     options["output"] = arguments.output.absolute()
@@ -128,17 +144,36 @@ def _together(options: dict[str, Any]) -> None:
     from pipeline.cluster import start_ray
     from pipeline.lake.tables import open_tables
     from pipeline.recipe import Recipe
-    from pipeline.restoration.weights import load_model
+    from pipeline.restoration.weights import load_generator, load_model
     from pipeline.training.cluster import on_ray
     from pipeline.training.team import Team
 
-    Team(0, options["workers"]).check(options["batch"], options["looks"])
+    plan = _plan(argparse.Namespace(**options), "")
+    Team(0, options["workers"]).check(plan.batch, options["looks"])
     for table in open_tables([*options["source"], *([options["held_out"]] if options["held_out"] else [])]):
         table.check(options["image_column"])
     if options["start"]:
-        load_model(options["start"])
+        (load_model if options["task"] == "restore" else load_generator)(options["start"])
     start_ray(Recipe())
     on_ray(_work, options, options["workers"], options["device"])
+
+
+def _plan(arguments: argparse.Namespace, digest: str) -> Plan:
+    """What the run consists of; `digest` is that of the weights to start from."""
+    from pipeline.training.generating import GenerationPlan
+    from pipeline.training.restoring import TrainingPlan
+
+    kind = TrainingPlan if arguments.task == "restore" else GenerationPlan
+    usual = dataclasses.asdict(kind()) | (FINE_TUNING if arguments.start else {})
+    own = ("looks", "patch") if arguments.task == "restore" else ()
+    return kind(
+        steps=arguments.steps or usual["steps"],
+        batch=arguments.batch or usual["batch"],
+        learning_rate=arguments.learning_rate or usual["learning_rate"],
+        warm_up=usual["warm_up"],
+        start=digest,
+        **{name: getattr(arguments, name) for name in ("seed", "checkpoint_every", *own)},
+    )
 
 
 def _work(options: dict[str, Any]) -> None:
@@ -146,57 +181,83 @@ def _work(options: dict[str, Any]) -> None:
     import torch
 
     from pipeline.lake.tables import open_tables
-    from pipeline.restoration.assembly import assemble
-    from pipeline.restoration.text import MINILM, text_encoder_of
-    from pipeline.restoration.weights import load_model, save_model
+    from pipeline.restoration.weights import save_model
     from pipeline.training.card import model_card
     from pipeline.training.data import load_photos
-    from pipeline.training.loop import TrainingPlan, train
     from pipeline.training.team import Team
 
     arguments = argparse.Namespace(**options)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    device = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    usual = dataclasses.asdict(TrainingPlan()) | (FINE_TUNING if arguments.start else {})
-    if arguments.start:
-        start, digest = load_model(arguments.start)
-    else:
-        parts = (
-            arguments.text_encoder or MINILM,
-            arguments.image_encoder or "compact",
-            arguments.mapping or "attention",
-        )
-        start, digest = assemble(*parts, arguments.seed, arguments.downloads), ""
-    chosen = ("batch", "looks", "patch", "seed", "checkpoint_every")
-    plan = TrainingPlan(
-        steps=arguments.steps or usual["steps"],
-        learning_rate=arguments.learning_rate or usual["learning_rate"],
-        warm_up=usual["warm_up"],
-        start=digest,
-        **{name: getattr(arguments, name) for name in chosen},
-    )
-    leads = Team.current().leads
+    name = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    leads, device = Team.current().leads, torch.device(name)
+    make = (_restoring if arguments.task == "restore" else _generating)(arguments, device)  # or it cannot be
     tables = open_tables(arguments.source)
     columns = {"image": arguments.image_column, "captions": arguments.captions_column}
     photos = load_photos(tables, **columns, memory=arguments.memory << 30, seed=arguments.seed)
     held_out = []
     if arguments.held_out and leads:
         held_out = load_photos(open_tables([arguments.held_out]), **columns, memory=HELD_OUT_BYTES)
-    log.info("%d photos, %d held out; %s", len(photos), len(held_out), dataclasses.asdict(plan))
+    log.info("%d photos, %d held out; %s", len(photos), len(held_out), dataclasses.asdict(make.plan))
     live = _LiveLine()
-    config = dataclasses.replace(start.config, name=arguments.output.name)
-    text = text_encoder_of(config, torch.device(device), arguments.text_encoder, arguments.downloads)
-    model = train(
-        *(photos, held_out, arguments.output, config, plan, torch.device(device), live),
-        start=start,
-        compiled=arguments.compile,
-        text=text,
-    )
+    model = make.train(photos, held_out, arguments.output, live)
     live.end()
     if leads:
-        card = model_card(model, plan, arguments.source, live.last, arguments.start)
+        card = model_card(model, make.plan, arguments.source, live.last, arguments.start)
         save_model(model, arguments.output / "model", card)
+
+
+class _Training(NamedTuple):
+    """A run, ready for its photos."""
+
+    plan: Plan
+    train: Callable[..., Any]
+    """Photos, held-out ones, folder and live line -> the model."""
+
+
+def _restoring(arguments: argparse.Namespace, device: torch.device) -> _Training:
+    from pipeline.restoration.assembly import assemble
+    from pipeline.restoration.text import MINILM, text_encoder_of
+    from pipeline.restoration.weights import load_model
+    from pipeline.training.restoring import TrainingPlan, train
+
+    if arguments.start:
+        start, digest = load_model(arguments.start)
+    else:
+        encoders = arguments.text_encoder or MINILM, arguments.image_encoder or "compact"
+        start = assemble(*encoders, arguments.mapping or "attention", arguments.seed, arguments.downloads)
+        digest = ""
+    config = dataclasses.replace(start.config, name=arguments.output.name)
+    text = text_encoder_of(config, device, arguments.text_encoder, arguments.downloads)
+    plan = _plan(arguments, digest)
+    assert isinstance(plan, TrainingPlan)
+
+    def run(photos: Any, held_out: Any, folder: Path, live: _LiveLine) -> Any:
+        given = (photos, held_out, folder, config, plan, device, live)
+        return train(*given, start=start, compiled=arguments.compile, text=text)
+
+    return _Training(plan, run)
+
+
+def _generating(arguments: argparse.Namespace, device: torch.device) -> _Training:
+    from pipeline.restoration.generator import GeneratorConfig
+    from pipeline.restoration.text import MINILM, text_encoder
+    from pipeline.restoration.weights import load_generator
+    from pipeline.training.generating import GenerationPlan, train_generator
+
+    start, digest = load_generator(arguments.start) if arguments.start else (None, "")
+    config = start.config if start else GeneratorConfig()
+    place = arguments.text_encoder or (config.text_encoder if start else MINILM)
+    text = text_encoder(place, config.text_tokens, device, arguments.downloads)
+    told = {"text_encoder": place, "text_sha256": text.digest, "text_width": text.width}
+    config = dataclasses.replace(config, name=arguments.output.name, **told)  # type: ignore[arg-type]
+    plan = _plan(arguments, digest)
+    assert isinstance(plan, GenerationPlan)
+
+    def run(photos: Any, held_out: Any, folder: Path, live: _LiveLine) -> Any:
+        return train_generator(photos, held_out, folder, config, plan, device, live, start, text)
+
+    return _Training(plan, run)
 
 
 class _LiveLine:

@@ -113,6 +113,13 @@ class Restoration(_Section):
     )
     """The same for kinds of damage, where it differs: `{noise: 0.5}`. An image with several is treated between them, as
     much of each was found."""
+    lost: Literal["fail", "generate"] = "fail"
+    """What becomes of a row whose image is null or cannot be read at all, if it has a caption: `generate` makes a small
+    picture of that, with the status `generated`."""
+    generator: str = "generator"
+    """What makes it: a model by `conservator train --task generate`, a folder or URI."""
+    mark_generated: bool = True
+    """Write into such pictures, visibly, that they are generated; their metadata say so in any case."""
     skip_undamaged: float | None = Field(default=None, gt=0, le=1)
     """Images judged undamaged with at least this probability are not decoded at all: the original is their result. That
     saves nearly all of their time; 0.5 is a good value. None: all are."""
@@ -342,7 +349,7 @@ class Recipe(_Section):
 
     def result_digest(self) -> str:
         """SHA-256 over what decides a result's pixels, beside model and inputs."""
-        content = self.restoration.model_dump(mode="json", exclude={"device", "model"})
+        content = self.restoration.model_dump(mode="json", exclude={"device", "model", "mark_generated"})
         if self.restoration.colourise:  # whether colours go onto the repair or the original, the gate decides
             content["gate"] = self.gate.model_dump(mode="json")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -353,8 +360,8 @@ class Recipe(_Section):
         for key in ("uri", "allowed_uris"):
             tree["source"][key] = [shown(uri) for uri in tree["source"][key]]
         scores = (("scoring", name) for name in ("clip", "lpips", "dists"))
-        encoder = ("restoration", "text_encoder")
-        for section, key in (("source", "captions"), encoder, *scores, ("output", "uri")):
+        parts = (("restoration", name) for name in ("text_encoder", "generator"))
+        for section, key in (("source", "captions"), *parts, *scores, ("output", "uri")):
             tree[section][key] = None if tree[section][key] is None else shown(tree[section][key])
         names = [shown_model(name, shown) for name in self.restoration.models]
         tree["restoration"]["model"] = names[0] if isinstance(self.restoration.model, str) else names

@@ -127,6 +127,7 @@ DECODED = pa.schema(
         pa.field("mask", pa.large_binary()),  # bool, height x width, where lost: as given, and where the file is broken
         pa.field("mask_given", pa.bool_()),
         pa.field("broken", pa.string()),  # what is wrong with the file
+        pa.field("lost", pa.string()),  # why there is no image, where one is to be made of the caption
         pa.field("large", pa.string()),  # URI of a file that is restored from there; it has no bytes and pixels here
         pa.field("root", pa.string()),  # the place in the source below which such a row lies
         pa.field("truth", pa.large_binary()),  # uint8, height x width x 3
@@ -145,14 +146,14 @@ DECODED = pa.schema(
 )
 """What decoding hands to restoring, beside the source's own columns. One row an image."""
 
+_LEFT_BEHIND = (
+    *("mask", "mask_given", "broken", "lost", "large", "root"),
+    *("truth", "references", "caption", "inputs_sha256"),
+)
+
 RESTORED = pa.schema(
     [
-        *(
-            DECODED.field(name)
-            for name in DECODED.names
-            if name
-            not in ("mask", "mask_given", "broken", "large", "root", "truth", "references", "caption", "inputs_sha256")
-        ),
+        *(DECODED.field(name) for name in DECODED.names if name not in _LEFT_BEHIND),
         *(
             OUTPUT.field(name)
             for name in OUTPUT.names

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.errors import RecipeError
 from pipeline.extras import check_extra
-from pipeline.imaging.xmp import ENHANCED, SOURCES, Provenance
+from pipeline.imaging.xmp import ENHANCED, GENERATED, SOURCES, Provenance
 
 TYPES = {
     "png": "image/png",
@@ -64,9 +64,14 @@ def load_credentials(certificates: str, key: str, algorithm: str) -> Credentials
 
 
 def signed(
-    data: bytes, format: str, original: bytes, original_format: str, told: Provenance, credentials: Credentials
+    data: bytes,
+    format: str,
+    original: bytes | None,
+    original_format: str | None,
+    told: Provenance,
+    credentials: Credentials,
 ) -> bytes | None:
-    """An image file with a manifest that names its original; None if one of the two formats has no place for it.
+    """An image file with a manifest that names its original, if there is one; None if a format has no place for it.
 
     The signature is another one each time.
 
@@ -75,18 +80,22 @@ def signed(
     """
     import c2pa
 
-    if format not in TYPES or original_format not in TYPES:
+    if format not in TYPES or (original is not None and original_format not in TYPES):
         return None
     manifest = {
         "claim_generator_info": [{"name": "conservator"}],
-        "title": f"restored from {told.source_uri or told.source_sha256}",
+        "title": "generated" if original is None else f"restored from {told.source_uri or told.source_sha256}",
         "assertions": [{"label": "c2pa.actions", "data": {"actions": [_action(told)]}}],
     }
     context = c2pa.Context(c2pa.Settings.from_dict({"builder": {"thumbnail": {"enabled": False}}}))
     builder = c2pa.Builder(json.dumps(manifest), context)
-    builder.set_intent(c2pa.C2paBuilderIntent.EDIT)
-    ingredient = {"title": told.source_uri or "original", "relationship": "parentOf"}
-    builder.add_ingredient(json.dumps(ingredient), TYPES[original_format], io.BytesIO(original))
+    if original is None or original_format is None:
+        source = c2pa.C2paDigitalSourceType.TRAINED_ALGORITHMIC_MEDIA
+        builder.set_intent(c2pa.C2paBuilderIntent.CREATE, source)
+    else:
+        builder.set_intent(c2pa.C2paBuilderIntent.EDIT)
+        ingredient = {"title": told.source_uri or "original", "relationship": "parentOf"}
+        builder.add_ingredient(json.dumps(ingredient), TYPES[original_format], io.BytesIO(original))
     info = c2pa.C2paSignerInfo(credentials.algorithm, credentials.certificates.encode(), credentials.key.encode(), None)
     out = io.BytesIO()
     builder.sign(c2pa.Signer.from_info(info), TYPES[format], io.BytesIO(data), out)
@@ -95,7 +104,7 @@ def signed(
 
 def _action(told: Provenance) -> dict[str, Any]:
     return {
-        "action": "c2pa.edited",
+        "action": "c2pa.created" if told.digital_source == GENERATED else "c2pa.edited",
         "softwareAgent": told.software,
         "digitalSourceType": SOURCES + told.digital_source,
         "parameters": {"org.conservator.actions": list(told.actions)},

@@ -20,6 +20,7 @@ IPTC = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 SOURCES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 """IPTC's vocabulary of digital sources."""
 ENHANCED, COMPOSITE = "algorithmicallyEnhanced", "compositeWithTrainedAlgorithmicMedia"
+GENERATED = "trainedAlgorithmicMedia"
 _XML_HEAD = re.compile(r"<\?xml[^>]*\?>")
 _EMPTY = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}"/></x:xmpmeta>'
 
@@ -28,12 +29,12 @@ _EMPTY = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}"/></x:x
 class Provenance:
     """What is to be said of a result."""
 
-    source_sha256: str
-    """Of the original file."""
+    source_sha256: str | None
+    """Of the original file, if there is one."""
     source_uri: str | None
     """Where it was, if it has a name."""
     digital_source: str
-    """ENHANCED or COMPOSITE."""
+    """ENHANCED, COMPOSITE or GENERATED."""
     software: str
     """What made the result, with versions."""
     actions: Sequence[str]
@@ -61,16 +62,17 @@ def with_provenance(xmp: bytes | None, provenance: Provenance, notes: list[str])
         ("Iptc4xmpExt", IPTC),
     ):
         description.setAttribute(f"xmlns:{prefix}", space)
-    derived = _resource(document, description, MEDIA, "xmpMM:DerivedFrom")
-    _text(document, derived, REFERENCE, "stRef:documentID", f"sha256:{provenance.source_sha256}")
-    if provenance.source_uri:
-        _text(document, derived, REFERENCE, "stRef:filePath", provenance.source_uri)
+    if provenance.source_sha256 is not None:
+        derived = _resource(document, description, MEDIA, "xmpMM:DerivedFrom")
+        _text(document, derived, REFERENCE, "stRef:documentID", f"sha256:{provenance.source_sha256}")
+        if provenance.source_uri:
+            _text(document, derived, REFERENCE, "stRef:filePath", provenance.source_uri)
     history = _child(document, description, MEDIA, "xmpMM:History")
     sequence = _child(document, history, RDF, "rdf:Seq")
     for node in earlier:
         sequence.appendChild(node)
     event = _resource(document, sequence, RDF, "rdf:li")
-    _text(document, event, EVENT, "stEvt:action", "edited")
+    _text(document, event, EVENT, "stEvt:action", "created" if provenance.digital_source == GENERATED else "edited")
     _text(document, event, EVENT, "stEvt:softwareAgent", provenance.software)
     _text(document, event, EVENT, "stEvt:parameters", "; ".join(provenance.actions) or "nothing")
     _text(document, description, IPTC, "Iptc4xmpExt:DigitalSourceType", SOURCES + provenance.digital_source)

@@ -14,9 +14,9 @@ from torch import Tensor
 from pipeline.restoration.canvas import Canvas
 from pipeline.restoration.decoder import LEAST_LOG_ERROR, MOST_LOG_ERROR, Guide
 from pipeline.restoration.model import CompactModel
+from pipeline.restoration.precision import autocast
 from pipeline.restoration.request import Request
 from pipeline.restoration.tiles import Tile, cut
-from pipeline.restoration.weights import autocast
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from pipeline.errors import ModelError
 from pipeline.extras import check_extra
 from pipeline.restoration.local import files_sha256, is_local, local_copy
+from pipeline.restoration.precision import autocast
 from pipeline.restoration.request import Pixels, Request
 from pipeline.restoration.tiles import as_floats, cut, plan_tiles
-from pipeline.restoration.weights import autocast
 
 TILE, MARGIN = 512, 32
 """Side of the tiles of models that may see a picture in parts, and what is cut off their inner edges, in pixels."""

@@ -20,13 +20,14 @@ from pipeline.restoration.decoder import Guide
 from pipeline.restoration.engine import Engine, Job
 from pipeline.restoration.judge import describe
 from pipeline.restoration.model import CompactModel
+from pipeline.restoration.precision import autocast
 from pipeline.restoration.request import Pixels, Request, as_caption, as_mask, as_pixels, as_references
 from pipeline.restoration.rows import Rows, Whole
 from pipeline.restoration.text import text_encoder_of
 from pipeline.restoration.tiles import Tile, as_floats, cut, plan_tiles, spans
 from pipeline.restoration.tuning import Tuning, device_key, memory_pixels, remember, remembered, tune
 from pipeline.restoration.views import CELL, probe_corners, thumbnails
-from pipeline.restoration.weights import autocast, load_model, save_model
+from pipeline.restoration.weights import load_model, save_model
 
 IMAGES_A_LOOK = 4
 """Images in one run of the global view; always so many (padded), so that none depends on its company."""

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import ModelError
 from pipeline.restoration.config import ModelConfig
+from pipeline.restoration.generator import Generator, GeneratorConfig
 from pipeline.restoration.model import CompactModel
 
+Network = TypeVar("Network", bound=nn.Module)
 SHIPPED = Path(__file__).parent / "models"
 """Models that come with the package, a folder each."""
 FILES = ("config.json", "model.safetensors")
 
 
-def save_model(model: CompactModel, folder: str | Path, card: str) -> None:
+def save_model(model: CompactModel | Generator, folder: str | Path, card: str) -> None:
     """Write the three files of a model; weights are stored as float16."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -40,6 +44,19 @@ def load_model(place: str | Path) -> tuple[CompactModel, str]:
     Raises:
         ModelError: nothing there, or not a model that this version can run.
     """
+    return _loaded(place, "restore", lambda config: CompactModel(ModelConfig.from_json(config)))
+
+
+def load_generator(place: str | Path) -> tuple[Generator, str]:
+    """The same for a model that generates.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+    return _loaded(place, "generate", lambda config: Generator(GeneratorConfig.from_json(config)))
+
+
+def _loaded(place: str | Path, task: str, build: Callable[[str], Network]) -> tuple[Network, str]:
     root = str(SHIPPED / str(place)) if str(place) in shipped_models() else str(place)
     try:
         content = {name: read_file(f"{root.rstrip('/')}/{name}") for name in FILES}
@@ -50,8 +67,11 @@ def load_model(place: str | Path) -> tuple[CompactModel, str]:
             f"or one of the shipped models: {', '.join(shipped_models()) or 'none'}"
         ) from error
     try:
-        config = ModelConfig.from_json(content["config.json"].decode())
-        model = CompactModel(config)
+        text = content["config.json"].decode()
+        made_to = json.loads(text).get("task", "restore")
+        if made_to != task:
+            raise ValueError(f"it was made to {made_to}, not to {task}")
+        model = build(text)
         tensors: dict[str, Tensor] = load(content["model.safetensors"])
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except (ValueError, TypeError, AttributeError, KeyError, SafetensorError, RuntimeError) as error:
@@ -71,17 +91,3 @@ def read_file(path: str) -> bytes:
     with fsspec.open(path, "rb") as file:
         data: bytes = file.read()
         return data
-
-
-def half_precision(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it fast, else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return torch.bfloat16 if fast is not None and fast() else torch.float32
-
-
-def autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
-    """A context in which matrix products and convolutions run in `half_precision`, if it is wanted."""
-    dtype = half_precision(device) if wanted else torch.float32
-    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)

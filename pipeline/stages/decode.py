@@ -11,7 +11,14 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from pipeline.errors import PermanentRowError, RowError, StoreUnavailable, UnreadableImage, UnsupportedColumn
+from pipeline.errors import (
+    MissingImage,
+    PermanentRowError,
+    RowError,
+    StoreUnavailable,
+    UnreadableImage,
+    UnsupportedColumn,
+)
 from pipeline.imaging.cells import Fetch, holds_images, is_empty, read_cell, shown, uri_in, uri_of
 from pipeline.imaging.decode import check_size, decode_image, rgb
 from pipeline.imaging.encode import encode_preview
@@ -77,7 +84,8 @@ class DecodeStage:
     def _row(self, table: pa.Table, index: int) -> Row:
         columns, row = self.columns, Row(attempts=1)
         try:
-            self._image(table, index, row)
+            if self._is_lost(table, index, row):
+                return row
             size = (row["height"], row["width"])
             self._mask(table, index, size, row)
             row["truth"] = self._truth(table, index, size, row["notes"])
@@ -89,6 +97,20 @@ class DecodeStage:
         except Exception as error:  # one row's surprise must not cost the others
             return _failed(row, PermanentRowError(f"{type(error).__name__}: {error}"))
         return row
+
+    def _is_lost(self, table: pa.Table, index: int, row: Row) -> bool:
+        """Whether there is no image and one is to be made; if there is, fill in what is known of it."""
+        try:
+            self._image(table, index, row)
+        except (MissingImage, UnreadableImage) as error:
+            caption = as_caption(_cell(table, self.columns.caption, index))
+            if self.recipe.restoration.lost != "generate" or not caption:
+                raise
+            told = f"generate {_cell(table, ROW_KEY, index)} {caption}"
+            row |= {"lost": error.message, "caption": caption, "notes": []}
+            row["inputs_sha256"] = hashlib.sha256(told.encode()).hexdigest()
+            return True
+        return False
 
     def _image(self, table: pa.Table, index: int, row: Row) -> None:
         """Fill in what is known of the image, step by step, so that a failed row still tells where it came from."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.errors import PermanentRowError, RowError
 from pipeline.imaging.decode import decode_image
 from pipeline.imaging.encode import Encoded, encode_image, encode_preview, ending
+from pipeline.imaging.label import labelled
 from pipeline.imaging.original import Original, pixels_sha256
 from pipeline.imaging.signing import Credentials, signed
 from pipeline.imaging.working import eight_bits, enlarged, from_working, to_working
@@ -82,14 +83,19 @@ class EncodeStage:
     def _encoded(self, cell: Row) -> tuple[Row, Encoded, Original]:
         """The restored picture in the original's own numbers, with all that stood beside it."""
         output, limits = self.recipe.output, self.recipe.limits
-        original = decode_image(cell["file"], limits.max_megapixels)
-        before = to_working(original).pixels
-        after = np.frombuffer(cell["pixels"], before.dtype).reshape(cell["height"], cell["width"], cell["channels"])
+        kind = np.uint8 if cell["depth"] == 8 else np.uint16
+        after = np.frombuffer(cell["pixels"], kind).reshape(cell["height"], cell["width"], cell["channels"])
         notes: list[str] = []
-        if after.shape[:2] == before.shape[:2]:
-            picture = from_working(original, before, after)
+        if cell["file"] is None:  # there is no original
+            samples = labelled(after) if self.recipe.restoration.mark_generated else after
+            picture = Original(samples, "rgb", white=255, bits=8, format="png")
         else:
-            picture = enlarged(original, after, notes)
+            original = decode_image(cell["file"], limits.max_megapixels)
+            before = to_working(original).pixels
+            if after.shape[:2] == before.shape[:2]:
+                picture = from_working(original, before, after)
+            else:
+                picture = enlarged(original, after, notes)
         if output.provenance:
             xmp = with_provenance(picture.metadata.xmp, provenance(cell), notes)
             picture = dataclasses.replace(picture, metadata=dataclasses.replace(picture.metadata, xmp=xmp))
@@ -98,7 +104,7 @@ class EncodeStage:
             parts = (encoded.data, encoded.format, cell["file"], cell["format"], provenance(cell), self.credentials)
             data = signed(*parts)
             if data is None:
-                formats = f"{cell['format'].upper()} or {encoded.format.upper()}"
+                formats = " or ".join(name.upper() for name in (cell["format"], encoded.format) if name)
                 notes.append(f"not signed: C2PA has no place in {formats}")
             else:
                 encoded = encoded._replace(data=data)

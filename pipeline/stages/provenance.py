@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from pipeline.imaging.xmp import COMPOSITE, ENHANCED, Provenance
+from pipeline.imaging.xmp import COMPOSITE, ENHANCED, GENERATED, Provenance
 from pipeline.quality.fidelity import CHANGED
 from pipeline.quality.gate import LEAST_FILL
 from pipeline.restoration.canvas import Restored
@@ -64,8 +64,9 @@ def digital_source(result: Restored, coloured: bool) -> str:
 
 def provenance(cell: Mapping[str, Any]) -> Provenance:
     """What is said of a row's result in its file; the row is restored."""
+    source = (None, None) if cell["digital_source"] == GENERATED else (cell["source_sha256"], cell["source_uri"])
     return Provenance(
-        *(cell["source_sha256"], cell["source_uri"], cell["digital_source"]),
+        *(*source, cell["digital_source"]),
         software=f"{cell['software']}, model {cell['model']} {cell['model_sha256'][:16]}",
         actions=[f"{action['name']} ({action['strength']:.3g})" for action in cell["actions"]],
     )

@@ -18,12 +18,14 @@ import torch
 from pipeline import __version__
 from pipeline.errors import PermanentRowError, RowError
 from pipeline.imaging.working import eight_bits
+from pipeline.imaging.xmp import GENERATED
 from pipeline.quality.appraise import Appraiser, Case, Verdict
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
 from pipeline.restoration.canvas import Restored
 from pipeline.restoration.chain import Chain
 from pipeline.restoration.colour import coloured
+from pipeline.restoration.generation import PictureMaker
 from pipeline.restoration.loading import load_restorer
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import LARGEST_SIDES, Restorer
@@ -87,6 +89,10 @@ class RestoreStage:
             "software": f"conservator {__version__}, torch {torch.__version__}, numpy {np.__version__}",
             "device": device_name(self._restorer.device),
         }
+        self._maker: PictureMaker | None = None
+        if options.lost == "generate":
+            compact = self._restorer.judge if isinstance(self._restorer, Chain) else self._restorer
+            self._maker = PictureMaker.from_pretrained(options.generator, compact, options.downloads)
         self._decisions = decisions or {}
         self._appraiser = Appraiser(recipe, self._restorer.device)
         self._large = None
@@ -100,8 +106,10 @@ class RestoreStage:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Restore the rows that decoded; the others pass."""
         cells = stage_rows(table)
-        good = [index for index, cell in enumerate(cells) if cell["error_stage"] is None and cell["large"] is None]
-        large = [index for index, cell in enumerate(cells) if cell["error_stage"] is None and cell["large"] is not None]
+        there = [index for index, cell in enumerate(cells) if cell["error_stage"] is None]
+        lost = [index for index in there if cells[index]["lost"] is not None]
+        large = [index for index in there if cells[index]["large"] is not None]
+        good = [index for index in there if index not in {*lost, *large}]
         rows = [{name: cell[name] for name in RESTORED.names if name in cell} for cell in cells]
         for index in good:
             rows[index]["pixels"] = None
@@ -111,6 +119,9 @@ class RestoreStage:
             rows[index] |= self._restore_large(cells[index])
         for row in rows:
             row |= self._made_by
+        for index, answer in zip(lost, self._generated([cells[index] for index in lost]), strict=True):
+            rows[index] |= answer
+        for row in rows:
             if row["error_stage"] is not None:
                 row |= {"status": "failed", "pixels": None}
         return with_columns(source_columns(table), rows, RESTORED)
@@ -142,6 +153,44 @@ class RestoreStage:
             answer = _answer(request, case, verdict, cell["channels"]) | seconds
             answers.append(answer | {"result_id": self._result_id(cell), "restored_at": now})
         return answers
+
+    def _generated(self, cells: Sequence[Row]) -> list[Row]:
+        """Pictures of captions in place of images that are lost; if that fails, one by one."""
+        if not cells:
+            return []
+        assert self._maker is not None
+        started = time.perf_counter()
+        ids = [self._result_id(cell, self._maker.digest) for cell in cells]
+        seeds = [int(result_id[:15], 16) for result_id in ids]
+        try:
+            made = self._maker([cell["caption"] for cell in cells], seeds)
+        except Exception as error:  # out of memory
+            if len(cells) > 1:
+                return [answer for cell in cells for answer in self._generated([cell])]
+            return [failure("restore", PermanentRowError(f"{type(error).__name__}: {error}"))]
+        seconds, now = time.perf_counter() - started, datetime.datetime.now(datetime.UTC)
+        return [
+            {
+                "pixels": picture.pixels.tobytes(),
+                "height": picture.pixels.shape[0],
+                "width": picture.pixels.shape[1],
+                "channels": 3,
+                "depth": 8,
+                "status": "generated",
+                "reasons": [f"the image is lost ({cell['lost']}); this was made of its caption"],
+                "actions": [{"name": "generate", "strength": 1.0}],
+                "digital_source": GENERATED,
+                "caption_agreement": picture.agreement,
+                "seed": seed,
+                "result_id": result_id,
+                "model": self._maker.name,
+                "model_sha256": self._maker.digest,
+                "model_license": self._maker.license,
+                "restore_seconds": seconds / len(cells),
+                "restored_at": now,
+            }
+            for cell, picture, seed, result_id in zip(cells, made, seeds, ids, strict=True)
+        ]
 
     def _restore_large(self, cell: Row) -> Row:
         if isinstance(self._restorer, Chain):
@@ -204,8 +253,8 @@ class RestoreStage:
             decision=self._decisions.get(self._result_id(cell)),
         )
 
-    def _result_id(self, cell: Row) -> str:
-        follows_from = (cell["inputs_sha256"], self._settings, self._restorer.digest)
+    def _result_id(self, cell: Row, *further: str) -> str:
+        follows_from = (cell["inputs_sha256"], self._settings, self._restorer.digest, *further)
         return hashlib.sha256(" ".join(follows_from).encode()).hexdigest()
 
 

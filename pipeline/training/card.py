@@ -6,26 +6,39 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import PurePath
 
+from pipeline.restoration.generator import Generator
 from pipeline.restoration.model import CompactModel
-from pipeline.training.loop import Progress, TrainingPlan
+from pipeline.training.loop import Plan, Progress
 
 _CARD = """# {name}
 
-Restores photographs: noise, JPEG artefacts, blur, low resolution, changes of tone, scratches, stains and holes, and
-gives black-and-white pictures colours that follow a caption and references.
+{does}
 
-- Parameters: {parameters:.2f} M, stored as float16. The text encoder, all-MiniLM-L6-v2, is not included.
+- Parameters: {parameters:.2f} M, stored as float16. The text encoder, {text_encoder}, is not included.
 - Trained on: {data}. The weights' use is bound by what those images' licences allow.
 - Started from: {start}
 - Training: {plan}
-- On held-out photos, PSNR in dB after {steps} steps: {validation}
+- On held-out photos after {steps} steps ({unit}): {validation}
 
-Colours and the content of holes are invented: plausible, not true.
+{warning}
 """
+_TASKS = {
+    CompactModel: (
+        "Restores photographs: noise, JPEG artefacts, blur, low resolution, changes of tone, scratches, stains and "
+        "holes, and\ngives black-and-white pictures colours that follow a caption and references.",
+        "PSNR in dB",
+        "Colours and the content of holes are invented: plausible, not true.",
+    ),
+    Generator: (
+        "Makes small pictures from captions.",
+        "mean squared error of the flow, with the true caption and with another's",
+        "All of a picture is invented: it shows what the caption may have meant, not what there was.",
+    ),
+}
 
 
 def model_card(
-    model: CompactModel, plan: TrainingPlan, data: Sequence[str], last: Progress | None, start: str | None = None
+    model: CompactModel | Generator, plan: Plan, data: Sequence[str], last: Progress | None, start: str | None = None
 ) -> str:
     """A card from what is known at the end of a training run; the data's licence is the trainer's to add."""
     validation = ", ".join(f"{name} {value:.2f}" for name, value in last.validation.items()) if last else "not measured"
@@ -37,8 +50,13 @@ def model_card(
     begun = (
         f"{start} (SHA-256 {plan.start}), the terms of whose card apply to these weights too" if start else "nothing"
     )
+    does, unit, warning = _TASKS[type(model)]
     return _CARD.format(
         name=model.config.name,
+        does=does,
+        unit=unit,
+        warning=warning,
+        text_encoder=model.config.text_encoder,
         parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
         data=", ".join(PurePath(path).name for path in data),
         start=begun,

@@ -1,4 +1,4 @@
-"""The training loop: plain PyTorch, on CPU or GPU, resumable to the step."""
+"""The training loop: plain PyTorch, on CPU or GPU, resumable to the step, whatever is trained."""
 
 from __future__ import annotations
 
@@ -7,44 +7,29 @@ import csv
 import dataclasses
 import logging
 import math
-import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.errors import OutputError
-from pipeline.restoration.config import ModelConfig
-from pipeline.restoration.model import CompactModel
-from pipeline.restoration.text import TextEncoder, text_encoder_of
-from pipeline.restoration.weights import autocast
 from pipeline.training.checkpoint import load_checkpoint, read_state, save_checkpoint
-from pipeline.training.data import Mixture, Photo, Sampler
-from pipeline.training.objective import decoder_losses, further_losses, look, predict, total, view_losses
 from pipeline.training.optimiser import Optimiser
 from pipeline.training.team import Team
-from pipeline.training.validation import Validation
 
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainingPlan:
-    """Everything that decides what a run yields; a checkpoint is only continued under the same plan."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What decides how any run goes; a checkpoint is only continued under the same plan."""
 
     steps: int = 5000
     batch: int = 16
-    look_every: int = 3
-    """The global view is trained in one step of so many, the decoder, which has more to learn, in each; a step of
-    the decoder alone costs two thirds."""
-    looks: int = 24
-    """Further pictures in each such step, which only the global view sees: that is cheap. See `LOOKS`."""
-    patch: int = 128
-    """Side in pixels of the patch decoded of each image; a multiple of 8."""
     learning_rate: float = 1.2e-3
     warm_up: int = 200
     decay: float = 0.01
@@ -56,7 +41,6 @@ class TrainingPlan:
     start: str = ""
     """SHA-256 of the weights that training starts from; none: from random ones."""
     checkpoint_every: int = 250
-    mixture: Mixture = dataclasses.field(default_factory=Mixture)
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, then a cosine down to 1 %."""
@@ -79,52 +63,47 @@ class Progress:
     """Seconds."""
 
 
-def train(
-    photos: list[Photo],
-    held_out: list[Photo],
-    folder: Path,
-    config: ModelConfig,
-    plan: TrainingPlan,
-    device: torch.device,
-    report: Callable[[Progress], None],
-    start: CompactModel | None = None,
-    compiled: bool = False,
-    text: TextEncoder | None = None,
-) -> CompactModel:
-    """Train, or go on training from `folder`'s checkpoint.
+class Task(Protocol):
+    """What is trained, with what it learns from."""
+
+    main: str
+    """The term of the loss that the live line shows."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+
+    def losses(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a step, on this worker's share of its batch, and its terms, unweighted."""
+
+    def validate(self) -> dict[str, float]:
+        """What is measured on held-out images, with the weights that the model has now; may be empty."""
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to go on, beside the plan; for JSON."""
+
+
+def fit(task: Task, folder: Path, plan: Plan, device: torch.device, report: Callable[[Progress], None]) -> None:
+    """Train a task's model, or go on training from `folder`'s checkpoint; in the end it has the averaged weights.
 
     In a process group of torch.distributed all workers call this alike and share every batch; they take the same
     steps as one worker would, and the first of them validates and writes.
 
     Args:
-        photos: to train on.
-        held_out: to validate on; may be empty.
+        task: what is trained.
         folder: for checkpoint and curve; all workers must see it.
-        config: the model's shape.
         plan: what the run consists of.
         device: this worker's.
         report: called every 20 steps, by the first worker.
-        start: weights to begin with, of the same shape.
-        compiled: run the decoder through torch.compile.
-        text: what captions go through; None: what the shape names.
-
-    Returns:
-        The averaged model.
 
     Raises:
         OutputError: `folder` holds a checkpoint of another plan.
-        RecipeError: the workers cannot share the batch.
     """
-    team = Team.current()
-    team.check(plan.batch, plan.looks)
-    torch.manual_seed(plan.seed)
-    model = CompactModel(config)
-    if start is not None:
-        model.load_state_dict(start.state_dict())
+    team, model = Team.current(), task.model
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     optimiser = Optimiser(model, plan.learning_rate, plan.decay)
-    identity = _identity(config, plan, photos)
+    identity = {"plan": repr(dataclasses.replace(plan, checkpoint_every=0)), **task.identity()}
     state = read_state(folder) or {"step": 0, "identity": identity, "validation": {}}
     if state["identity"] != identity:
         raise OutputError(f"{folder} holds a checkpoint of another plan; give another --output, or the same options")
@@ -132,26 +111,20 @@ def train(
     if first:
         load_checkpoint(folder, model, average, optimiser.parts)
     team.agree(first)
-    if compiled:
-        model.decoder.compile()
-    text = text or text_encoder_of(config, device)
-    sampler = Sampler(photos, plan.mixture, plan.seed, config.thumbnail, device, team)
-    validation = Validation(held_out, config, text, device) if held_out and team.leads else None
     started, recent = time.monotonic(), 0.0
     seen: dict[str, list[float]] = {}
     for step in range(first, plan.steps):
-        terms = team.mean(_step(model, sampler, text, optimiser, plan, step, device))
+        terms = team.mean(_step(task, optimiser, plan, step, team))
         _average(average, model, min(plan.average, (1 + step) / (10 + step)))
-        recent = terms["pixels"] if step == first else 0.98 * recent + 0.02 * terms["pixels"]
+        recent = terms[task.main] if step == first else 0.98 * recent + 0.02 * terms[task.main]
         done = step + 1
         if not team.leads:
             continue
         for name, term in terms.items():
             seen.setdefault(name, []).append(term)
         if done % plan.checkpoint_every == 0 or done == plan.steps:
-            if validation:
-                with _weights(model, average):
-                    shown = validation(model)
+            with _weights(model, average):
+                shown = task.validate()
             state = {"step": done, "identity": identity, "validation": shown}
             save_checkpoint(folder, model, average, optimiser.parts, state)
             means = {name: statistics.fmean(values) for name, values in seen.items()}
@@ -163,49 +136,25 @@ def train(
     if first == plan.steps and team.leads:
         report(Progress(first, plan.steps, 0.0, shown, 0.0, 0.0))
     model.load_state_dict(average)
-    return model
 
 
-def _step(
-    model: CompactModel,
-    sampler: Sampler,
-    text: TextEncoder,
-    optimiser: Optimiser,
-    plan: TrainingPlan,
-    step: int,
-    device: torch.device,
-) -> dict[str, float]:
-    batch = sampler.batch(step, plan.batch)
-    features = text(batch.captions)
-    # one die an image: which patch is taken of it does not depend on who draws it
-    dice = [random.Random(f"{plan.seed}/{step}/{index}/patch") for index in sampler.team.share(plan.batch)]
-    looking = step % plan.look_every == 0
-    with autocast(device):
-        answer = predict(model, batch, features, plan.patch, dice, looking)
-    terms = decoder_losses(model, answer)
-    if looking:
-        terms |= view_losses(model, batch, answer.view, sampler.team)
-    if looking and plan.looks:
-        further = sampler.looks(step, plan.looks)
-        said = text(further.captions)  # at full precision always: the encoder remembers it
-        with autocast(device):
-            seen = look(model, further, said)
-        terms |= further_losses(seen, further)
-    total(terms).backward()  # type: ignore[no-untyped-call]
-    sampler.team.average_gradients(model.parameters())
-    torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
+def _step(task: Task, optimiser: Optimiser, plan: Plan, step: int, team: Team) -> dict[str, float]:
+    loss, terms = task.losses(step)
+    loss.backward()  # type: ignore[no-untyped-call]
+    team.average_gradients(task.model.parameters())
+    torch.nn.utils.clip_grad_norm_(task.model.parameters(), plan.clip)
     optimiser.step(plan.rate(step))
     return {name: float(term.detach()) for name, term in terms.items()}
 
 
 @torch.no_grad()
-def _average(average: dict[str, Tensor], model: CompactModel, keep: float) -> None:
+def _average(average: dict[str, Tensor], model: nn.Module, keep: float) -> None:
     current = model.state_dict()
     torch._foreach_lerp_(list(average.values()), [current[name] for name in average], 1 - keep)
 
 
 @contextlib.contextmanager
-def _weights(model: CompactModel, average: dict[str, Tensor]) -> Iterator[None]:
+def _weights(model: nn.Module, average: dict[str, Tensor]) -> Iterator[None]:
     """The model with the averaged weights, for as long as it is looked at."""
     current = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.load_state_dict(average)
@@ -213,17 +162,6 @@ def _weights(model: CompactModel, average: dict[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         model.load_state_dict(current)
-
-
-def _identity(config: ModelConfig, plan: TrainingPlan, photos: list[Photo]) -> dict[str, Any]:
-    """What must be the same for a run to go on."""
-    return {
-        "config": repr(config),
-        "plan": repr(dataclasses.replace(plan, checkpoint_every=0)),
-        "photos": len(photos),
-        "pixels": sum(photo.pixels.numel() for photo in photos),
-        "captions": sum(len(photo.captions) for photo in photos),
-    }
 
 
 def _curve(folder: Path, step: int, values: dict[str, float]) -> None:

@@ -13,9 +13,9 @@ from pipeline.damage.mixture import KINDS, damage
 from pipeline.damage.strengths import Strengths
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.model import CompactModel
+from pipeline.restoration.precision import autocast
 from pipeline.restoration.text import TextEncoder
 from pipeline.restoration.views import probes, thumbnails
-from pipeline.restoration.weights import autocast
 from pipeline.training.data import VIEW, Photo
 
 IMAGES = 16

@@ -218,7 +218,7 @@ def test_tiled_and_untiled_results_are_the_same_within_a_step(
         "noise": np.random.default_rng(0).normal(128, 30, (side, side, 3)).clip(0, 255).astype(np.uint8),
     }
     scenes["grey"] = np.repeat(scenes["photo"].mean(2, keepdims=True).astype(np.uint8), 3, axis=2)
-    monkeypatch.setattr("pipeline.restoration.weights.half_precision", lambda device: torch.float32)
+    monkeypatch.setattr("pipeline.restoration.precision.half_precision", lambda device: torch.float32)
     whole, tiled = (Restorer.from_pretrained(device="cpu", tile=tile) for tile in (side, 264))
     whole._sides, tiled._sides = (side,), (264,)  # the smallest of each is all there is
     request = Request(scenes[scene], colourise=scene == "grey")

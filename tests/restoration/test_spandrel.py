@@ -31,9 +31,9 @@ from pipeline.imaging.decode import decode_image  # noqa: E402
 from pipeline.recipe import load_recipe  # noqa: E402
 from pipeline.restoration.loading import load_restorer  # noqa: E402
 from pipeline.restoration.others import SpandrelModel, other_model  # noqa: E402
+from pipeline.restoration.precision import autocast  # noqa: E402
 from pipeline.restoration.request import Request  # noqa: E402
 from pipeline.restoration.tiles import as_floats  # noqa: E402
-from pipeline.restoration.weights import autocast  # noqa: E402
 from pipeline.stages.decode import DecodeStage  # noqa: E402
 from pipeline.stages.encode import EncodeStage  # noqa: E402
 from pipeline.stages.restore import RestoreStage  # noqa: E402

@@ -75,7 +75,7 @@ def test_files_of_all_sorts_are_enlarged(recipe: Recipe, photo: np.ndarray) -> N
     assert [image.size for image in found] == [(120, 160)] * 5
     assert [(row[PREFIX + "image_height"], row[PREFIX + "image_width"]) for row in rows] == [(120, 160)] * 5
     assert {row[PREFIX + "status"] for row in rows} <= {"restored", "review"}
-    jpeg, transparent, sixteen, inks, map_ = found
+    jpeg, transparent, sixteen, inks, _ = found
     assert jpeg.metadata.resolution == pytest.approx((300, 300), rel=0.01)
     with Image.open(io.BytesIO(rows[0][PREFIX + "image"])) as image:
         told = image.getexif()

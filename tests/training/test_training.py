@@ -21,9 +21,10 @@ from pipeline.restoration.restorer import Restorer
 from pipeline.restoration.text import MiniLMEncoder
 from pipeline.training.checkpoint import load_checkpoint, read_state, save_checkpoint
 from pipeline.training.data import LOOKS, Mixture, Photo, Sampler, _mounted, _silhouette, load_photos
-from pipeline.training.loop import Progress, TrainingPlan, _curve, train
+from pipeline.training.loop import Progress, _curve
 from pipeline.training.objective import decoder_losses, predict, total
 from pipeline.training.optimiser import Optimiser
+from pipeline.training.restoring import TrainingPlan, train
 from pipeline.training.team import Team
 from tests.conftest import encoded, noise
 
@@ -112,7 +113,7 @@ def test_the_curve_stays_a_table_when_steps_and_columns_come_again(tmp_path: Pat
 
 
 def test_training_without_bfloat16(photos: list[Photo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.restoration.weights.half_precision", lambda device: torch.float32)
+    monkeypatch.setattr("pipeline.restoration.precision.half_precision", lambda device: torch.float32)
     weights = run(photos, tmp_path, dataclasses.replace(PLAN, steps=2))
     assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
 
@@ -322,7 +323,7 @@ def test_training_needs_no_ray_and_none_of_the_archive_codecs() -> None:
 import sys
 for name in ("ray", "imagecodecs", "tifffile", "simplejpeg"):
     sys.modules[name] = None
-import pipeline.restoration.restorer, pipeline.training.loop, pipeline.damage.mixture
+import pipeline.restoration.restorer, pipeline.training.restoring, pipeline.training.generating, pipeline.damage.mixture
 from pipeline.imaging.decode import decode_image, rgb
 from tests.conftest import encoded, noise
 assert rgb(decode_image(encoded(noise(9, 9), "JPEG"))).shape == (9, 9, 3)

@@ -1,0 +1,77 @@
+"""Pictures from captions, for images that are lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from pipeline.errors import ModelError
+from pipeline.restoration.generator import Generator
+from pipeline.restoration.request import Request
+from pipeline.restoration.restorer import Restorer
+from pipeline.restoration.text import text_encoder
+from pipeline.restoration.weights import load_generator
+
+LARGER = 2
+"""How many times larger than the generator's the pictures are that compact makes of them."""
+TOGETHER = 8
+"""Pictures made together; always so many (padded)."""
+
+
+class Picture(NamedTuple):
+    """What was made of a caption."""
+
+    pixels: npt.NDArray[np.uint8]  # [H, W, 3]
+    agreement: float | None
+    """How well caption and picture agree, 0..1."""
+
+
+class PictureMaker:
+    """Makes small pictures, and larger ones of them by a restorer."""
+
+    def __init__(self, model: Generator, restorer: Restorer, digest: str = "", downloads: bool = False) -> None:
+        """With a restorer for the same captions, on its device.
+
+        Raises:
+            ModelError: the generator's text encoder cannot be loaded, or is another than it was trained with.
+        """
+        config = model.config
+        self.name, self.license, self.digest = config.name, config.license, digest
+        self._device = restorer.device
+        self._model = model.eval().to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._restorer = restorer
+        self._text = text_encoder(config.text_encoder, config.text_tokens, self._device, downloads)
+        if config.text_sha256 not in ("", self._text.digest):
+            raise ModelError(f"{self.name} was trained with another text encoder than {self._text.name}")
+
+    @classmethod
+    def from_pretrained(cls, place: str, restorer: Restorer, downloads: bool = False) -> PictureMaker:
+        """Load a generator by a shipped name, from a folder or a URI.
+
+        Raises:
+            ModelError: there is none, or it cannot be loaded.
+        """
+        model, digest = load_generator(place)
+        return cls(model, restorer, digest, downloads)
+
+    def __call__(self, captions: Sequence[str], seeds: Sequence[int]) -> list[Picture]:
+        """A picture of each caption; it follows from caption and seed alone."""
+        made: list[Picture] = []
+        for start in range(0, len(captions), TOGETHER):
+            some, own = list(captions[start : start + TOGETHER]), list(seeds[start : start + TOGETHER])
+            spare = TOGETHER - len(some)
+            features = self._text(some + some[:1] * spare)
+            small = self._model.pictures(features.tokens, features.absent, own + own[:1] * spare)[: len(some)]
+            large = F.interpolate(small, scale_factor=LARGER, mode="bicubic", align_corners=False).clamp(0, 1)
+            requests = [
+                Request(pixels.permute(1, 2, 0).cpu().numpy(), caption=caption)
+                for pixels, caption in zip(large, some, strict=True)
+            ]
+            results = self._restorer.restore_batch(requests)
+            made += [Picture(result.pixels, result.agreement) for result in results]
+        return made
