@@ -34,8 +34,7 @@ from pipeline.lake.table import PARTITION, Table, fitted, storable
 from pipeline.quality.appraise import Appraiser
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
-from pipeline.restoration.loading import check_models
-from pipeline.restoration.weights import load_generator
+from pipeline.restoration.loading import check_generator, check_models
 from pipeline.schema import OUTPUT
 from pipeline.stages.decode import DecodeStage
 
@@ -159,7 +158,7 @@ def prepare(recipe: Recipe, fresh: bool = False, retry: Retry | None = None) -> 
     if run.source.files and not run.decided_in:
         check_models(recipe.restoration.models, recipe.restoration.text_encoder)
         if recipe.restoration.lost == "generate":
-            load_generator(recipe.restoration.generator)
+            check_generator(recipe.restoration.generator)
         Appraiser(recipe, torch.device("cpu"))
         run.credentials()
     return run

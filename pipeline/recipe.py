@@ -91,7 +91,8 @@ class Restoration(_Section):
 
     model: str | tuple[str, ...] = "compact"
     """A shipped model's name, or a folder or URI with `config.json` and `model.safetensors`. Or a model of others:
-    `spandrel:FILE` or `swin2sr:FOLDER`, paths or URIs. Or several, of which one takes what the other gives:
+    `spandrel:FILE`, `swin2sr:FOLDER`, `diffusers-inpaint:FOLDER`, `diffusers-redraw:FOLDER` or
+    `diffusers-enlarge:FOLDER`, paths or URIs (docs/models.md). Or several, of which one takes what the other gives:
     `[compact, "spandrel:models/4x.safetensors"]`; only the first may be one of ours."""
     text_encoder: str | None = None
     """Where the text encoder lies that the model was trained with, if not where it lay then: a folder or URI with a
@@ -117,7 +118,8 @@ class Restoration(_Section):
     """What becomes of a row whose image is null or cannot be read at all, if it has a caption: `generate` makes a small
     picture of that, with the status `generated`."""
     generator: str = "generator"
-    """What makes it: a model by `conservator train --task generate`, a folder or URI."""
+    """What makes it: a model by `conservator train --task generate`, a folder or URI; or `diffusers:FOLDER` with any
+    text-to-image pipeline of diffusers."""
     mark_generated: bool = True
     """Write into such pictures, visibly, that they are generated; their metadata say so in any case."""
     skip_undamaged: float | None = Field(default=None, gt=0, le=1)

@@ -46,6 +46,8 @@ class Restored:
     input_error: float | None = None
     """Mean squared error to expect of the input, of a result that is not the mean of what the original may have been:
     that of such a mean follows from its change."""
+    seed: int | None = None
+    """Of what was drawn at random; None: nothing was."""
 
     @functools.cached_property
     def image(self) -> Image.Image:

@@ -11,7 +11,7 @@ import torch
 from pipeline.errors import ConservatorError
 from pipeline.restoration.backbone import RESNETS
 from pipeline.restoration.config import ModelConfig
-from pipeline.restoration.others import TILE, TiledModel, is_other, other_model
+from pipeline.restoration.others import KINDS, TILE, TiledModel, is_other, other_model
 from pipeline.restoration.text import MINILM, minilm_folder
 from pipeline.restoration.weights import SHIPPED, load_model, read_file, shipped_models
 
@@ -22,7 +22,7 @@ class Entry(NamedTuple):
     name: str
     """As it is named there."""
     kind: str
-    """`model`, `text encoder`, `image encoder` or `mapping`."""
+    """`model`, `generator`, `text encoder`, `image encoder` or `mapping`."""
     does: str
     license: str
     size: str
@@ -41,6 +41,32 @@ def entries() -> list[Entry]:
             *("the file's", "the file's", _missing("spandrel", "spandrel", "torchvision")),
         ),
         Entry("swin2sr:FOLDER", "model", "enlarges (Swin2SR of transformers)", "the folder's", "the folder's", ""),
+        *(
+            Entry(
+                *(
+                    f"{kind}:FOLDER",
+                    "model",
+                    f"{does} (any such pipeline of diffusers)",
+                    "the folder's",
+                    "the folder's",
+                ),
+                _missing("diffusion", "diffusers", "accelerate"),
+            )
+            for kind, does in KINDS.items()
+            if kind.startswith("diffusers")
+        ),
+        Entry(
+            *("diffusers:FOLDER", "generator", "pictures of captions (any text-to-image pipeline of diffusers)"),
+            *("the folder's", "the folder's", _missing("diffusion", "diffusers", "accelerate")),
+        ),
+        Entry(
+            "a folder or URI",
+            "generator",
+            "what `conservator train --task generate` has made",
+            "its own",
+            "its own",
+            "",
+        ),
         _minilm(),
         Entry(
             *(

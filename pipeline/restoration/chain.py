@@ -73,12 +73,12 @@ class Chain:
         repaired = self.repairs and opinion.clean < self._undamaged_above
         picture: Pixels = opinion.array if repaired else request.pixels
         mask = opinion.lost if request.mask is None else request.mask
-        scale = 1
+        scale, seed = 1, _seed(request)
         for step in self.steps:
             if step.fills and not mask.any():
                 continue
             there = mask.repeat(scale, 0).repeat(scale, 1) if scale > 1 else mask
-            made = step(picture, dataclasses.replace(request, mask=there if there.any() else None))
+            made = step(picture, dataclasses.replace(request, mask=there if there.any() else None), seed)
             picture = made.permute(1, 2, 0).numpy()
             scale *= step.scale
         full = as_floats(picture).clamp(0, 1)
@@ -109,6 +109,7 @@ class Chain:
             result,
             enlarged=_enlarged(request, result, full, scale) if scale > 1 else None,
             input_error=opinion.mean_error + self._changed(request, opinion),
+            seed=_seed(request) if any(step.draws for step in self.steps) else None,
         )
 
     def _changed(self, request: Request, opinion: Restored) -> float:
@@ -123,6 +124,13 @@ class Chain:
             change = luma(change[None])[0] if opinion.damage.grey else change
             changed += float(change.square().mean(0).double().sum())
         return float(changed / (height * width))
+
+
+def _seed(request: Request) -> int:
+    """The same for the same image and caption."""
+    digest = hashlib.sha256(np.ascontiguousarray(request.pixels).tobytes())
+    digest.update((request.caption or "").encode())
+    return int(digest.hexdigest()[:15], 16)
 
 
 def _enlarged(request: Request, result: Restored, full: Tensor, scale: int) -> np.ndarray:

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.errors import ModelError
 from pipeline.restoration.chain import Chain
-from pipeline.restoration.others import KINDS, check_other, is_other, other_model
+from pipeline.restoration.generation import Picture, PictureMaker
+from pipeline.restoration.others import KINDS, check_other, here, is_other, other_model
 from pipeline.restoration.restorer import Restorer
 from pipeline.restoration.text import MINILM, minilm_folder
-from pipeline.restoration.weights import load_model
+from pipeline.restoration.weights import load_generator, load_model
 
+
+class Maker(Protocol):
+    """What makes pictures of captions."""
+
+    name: str
+    license: str
+    digest: str
+
+    def __call__(self, captions: Sequence[str], seeds: Sequence[int]) -> list[Picture]:
+        """A picture of each caption."""
+
+
+DIFFUSERS = "diffusers:"
 JUDGE = "compact"
 """What gives the second opinion on models of others, where no model of ours stands before them."""
 
@@ -37,6 +51,33 @@ def load_restorer(
     if not others:
         return judge
     return Chain(judge, [other_model(name, judge.device) for name in others], bool(first), undamaged_above)
+
+
+def picture_maker(place: str, restorer: Restorer, downloads: bool = False) -> Maker:
+    """What makes pictures of captions: a model of ours, or `diffusers:FOLDER` with any text-to-image pipeline.
+
+    Raises:
+        ModelError: there is none, or it cannot be loaded.
+        RecipeError: a package is missing.
+    """
+    if not place.startswith(DIFFUSERS):
+        return PictureMaker.from_pretrained(place, restorer, downloads)
+    from pipeline.restoration.diffusion import DiffusionMaker  # takes a while
+
+    return DiffusionMaker(here("diffusers", place.removeprefix(DIFFUSERS)), restorer)
+
+
+def check_generator(place: str) -> None:
+    """Whether what makes pictures is there, as far as can be told without loading a pipeline of others.
+
+    Raises:
+        ModelError: it is not.
+        RecipeError: a package is missing.
+    """
+    if place.startswith(DIFFUSERS):
+        check_other(place)
+    else:
+        load_generator(place)
 
 
 def check_models(models: str | Sequence[str], text_encoder: str | None = None) -> None:

@@ -36,13 +36,17 @@ class PictureModel(ABC):
     fills: bool = False
     """Whether it is told what is lost, and fills it."""
 
+    draws: bool = False
+    """Whether what it makes depends on a seed."""
+
     @abstractmethod
-    def __call__(self, picture: Pixels, request: Request) -> Tensor:
+    def __call__(self, picture: Pixels, request: Request, seed: int) -> Tensor:
         """A better picture.
 
         Args:
             picture: [H, W, 3], uint8, uint16 or float32 in 0..1: what is to be bettered, maybe not for the first time.
-            request: what is asked; its pixels are those of the original, of the same size.
+            request: what is asked; its mask has the picture's size, its pixels are those of the original.
+            seed: of what it draws at random.
 
         Returns:
             [3, scale * H, scale * W], float32 in 0..1, on the CPU.
@@ -69,7 +73,7 @@ class TiledModel(PictureModel):
         """[1, 3, h, w] in 0..1 and [1, 1, h, w] -> [1, 3, scale * h, scale * w]."""
 
     @torch.inference_mode()
-    def __call__(self, picture: Pixels, request: Request) -> Tensor:
+    def __call__(self, picture: Pixels, request: Request, seed: int = 0) -> Tensor:
         """See `PictureModel`; a picture that is no larger than a tile is seen as it is."""
         height, width = picture.shape[:2]
         mask = np.zeros((height, width), np.bool_) if request.mask is None else request.mask
@@ -176,6 +180,9 @@ class Swin2SRModel(TiledModel):
 KINDS: dict[str, str] = {
     "spandrel": "single-image restorers of over 40 architectures, from .safetensors or .pth",
     "swin2sr": "Swin2SR of transformers, from a folder",
+    "diffusers-inpaint": "fills what a mask covers, with the caption as prompt",
+    "diffusers-redraw": "image to image, with the caption as prompt",
+    "diffusers-enlarge": "four times larger, with the caption as prompt",
 }
 """Prefixes of models of others, and what they stand for."""
 
@@ -195,15 +202,17 @@ def check_other(place: str) -> None:
     kind, _, where = place.partition(":")
     if kind == "spandrel":
         check_extra(f"restoration.model {place}", "spandrel", "spandrel", "torchvision")
+    if kind.startswith("diffusers"):
+        check_extra(f"restoration.model {place}", "diffusion", "diffusers", "accelerate")
     if is_local(where):
-        _here(kind, where)
+        here(kind, where)
 
 
 def other_model(place: str, device: torch.device) -> PictureModel:
     """A model of others.
 
     Args:
-        place: `spandrel:FILE` or `swin2sr:FOLDER`; both may be paths or URIs.
+        place: `spandrel:FILE`, `swin2sr:FOLDER` or `diffusers-…:FOLDER`; paths or URIs.
         device: where it is to run.
 
     Raises:
@@ -211,11 +220,22 @@ def other_model(place: str, device: torch.device) -> PictureModel:
         RecipeError: a package is missing.
     """
     kind, _, where = place.partition(":")
-    found = _here(kind, where)
-    return SpandrelModel(found, device) if kind == "spandrel" else Swin2SRModel(found, device)
+    found = here(kind, where)
+    if kind == "spandrel":
+        return SpandrelModel(found, device)
+    if kind == "swin2sr":
+        return Swin2SRModel(found, device)
+    from pipeline.restoration.diffusion import DiffusionModel  # takes a while
+
+    return DiffusionModel(kind, found, device)
 
 
-def _here(kind: str, where: str) -> Path:
+def here(kind: str, where: str) -> Path:
+    """Files of a kind of model, on this machine.
+
+    Raises:
+        ModelError: they are not there.
+    """
     try:
         found = local_copy(where)
     except Exception as error:  # a driver that is missing, a scheme unknown, or what a store raises

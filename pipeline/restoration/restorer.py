@@ -221,6 +221,11 @@ class Restorer:
             return False
         return request.mask is None and not (request.colourise and view.damage.grey)
 
+    def agreement(self, request: Request) -> float | None:
+        """How well caption and picture agree, 0..1; None without a caption."""
+        with torch.inference_mode():
+            return self._look([request])[0].agreement
+
     def look_at(self, image: Rows, request: Request) -> View:
         """The global view of an image that is read band by band; what is asked of it stands in `request`."""
         with torch.inference_mode():

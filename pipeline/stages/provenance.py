@@ -59,14 +59,17 @@ def actions(result: Restored, coloured: bool, repaired: bool) -> list[dict[str, 
 
 def digital_source(result: Restored, coloured: bool) -> str:
     """IPTC's name for what the picture is: improved, or partly made up, where parts were filled or colours invented."""
-    return COMPOSITE if coloured or result.damage.missing >= LEAST_FILL else ENHANCED
+    made_up = coloured or result.seed is not None or result.damage.missing >= LEAST_FILL
+    return COMPOSITE if made_up else ENHANCED
 
 
 def provenance(cell: Mapping[str, Any]) -> Provenance:
     """What is said of a row's result in its file; the row is restored."""
     source = (None, None) if cell["digital_source"] == GENERATED else (cell["source_sha256"], cell["source_uri"])
     return Provenance(
-        *(*source, cell["digital_source"]),
+        source_sha256=source[0],
+        source_uri=source[1],
+        digital_source=cell["digital_source"],
         software=f"{cell['software']}, model {cell['model']} {cell['model_sha256'][:16]}",
         actions=[f"{action['name']} ({action['strength']:.3g})" for action in cell["actions"]],
     )

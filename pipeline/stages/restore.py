@@ -25,8 +25,7 @@ from pipeline.recipe import Recipe
 from pipeline.restoration.canvas import Restored
 from pipeline.restoration.chain import Chain
 from pipeline.restoration.colour import coloured
-from pipeline.restoration.generation import PictureMaker
-from pipeline.restoration.loading import load_restorer
+from pipeline.restoration.loading import Maker, load_restorer, picture_maker
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import LARGEST_SIDES, Restorer
 from pipeline.schema import RESTORED
@@ -89,10 +88,10 @@ class RestoreStage:
             "software": f"conservator {__version__}, torch {torch.__version__}, numpy {np.__version__}",
             "device": device_name(self._restorer.device),
         }
-        self._maker: PictureMaker | None = None
+        self._maker: Maker | None = None
         if options.lost == "generate":
             compact = self._restorer.judge if isinstance(self._restorer, Chain) else self._restorer
-            self._maker = PictureMaker.from_pretrained(options.generator, compact, options.downloads)
+            self._maker = picture_maker(options.generator, compact, options.downloads)
         self._decisions = decisions or {}
         self._appraiser = Appraiser(recipe, self._restorer.device)
         self._large = None
@@ -277,6 +276,7 @@ def _answer(request: Request, case: Case, verdict: Verdict, channels: int) -> Ro
             "channels": pixels.shape[2],
             "actions": actions(case.result, case.coloured, repaired=verdict.taken == "result"),
             "digital_source": digital_source(case.result, case.coloured),
+            "seed": case.result.seed,
             "change_mask": change_mask(case.before, verdict.after),
         }
     return row

@@ -34,7 +34,7 @@ class Fixed(PictureModel):
     def __init__(self, answer: Tensor, fills: bool = False) -> None:
         self.answer, self.fills, self.asked = answer, fills, list[Request]()
 
-    def __call__(self, picture: Pixels, request: Request) -> Tensor:
+    def __call__(self, picture: Pixels, request: Request, seed: int) -> Tensor:
         self.picture = picture
         self.asked.append(request)
         return self.answer.clone()
