@@ -23,6 +23,30 @@ class Job(Protocol):
     run: Callable[[argparse.Namespace], int]
 
 
+def duration(text: str) -> float:
+    """Seconds, from a command line: `90`, `90s`, `15m`, `4h`, `1.5h`, `2d`."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        seconds = float(number) * units[unit]
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: give it as 90s, 15m, 4h or 1d")
+    return seconds
+
+
+def amount(text: str) -> float:
+    """A number above 0, from a command line."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return number
+
+
 def execute(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
     """Run a command; what it raises becomes a message and an exit code."""
     logging.basicConfig(

@@ -7,11 +7,12 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-from jobs.console import FAILED_ROWS, OK, main
+from jobs.console import FAILED_ROWS, OK, amount, duration, main
 from pipeline.imaging.cells import redacted
 from pipeline.recipe import load_recipe, ready_made
 
 if TYPE_CHECKING:
+    from pipeline.drain import Drain
     from pipeline.plan import Retry, Run
     from pipeline.recipe import Recipe
 
@@ -27,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", metavar="FILE", help=f"a YAML file, or one of: {', '.join(ready_made())}")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as restoration.tile=256")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+    parser.add_argument(
+        "--deadline", type=duration, metavar="TIME", help="end after so long, such as 4h or 90m; the next run goes on"
+    )
+    parser.add_argument(
+        "--max-megapixels", type=amount, metavar="N", help="end when about so many are done; the next run goes on"
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--fresh", action="store_true", help="do all rows anew, to replace those in the output")
     which.add_argument(
@@ -52,18 +59,19 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_recipe:
         print(recipe.to_yaml(), end="")
         return OK
+    from pipeline.drain import Drain
     from pipeline.plan import prepare
 
+    drain = Drain(recipe.output.grace_seconds, arguments.deadline, arguments.max_megapixels)
     run = prepare(recipe, arguments.fresh, arguments.retry_failed)
     if arguments.dry_run:
         return _dry_run(run)
-    code = _restore(run, arguments.retry_failed)
+    code = _restore(run, arguments.retry_failed, drain)
     return max(code, _carry_out_decisions(recipe, run)) if arguments.retry_failed is None else code
 
 
-def _restore(run: Run, retry: Retry | None) -> int:
+def _restore(run: Run, retry: Retry | None, drain: Drain) -> int:
     from pipeline import cluster, flow
-    from pipeline.drain import Drain
     from pipeline.lake.output import REPORTS
     from pipeline.reporting.summary import as_text
 
@@ -79,7 +87,6 @@ def _restore(run: Run, retry: Retry | None) -> int:
         )
         return OK
     cluster.start_ray(run.recipe)
-    drain = Drain(run.recipe.output.grace_seconds)
     with drain.on_signals():
         summary = flow.restore(run, drain, retry)
     print(as_text(summary))
@@ -95,6 +102,7 @@ def _restore(run: Run, retry: Retry | None) -> int:
 
 def _carry_out_decisions(recipe: Recipe, run: Run) -> int:
     """What persons have decided since about rows of the table."""
+    from pipeline.drain import Drain
     from pipeline.plan import prepare
 
     if not run.decisions or (run.output.run() or {}).get("decided") == run.decided:
@@ -105,7 +113,7 @@ def _carry_out_decisions(recipe: Recipe, run: Run) -> int:
     if not decided.rows:
         return OK
     log.info("%d rows are decided", decided.rows)
-    return _restore(decided, "reviewed")
+    return _restore(decided, "reviewed", Drain(recipe.output.grace_seconds))
 
 
 def _dry_run(run: Run) -> int:

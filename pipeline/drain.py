@@ -10,6 +10,7 @@ import contextlib
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -21,6 +22,8 @@ from pipeline.cluster import start_beside_driver
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LOOK = 2.0
+"""Seconds between two questions how much is done."""
 ANSWER = 30.0
 """Seconds in which the actor answers a worker; one that does not is taken to have nothing to say."""
 
@@ -39,9 +42,19 @@ class _Flag:
 class Drain:
     """Whether a run is to end, and how its workers hear of it."""
 
-    def __init__(self, grace: float) -> None:
-        """`grace`: seconds from the request until what is still in flight is given up."""
+    def __init__(self, grace: float, deadline: float | None = None, megapixels: float | None = None) -> None:
+        """When a run is to end by itself.
+
+        Args:
+            grace: seconds from the request until what is still in flight is given up.
+            deadline: seconds from now until the request is made.
+            megapixels: so many done, and it is made.
+        """
         self._grace = grace
+        self._until = None if deadline is None else time.monotonic() + deadline
+        self._most = megapixels
+        self.reason: str | None = None
+        """Why the run ends, if nobody has told it to."""
         self._requested = threading.Event()
         self._begun = threading.Event()
         self._over = threading.Event()
@@ -83,10 +96,13 @@ class Drain:
                 signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def told(self) -> Iterator[Callable[[], bool]]:
-        """Gives what workers ask; Ray is running. After the grace time the main thread is interrupted."""
+    def told(self, megapixels: Callable[[], float] = float) -> Iterator[Callable[[], bool]]:
+        """Gives what workers ask; Ray is running. After the grace time the main thread is interrupted.
+
+        `megapixels` tells how many are done.
+        """
         flag = start_beside_driver(_Flag, threads=8)
-        thread = threading.Thread(target=self._watch, args=(flag,), name="drain", daemon=True)
+        thread = threading.Thread(target=self._watch, args=(flag, megapixels), name="drain", daemon=True)
         thread.start()
         self._begun.set()
         try:
@@ -96,10 +112,20 @@ class Drain:
             thread.join(5)
             ray.kill(flag)
 
-    def _watch(self, flag: Any) -> None:
+    def _watch(self, flag: Any, megapixels: Callable[[], float]) -> None:
+        asked = time.monotonic()
         while not self._requested.wait(0.2):
             if self._over.is_set():
                 return
+            now = time.monotonic()
+            if self._until is not None and now >= self._until:
+                self.reason = "its deadline"
+            elif self._most is not None and now - asked > LOOK:
+                asked, done = now, _told(megapixels)
+                if done >= self._most:
+                    self.reason = f"{done:.1f} megapixels, of which it was to do {self._most:g}"
+            if self.reason is not None:
+                self._requested.set()
         log.warning(
             "stopping: what is in flight is finished, for %.0f s at most; a second signal stops at once", self._grace
         )
@@ -107,6 +133,14 @@ class Drain:
         if not self._over.wait(self._grace):
             log.warning("%.0f s are over; what is not finished is done by the next run", self._grace)
             _thread.interrupt_main()
+
+
+def _told(megapixels: Callable[[], float]) -> float:
+    try:
+        return megapixels()
+    except ray.exceptions.RayError as problem:  # then later
+        log.debug("how much is done is not known: %s", problem)
+        return 0.0
 
 
 class _Ask:

@@ -7,6 +7,7 @@
     ├── ModelError               weights are missing, altered or of another version exit code 2
     ├── RunError                 the run broke its own promise (row counts)        exit code 1
     ├── Interrupted              it was told to end early                          exit code 130
+    │   └── Stopped                  it came to its deadline or budget                 exit code 4
     └── RowError                 one row cannot be restored: it becomes a `failed` row
         ├── PermanentRowError    trying again cannot help
         │   ├── MissingImage         null or empty
@@ -65,6 +66,12 @@ class Interrupted(ConservatorError):
     """The run was told to end early; what was done is in the table, and the next run goes on."""
 
     exit_code = 130
+
+
+class Stopped(Interrupted):
+    """The run came to its deadline, or has done as much as it was to; the next run goes on."""
+
+    exit_code = 4
 
 
 class RowError(ConservatorError):

@@ -21,7 +21,7 @@ from ray.data.checkpoint import CheckpointConfig
 
 from pipeline.cluster import device_of
 from pipeline.drain import Drain
-from pipeline.errors import ConservatorError, Interrupted, OutputError, RunError
+from pipeline.errors import ConservatorError, Interrupted, OutputError, RunError, Stopped
 from pipeline.imaging.cells import redacted, without_secrets
 from pipeline.lake.attempts import Attempts, GaveUp
 from pipeline.lake.commits import Committer, Input
@@ -57,7 +57,7 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
     Raises:
         OutputError: the output cannot be used, or another run is writing to it.
         RunError: not as many rows came out as went in.
-        Interrupted: it was told to end early; what was done is in the table.
+        Interrupted: it was told to end early, or (`Stopped`) had to; what was done is in the table.
     """
     started = time.monotonic()
     drain = drain or Drain(0)
@@ -90,10 +90,10 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
                 ended = _write(run, parts, staging.folder, drain, tally)
             lease.check()
         if ended and turn.replaces:
-            raise Interrupted(f"stopped; run {run.run_id} replaces the table when all of its rows are done: run again")
+            raise _ended(drain, f"run {run.run_id} replaces the table when all of its rows are done: run again")
         _commit(committer, expected if turn.replaces else None)
         if ended:
-            raise Interrupted(f"stopped after {committer.rows} of {expected} rows; run again to go on from here")
+            raise _ended(drain, f"{committer.rows} of {expected} rows are done; run again to go on from here")
         _check_whole(run, committer, expected)
         ledger.forget_begun(ledger.states())
         lease.confirm()
@@ -113,6 +113,12 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         record |= {"finished": _now(), "by_status": summary.by_status, "measured": summary.measured, "main": main}
         output.finish(record)
     return summary
+
+
+def _ended(drain: Drain, message: str) -> Interrupted:
+    if drain.reason is None:
+        return Interrupted(f"stopped: {message}")
+    return Stopped(f"stopped at {drain.reason}: {message}")
 
 
 def _former(output: Output, before: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -222,7 +228,7 @@ def _write(run: Run, parts: Sequence[Part], checkpoint: str, drain: Drain, tally
         checkpoint_manager_cls=NothingToFilter,
     )
     try:
-        with drain.told() as stopped, tally:
+        with tally, drain.told(tally.megapixels) as stopped:
             compose(run, parts, tally, stopped).write_parquet(
                 output.data,
                 filesystem=store,

@@ -106,6 +106,11 @@ class Tally:
             log.debug("the counter does not answer: %s", problem)
         ray.kill(self.counter)
 
+    def megapixels(self) -> float:
+        """That are done so far."""
+        done: Done = ray.get(self.counter.done.remote(), timeout=INTERVAL)
+        return done.megapixels
+
     def _show(self) -> None:
         while not self._stop.wait(INTERVAL):
             done = ray.get(self.counter.rows.remote())

@@ -328,3 +328,32 @@ def test_a_run_that_is_told_to_end_finishes_what_it_has_and_the_next_goes_on(
     assert "Traceback" not in log
     summary = flow.restore(prepare(recipe_of(tmp_path, "output.file_mb=1")))
     assert ids(tmp_path) == sorted(str(part) for part in range(12)) and summary.rows == 12
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--deadline", "1s", "stopped at its deadline"),
+        pytest.param("--max-megapixels", "0.5", "megapixels, of which it was to do 0.5", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_ends_at_its_deadline_or_budget_and_the_next_goes_on(
+    write_table: Write, tmp_path: Path, option: str, value: str, said: str
+) -> None:
+    for part in range(16):
+        write_table([{"id": f"{part:02d}", "image": picture(part, 640)}], f"source/{part:02d}.parquet")
+    command = [sys.executable, "-m", "jobs.restore", "--source", str(tmp_path / "source")]
+    command += ["--output", str(tmp_path / "out"), "--set", "output.file_mb=1", option, value]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 4, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
+    summary = flow.restore(prepare(recipe_of(tmp_path, "output.file_mb=1")))
+    assert ids(tmp_path) == [f"{part:02d}" for part in range(16)] and summary.rows == 16
+
+
+@pytest.mark.parametrize("words", [["--deadline", "soon"], ["--deadline", "0h"], ["--max-megapixels", "0"]])
+def test_a_time_or_budget_that_is_none_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["restore", "--source", "a", "--output", "b", *words])
+    assert exit.value.code == 2
+    assert words[1] in capsys.readouterr().err
