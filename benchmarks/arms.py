@@ -85,7 +85,7 @@ def ray_data(source: Path, place: Path) -> None:
     (
         ray.data.read_parquet(str(source))
         .map(decode)
-        .mapbatches(
+        .map_batches(
             Predictor, batch_size=BATCH, batch_format="pyarrow", compute=ray.data.ActorPoolStrategy(size=1), num_cpus=1
         )
         .map(finish)
@@ -158,7 +158,7 @@ def daft(source: Path, place: Path) -> None:
 
 def batches(source: Path) -> Iterator[list[Row]]:
     for path in sorted(source.glob("*.parquet")):
-        for batch in pq.ParquetFile(path).iterbatches(BATCH):
+        for batch in pq.ParquetFile(path).iter_batches(BATCH):
             yield batch.to_pylist()
 
 

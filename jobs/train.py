@@ -108,6 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, going on from the output's checkpoint if there is one."""
+    from pipeline.restoration.catalogue import known_names
     from pipeline.restoration.views import CELL
     from pipeline.training.data import VIEW
 
@@ -125,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
     options["source"] = [_absolute(uri) for uri in arguments.source]
     options["held_out"] = arguments.held_out and _absolute(arguments.held_out)
     for name in ("start", "text_encoder", "image_encoder"):
-        if options[name] and Path(options[name]).exists():
+        if options[name] and options[name] not in known_names() and Path(options[name]).exists():
             options[name] = _absolute(options[name])
     if arguments.workers > 1:
         _together(options)
@@ -149,7 +150,7 @@ def _together(options: dict[str, Any]) -> None:
     from pipeline.training.team import Team
 
     plan = _plan(argparse.Namespace(**options), "")
-    Team(0, options["workers"]).check(plan.batch, options["looks"])
+    Team(0, options["workers"]).check(plan.batch, options["looks"] if options["task"] == "restore" else 0)
     for table in open_tables([*options["source"], *([options["held_out"]] if options["held_out"] else [])]):
         table.check(options["image_column"])
     if options["start"]:
@@ -241,16 +242,19 @@ def _restoring(arguments: argparse.Namespace, device: torch.device) -> _Training
 
 def _generating(arguments: argparse.Namespace, device: torch.device) -> _Training:
     from pipeline.restoration.generator import GeneratorConfig
-    from pipeline.restoration.text import MINILM, text_encoder
+    from pipeline.restoration.text import MINILM, text_encoder, text_encoder_of
     from pipeline.restoration.weights import load_generator
     from pipeline.training.generating import GenerationPlan, train_generator
 
     start, digest = load_generator(arguments.start) if arguments.start else (None, "")
     config = start.config if start else GeneratorConfig()
-    place = arguments.text_encoder or (config.text_encoder if start else MINILM)
-    text = text_encoder(place, config.text_tokens, device, arguments.downloads)
-    told = {"text_encoder": place, "text_sha256": text.digest, "text_width": text.width}
-    config = dataclasses.replace(config, name=arguments.output.name, **told)  # type: ignore[arg-type]
+    config = dataclasses.replace(config, name=arguments.output.name)
+    if start:
+        text = text_encoder_of(config, device, arguments.text_encoder, arguments.downloads)
+    else:
+        place = arguments.text_encoder or MINILM
+        text = text_encoder(place, config.text_tokens, device, arguments.downloads)
+        config = dataclasses.replace(config, text_encoder=place, text_sha256=text.digest, text_width=text.width)
     plan = _plan(arguments, digest)
     assert isinstance(plan, GenerationPlan)
 

@@ -13,6 +13,7 @@
         │   ├── MissingImage         null or empty
         │   ├── UnsupportedColumn    the column's type holds no image
         │   ├── UnreadableImage      not an image, truncated, damaged beyond reading
+        │   │   └── UnsupportedImage     an image, likely, but of a sort that is not read here
         │   ├── ImageTooLarge        over the recipe's limits, or a decompression bomb
         │   └── ForbiddenURI         a place that the recipe does not allow
         └── TransientRowError    trying again may help: throttling, time-outs, resets
@@ -102,6 +103,10 @@ class UnsupportedColumn(PermanentRowError):
 
 class UnreadableImage(PermanentRowError):
     """The bytes are not an image, or one that is broken."""
+
+
+class UnsupportedImage(UnreadableImage):
+    """The image is likely whole, but of a sort that is not read here."""
 
 
 class ImageTooLarge(PermanentRowError):

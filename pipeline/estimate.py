@@ -14,6 +14,7 @@ from pipeline.errors import RecipeError
 from pipeline.imaging.cells import redacted
 from pipeline.lake.reader import plan_parts
 from pipeline.plan import Run
+from pipeline.recipe import shown_model
 from pipeline.schema import INTERNAL
 from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage
@@ -55,13 +56,14 @@ class Estimate:
         """For the console."""
         run, recipe = self.run, self.run.recipe
         read = [file for file in run.source.files if run.rows_of(file)]
+        models = " + ".join(shown_model(name, redacted) for name in recipe.restoration.models)
         places = ", ".join(redacted(uri) for uri in recipe.source.uri)
         source = f"{run.rows} rows of {len(read)} files ({sum(file.size for file in read) / 1e6:.1f} MB)"
         sample = f"{self.sampled} rows of {self.megapixels:.2f} MP in the mean"
         lines = [
             f"read     {source} at {places}",
             f"decode   CPU tasks, {self.decode * 1000:.0f} ms a row",
-            f"restore  model {' + '.join(recipe.restoration.models)} on {self.device}, "
+            f"restore  model {models} on {self.device}, "
             f"tiles of {recipe.restoration.tile}, {self.restore * 1000:.0f} ms a row",
             f"encode   CPU tasks, {recipe.output.format}, {self.encode * 1000:.0f} ms a row",
             f"write    {_TABLES[recipe.output.table]} in {redacted(recipe.output.uri)}/data",

@@ -158,7 +158,7 @@ def prepare(recipe: Recipe, fresh: bool = False, retry: Retry | None = None) -> 
     if run.source.files and not run.decided_in:
         check_models(recipe.restoration.models, recipe.restoration.text_encoder)
         if recipe.restoration.lost == "generate":
-            check_generator(recipe.restoration.generator)
+            check_generator(recipe.restoration.generator or "")
         Appraiser(recipe, torch.device("cpu"))
         run.credentials()
     return run

@@ -117,7 +117,7 @@ class Restoration(_Section):
     lost: Literal["fail", "generate"] = "fail"
     """What becomes of a row whose image is null or cannot be read at all, if it has a caption: `generate` makes a small
     picture of that, with the status `generated`."""
-    generator: str = "generator"
+    generator: str | None = None
     """What makes it: a model by `conservator train --task generate`, a folder or URI; or `diffusers:FOLDER` with any
     text-to-image pipeline of diffusers."""
     mark_generated: bool = True
@@ -140,6 +140,8 @@ class Restoration(_Section):
     def _margin_fits(self) -> Restoration:
         if not self.models:
             raise ValueError("model is an empty list")
+        if self.lost == "generate" and self.generator is None:
+            raise ValueError("lost is generate: name what makes the pictures, generator (docs/models.md)")
         if self.tile != "auto" and self.tile <= 2 * self.margin:
             raise ValueError(f"tile ({self.tile}) must be larger than twice the margin ({self.margin})")
         return self
@@ -308,6 +310,8 @@ class Limits(_Section):
     max_streamed_megapixels: float = Field(default=2000, gt=0)
     """But TIFF files up to this size are restored band by band, without being in memory, if rows name them by URI; so
     are those that lie in a folder of image files. The result goes into `images/`."""
+    max_result_megapixels: float = Field(default=400, gt=0)
+    """Images that a model would make larger than this become `failed` rows: a result takes about 40 MB a megapixel."""
     max_image_mb: float = Field(default=500, gt=0)
     """Larger image files become `failed` rows."""
     max_references: int = Field(default=4, ge=0)
@@ -351,7 +355,9 @@ class Recipe(_Section):
 
     def result_digest(self) -> str:
         """SHA-256 over what decides a result's pixels, beside model and inputs."""
-        content = self.restoration.model_dump(mode="json", exclude={"device", "model", "mark_generated"})
+        places = {"device", "model", "text_encoder", "generator", "downloads"}
+        others = {"lost", "mark_generated", "compile"}
+        content = self.restoration.model_dump(mode="json", exclude=places | others, exclude_defaults=True)
         if self.restoration.colourise:  # whether colours go onto the repair or the original, the gate decides
             content["gate"] = self.gate.model_dump(mode="json")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.errors import ImageTooLarge, MissingImage, UnreadableImage
+from pipeline.errors import ImageTooLarge, MissingImage, UnreadableImage, UnsupportedImage
 from pipeline.imaging import jpeg, tiff
 from pipeline.imaging.deep import from_deep
 from pipeline.imaging.jpeg import Repaired
@@ -25,6 +26,14 @@ Check = Callable[[tuple[int, int]], None]
 
 PNG_RATIO = 1100
 """How much smaller than its samples deflate can make a picture, at most."""
+
+
+_OTHER_SORTS = re.compile(
+    rb"....ftyp|\xff\x0a|\0\0\0\x0cJXL |8BPS|%PDF|%!PS|FUJIFILM|IIRO|IIU\0|\x59\xa6\x6a\x95|\x80\x2a\x5f\xd7"
+    rb"|\s*<(\?xml|svg)",
+    re.DOTALL,
+)
+"""How files begin that hold pictures which are not read here: HEIC, JPEG XL, Photoshop, PDF, raw files, SVG, …"""
 
 
 def decode_image(data: bytes | None, max_megapixels: float = math.inf, max_mb: float = math.inf) -> Original:
@@ -51,11 +60,10 @@ def decode_image(data: bytes | None, max_megapixels: float = math.inf, max_mb: f
         raise
     except UnidentifiedImageError as error:
         start = data[:8].hex(" ")
-        raise UnreadableImage(
-            f"not an image file of a known format ({len(data)} bytes, beginning with {start})"
-        ) from error
+        sort = UnsupportedImage if _OTHER_SORTS.match(data) else UnreadableImage
+        raise sort(f"not an image file of a known format ({len(data)} bytes, beginning with {start})") from error
     except tiff.Unsupported as error:
-        raise UnreadableImage(f"the image file cannot be read: {error}") from error
+        raise UnsupportedImage(f"the image file cannot be read: {error}") from error
     except Exception as error:  # decoders raise whatever their parsing trips over
         raise UnreadableImage(f"the image file is broken ({type(error).__name__}: {str(error)[:300]})") from error
     return _without_numbers_missing(original.upright())
@@ -119,7 +127,7 @@ def _other(data: bytes, check: Check) -> Original:
             )
         is_jpeg = image.format in ("JPEG", "MPO")
         if is_jpeg and data.count(b"\xff\xda") > jpeg.MOST_SCANS:
-            raise UnreadableImage(f"the image file has more than {jpeg.MOST_SCANS} scans, which no encoder makes")
+            raise UnsupportedImage(f"the image file has more than {jpeg.MOST_SCANS} scans, which no encoder makes")
         try:
             if not is_jpeg or jpeg.is_sound(data, image.mode == "CMYK"):
                 return _read(image, data)

@@ -237,19 +237,19 @@ class _Read:
 
     def __call__(self) -> Iterator[pa.Table]:
         held: list[pa.Table] = []
-        root = ""
+        root, size = "", 0
         for part in self.parts:
             if self.stopped():
                 break
             for table in part.read(self.store, self.columns):
                 if held and (part.root != root or not table.schema.equals(held[0].schema)):
                     yield from self.then(pa.concat_tables(held), root)
-                    held = []
+                    held, size = [], 0
                 held.append(table)
-                root = part.root
-                if sum(table.nbytes for table in held) >= BATCH:
+                root, size = part.root, size + table.nbytes
+                if size >= BATCH:
                     yield from self.then(pa.concat_tables(held), root)
-                    held = []
+                    held, size = [], 0
         if held:
             yield from self.then(pa.concat_tables(held), root)
 

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
+from pipeline.imaging.cells import redacted
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.layers import keep_scale, normalise
-from pipeline.restoration.local import is_local, local_copy
+from pipeline.restoration.local import from_hub, is_local, local_copy, said, whole
 
 RESNETS: dict[str, dict[str, Any]] = {
     "resnet18": {"layer_type": "basic", "hidden_sizes": [64, 128, 256], "depths": [2, 2, 2]},
@@ -92,13 +93,13 @@ def backbone_shape(place: str, downloads: bool = False) -> tuple[dict[str, Any],
         shape = ResNetConfig(embedding_size=64, out_indices=[1, 2, 3], **RESNETS[place]).to_diff_dict()
         return shape | {"model_type": "resnet", "loaded": False}, None
     try:
-        folder = local_copy(place) if Path(place).is_dir() or not is_local(place) else _from_hub(place, downloads)
+        folder = local_copy(place) if Path(place).is_dir() or not is_local(place) else from_hub(place, downloads)
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         stages = len(AutoBackbone.from_config(config).stage_names)
         config.out_indices = list(range(1, stages))
     except Exception as error:  # a driver that is missing, or what a store, the hub or transformers raises
         raise ModelError(
-            f"no image encoder {place!r} ({type(error).__name__}: {str(error)[:200]}); give compact, "
+            f"no image encoder {redacted(place)!r} ({said(error)}); give compact, "
             f"{', '.join(RESNETS)}, or a folder or URI with a backbone of transformers"
         ) from error
     return config.to_diff_dict() | {"model_type": config.model_type, "loaded": True}, folder
@@ -112,19 +113,11 @@ def load_backbone(backbone: Backbone, folder: Path) -> None:
     """
     body = backbone.body
     try:
-        weights = type(body).from_pretrained(
-            str(folder), config=body.config, use_safetensors=True, local_files_only=True
-        )
+        weights = whole(type(body), folder, ("hidden_states_norms",), config=body.config)
     except (OSError, ValueError) as error:
         raise ModelError(f"the backbone in {folder} cannot be loaded: {error}") from error
     _replace_batch_norms(weights, loaded=True)
     body.load_state_dict(weights.state_dict())
-
-
-def _from_hub(name: str, downloads: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"], local_files_only=not downloads))
 
 
 def _places(sizes: list[int], side: int, levels: int) -> list[int]:

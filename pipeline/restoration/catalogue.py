@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 import torch
 
-from pipeline.errors import ConservatorError
+from pipeline.errors import ConservatorError, ModelError
 from pipeline.restoration.backbone import RESNETS
 from pipeline.restoration.config import ModelConfig
+from pipeline.restoration.generator import Generator
+from pipeline.restoration.model import CompactModel
 from pipeline.restoration.others import KINDS, TILE, TiledModel, is_other, other_model
 from pipeline.restoration.text import MINILM, minilm_folder
-from pipeline.restoration.weights import SHIPPED, load_model, read_file, shipped_models
+from pipeline.restoration.weights import SHIPPED, load_generator, load_model, read_file, shipped_models
 
 
 class Entry(NamedTuple):
@@ -94,8 +96,13 @@ def entries() -> list[Entry]:
     ]
 
 
+def known_names() -> set[str]:
+    """Names that stand for no path, even if there is one of that name."""
+    return {*shipped_models(), *RESNETS, MINILM, "compact"}
+
+
 def describe(name: str) -> str:
-    """What is known of one model: its sizes, what it can do, and its card.
+    """What is known of a model, with its card, or of a part by its name.
 
     Raises:
         ModelError: there is none by this name.
@@ -103,10 +110,12 @@ def describe(name: str) -> str:
     """
     if is_other(name):
         return _other(name)
-    if name == MINILM:
-        entry = _minilm()
-        return "\n".join(f"{field:<8} {value}" for field, value in entry._asdict().items() if value)
-    model, digest = load_model(name)
+    parts = [entry for entry in entries() if entry.name == name and entry.kind != "model"]
+    if parts:
+        return "\n\n".join(
+            "\n".join(f"{field:<8} {value}" for field, value in entry._asdict().items() if value) for entry in parts
+        )
+    model, digest = _of_ours(name)
     lines = [f"{field:<18} {value}" for field, value in dataclasses.asdict(model.config).items() if value is not None]
     parameters = sum(weight.numel() for weight in model.parameters())
     lines += [f"{'parameters':<18} {parameters / 1e6:.2f} M", f"{'sha256':<18} {digest}"]
@@ -116,6 +125,15 @@ def describe(name: str) -> str:
     except Exception as error:  # whatever a store raises where there is none
         card = f"no MODEL_CARD.md ({type(error).__name__})"
     return "\n".join(lines) + "\n\n" + card.rstrip()
+
+
+def _of_ours(name: str) -> tuple[CompactModel | Generator, str]:
+    try:
+        return load_model(name)
+    except ModelError as error:
+        if "made to generate" not in error.message:
+            raise
+    return load_generator(name)
 
 
 def _shipped() -> list[Entry]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.damage.tone import luma
 from pipeline.restoration.canvas import Canvas, Restored
-from pipeline.restoration.colour import STRIP
+from pipeline.restoration.colour import STRIP, colour_onto
 from pipeline.restoration.others import PictureModel
 from pipeline.restoration.request import Pixels, Request
 from pipeline.restoration.restorer import TILE, Restorer
@@ -70,21 +70,28 @@ class Chain:
         return [self._restored(*pair) for pair in zip(requests, opinions, strict=True)]
 
     def _restored(self, request: Request, opinion: Restored) -> Restored:
-        repaired = self.repairs and opinion.clean < self._undamaged_above
+        colours = request.colourise and opinion.damage.grey and not request.keeps_outside
+        needed = opinion.clean < self._undamaged_above or request.mask is not None or colours
+        repaired = self.repairs and needed
         picture: Pixels = opinion.array if repaired else request.pixels
         mask = opinion.lost if request.mask is None else request.mask
-        scale, seed = 1, _seed(request)
+        scale, seed, drawn = 1, _seed(request), False
         for step in self.steps:
             if step.fills and not mask.any():
                 continue
             there = mask.repeat(scale, 0).repeat(scale, 1) if scale > 1 else mask
             made = step(picture, dataclasses.replace(request, mask=there if there.any() else None), seed)
             picture = made.permute(1, 2, 0).numpy()
-            scale *= step.scale
+            scale, drawn = scale * step.scale, drawn or step.draws
         full = as_floats(picture).clamp(0, 1)
-        if opinion.damage.grey and not request.colourise:
-            full = luma(full[None])[0].expand(3, -1, -1)
-        return self._judged(request, opinion, full, scale)
+        if colours and not repaired:  # others do not give any
+            theirs = torch.from_numpy(opinion.array).permute(2, 0, 1)
+            theirs = F.interpolate(theirs[None], scale_factor=scale, mode="bilinear")[0] if scale > 1 else theirs
+            full = colour_onto(luma(full), theirs)
+        elif opinion.damage.grey and not colours:
+            full = luma(full).expand(3, -1, -1)
+        result = self._judged(request, opinion, full, scale)
+        return dataclasses.replace(result, seed=seed if drawn else None)
 
     def _judged(self, request: Request, opinion: Restored, full: Tensor, scale: int) -> Restored:
         """A result [3, scale * H, scale * W] under what the request forbids, and what the second opinion says of it."""
@@ -109,7 +116,6 @@ class Chain:
             result,
             enlarged=_enlarged(request, result, full, scale) if scale > 1 else None,
             input_error=opinion.mean_error + self._changed(request, opinion),
-            seed=_seed(request) if any(step.draws for step in self.steps) else None,
         )
 
     def _changed(self, request: Request, opinion: Restored) -> float:

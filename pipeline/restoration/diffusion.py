@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -67,8 +68,7 @@ class DiffusionModel(PictureModel):
             image = image.resize(size, Image.Resampling.LANCZOS)
             if self._kind == "diffusers-inpaint":
                 assert request.mask is not None
-                mask = Image.fromarray(request.mask).resize(size, Image.Resampling.NEAREST)
-                given |= {"mask_image": mask, "width": size[0], "height": size[1]}
+                given |= {"mask_image": _smaller(request.mask, size), "width": size[0], "height": size[1]}
             else:
                 given |= {"strength": REDRAWN}
             out = self._pipe(image=image, **given).images[0]
@@ -142,6 +142,13 @@ def _longest(pipe: Any) -> int:
         network = getattr(pipe, "unet", None) or pipe.transformer
         return int(network.config.sample_size) * (1 if hasattr(pipe, "low_res_scheduler") else _step(pipe))
     return LONGEST
+
+
+def _smaller(mask: npt.NDArray[np.bool_], size: tuple[int, int]) -> Image.Image:
+    """A mask at another size (width, height), of which nothing is lost, however thin it is."""
+    planes = torch.from_numpy(mask)[None, None].float()
+    covered = torch.nn.functional.adaptive_max_pool2d(planes, size[::-1])
+    return Image.fromarray((covered[0, 0] > 0).numpy())
 
 
 def _resized(picture: Tensor, size: tuple[int, int]) -> Tensor:

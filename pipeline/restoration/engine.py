@@ -20,6 +20,9 @@ from pipeline.restoration.tiles import Tile, cut
 
 log = logging.getLogger(__name__)
 
+_NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "STATUS_ALLOC_FAILED")
+"""What PyTorch, cuBLAS and cuDNN say in errors that are not `torch.OutOfMemoryError`."""
+
 
 class Job(NamedTuple):
     """A tile to decode."""
@@ -64,8 +67,7 @@ class Engine:
         self._model = model
         self._device = device
         self.batch_pixels = batch_pixels
-        if compiled:
-            model.decoder.compile(dynamic=False)
+        self._is_ready = not compiled
 
     def batch(self, side: int) -> int:
         """How many tiles of this side run together."""
@@ -77,6 +79,9 @@ class Engine:
         Raises:
             RuntimeError: not even a single tile fits into the memory.
         """
+        if not self._is_ready:  # not sooner: every batch that a search tries would be compiled
+            self._model.decoder.compile(dynamic=False)
+            self._is_ready = True
         remaining, before = iter(jobs), None
         while some := list(itertools.islice(remaining, self.batch(side))):
             try:
@@ -120,6 +125,20 @@ class Engine:
             seconds.append(time.perf_counter() - started)
         return count * side**2 / min(seconds) / 1e6
 
+    def speed_within(self, side: int) -> float:
+        """The same in a batch that fits: it is halved where it does not.
+
+        Raises:
+            RuntimeError: not even a single tile fits into the memory.
+        """
+        while True:
+            try:
+                return self.speed(side)
+            except RuntimeError as error:
+                if not out_of_memory(error) or self.batch(side) == 1:
+                    raise
+                self._halve(side)
+
     def _halve(self, side: int) -> None:
         self.batch_pixels = self.batch(side) // 2 * side**2
         log.warning("out of memory: from now on %d tiles of %d pixels run together", self.batch(side), side)
@@ -145,7 +164,7 @@ class Engine:
         done = None
         if self._device.type == "cuda":
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record()
+            done.record(torch.cuda.current_stream(self._device))
         return _Running(jobs, restored, log_error, lost, done)
 
     def _sent(self, tensor: Tensor) -> Tensor:
@@ -157,7 +176,7 @@ class Engine:
 
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether an error of PyTorch says that a device's memory, or the machine's, does not do."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(said in str(error) for said in _NO_MEMORY)
 
 
 def _paint(running: _Running) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from pipeline.errors import ModelError
 from pipeline.restoration.generator import Generator
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import Restorer
-from pipeline.restoration.text import text_encoder
+from pipeline.restoration.text import text_encoder_of
 from pipeline.restoration.weights import load_generator
 
 LARGER = 2
@@ -34,8 +33,15 @@ class Picture(NamedTuple):
 class PictureMaker:
     """Makes small pictures, and larger ones of them by a restorer."""
 
-    def __init__(self, model: Generator, restorer: Restorer, digest: str = "", downloads: bool = False) -> None:
-        """With a restorer for the same captions, on its device.
+    def __init__(
+        self,
+        model: Generator,
+        restorer: Restorer,
+        digest: str = "",
+        text_encoder: str | None = None,
+        downloads: bool = False,
+    ) -> None:
+        """With a restorer for the same captions, on its device; `text_encoder` and `downloads` as for `Restorer`.
 
         Raises:
             ModelError: the generator's text encoder cannot be loaded, or is another than it was trained with.
@@ -45,19 +51,17 @@ class PictureMaker:
         self._device = restorer.device
         self._model = model.eval().to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._restorer = restorer
-        self._text = text_encoder(config.text_encoder, config.text_tokens, self._device, downloads)
-        if config.text_sha256 not in ("", self._text.digest):
-            raise ModelError(f"{self.name} was trained with another text encoder than {self._text.name}")
+        self._text = text_encoder_of(config, self._device, text_encoder, downloads)
 
     @classmethod
-    def from_pretrained(cls, place: str, restorer: Restorer, downloads: bool = False) -> PictureMaker:
-        """Load a generator by a shipped name, from a folder or a URI.
+    def from_pretrained(cls, place: str, restorer: Restorer, **options: Any) -> PictureMaker:
+        """Load a generator from a folder or a URI; `options` as for `PictureMaker`.
 
         Raises:
             ModelError: there is none, or it cannot be loaded.
         """
         model, digest = load_generator(place)
-        return cls(model, restorer, digest, downloads)
+        return cls(model, restorer, digest, **options)
 
     def __call__(self, captions: Sequence[str], seeds: Sequence[int]) -> list[Picture]:
         """A picture of each caption; it follows from caption and seed alone."""

@@ -53,15 +53,17 @@ def load_restorer(
     return Chain(judge, [other_model(name, judge.device) for name in others], bool(first), undamaged_above)
 
 
-def picture_maker(place: str, restorer: Restorer, downloads: bool = False) -> Maker:
+def picture_maker(place: str, restorer: Restorer, **options: Any) -> Maker:
     """What makes pictures of captions: a model of ours, or `diffusers:FOLDER` with any text-to-image pipeline.
+
+    `options` are those of `PictureMaker`.
 
     Raises:
         ModelError: there is none, or it cannot be loaded.
         RecipeError: a package is missing.
     """
     if not place.startswith(DIFFUSERS):
-        return PictureMaker.from_pretrained(place, restorer, downloads)
+        return PictureMaker.from_pretrained(place, restorer, **options)
     from pipeline.restoration.diffusion import DiffusionMaker  # takes a while
 
     return DiffusionMaker(here("diffusers", place.removeprefix(DIFFUSERS)), restorer)

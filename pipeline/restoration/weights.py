@@ -15,8 +15,10 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
+from pipeline.imaging.cells import redacted
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.generator import Generator, GeneratorConfig
+from pipeline.restoration.local import local_copy, said
 from pipeline.restoration.model import CompactModel
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -59,10 +61,11 @@ def load_generator(place: str | Path) -> tuple[Generator, str]:
 def _loaded(place: str | Path, task: str, build: Callable[[str], Network]) -> tuple[Network, str]:
     root = str(SHIPPED / str(place)) if str(place) in shipped_models() else str(place)
     try:
-        content = {name: read_file(f"{root.rstrip('/')}/{name}") for name in FILES}
+        folder = local_copy(root, FILES)
+        content = {name: (folder / name).read_bytes() for name in FILES}
     except Exception as error:  # a driver that is missing, a scheme unknown, or what a store raises
         raise ModelError(
-            f"no model at {root!r} ({type(error).__name__}: {str(error)[:200]}); "
+            f"no model at {redacted(root)!r} ({said(error)}); "
             f"give a folder or URI that holds {' and '.join(FILES)}, "
             f"or one of the shipped models: {', '.join(shipped_models()) or 'none'}"
         ) from error

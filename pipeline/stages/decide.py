@@ -83,7 +83,7 @@ class DecideStage:
             read_cell(value, column.type, self.image_column, self.fetch), row
         )
         return written | {
-            **dict.fromkeys(("encoding_psnr", "digital_source", "change_mask")),
+            **dict.fromkeys(("encoding_psnr", "digital_source", "change_mask", "seed")),
             "actions": [],
             "image_pixels_sha256": row["source_pixels_sha256"],
             "image_layout": row["source_layout"],
@@ -97,13 +97,16 @@ class DecideStage:
         if sha256 != row["source_sha256"]:
             raise UnreadableImage(ANOTHER)
         limits = self.recipe.limits
-        format = decode_image(data, limits.max_megapixels, limits.max_image_mb).format
+        original = decode_image(data, limits.max_megapixels, limits.max_image_mb)
+        format, (height, width) = original.format, original.size
         uri = self.publish(data, sha256, ending(format)) if self.publish else None
         return {
             "image": data if uri is None else None,
             "image_uri": uri,
             "image_bytes": len(data),
             "image_format": format,
+            "image_height": height,
+            "image_width": width,
         }
 
     def _large(self, value: Any, row: Row) -> Row | None:

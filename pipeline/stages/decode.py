@@ -18,6 +18,7 @@ from pipeline.errors import (
     StoreUnavailable,
     UnreadableImage,
     UnsupportedColumn,
+    UnsupportedImage,
 )
 from pipeline.imaging.cells import Fetch, holds_images, is_empty, read_cell, shown, uri_in, uri_of
 from pipeline.imaging.decode import check_size, decode_image, rgb
@@ -36,6 +37,8 @@ REFERENCE_SIDE = 512
 """References are only seen as thumbnails; larger ones are shrunk to this longest side in pixels at once."""
 
 
+MADE = 1_000_000
+"""What a row counts whose picture is to be made, in bytes: that takes as long as to restore some of a megapixel."""
 FIRST = 8
 """By how much the first table is smaller than the largest."""
 
@@ -66,6 +69,7 @@ class DecodeStage:
             row = self._row(table, index) | {"source_row": _cell(table, ROW_KEY, index)}
             rows.append(row)
             size += len(row.get("pixels") or b"") + len(row.get("file") or b"")
+            size += MADE if row.get("lost") else 0
             if size >= now:
                 yield self._table(table.slice(start, len(rows)), rows)
                 start, rows, size, now = index + 1, [], 0, min(limit, 2 * now)
@@ -104,9 +108,11 @@ class DecodeStage:
             self._image(table, index, row)
         except (MissingImage, UnreadableImage) as error:
             caption = as_caption(_cell(table, self.columns.caption, index))
-            if self.recipe.restoration.lost != "generate" or not caption:
+            intact = isinstance(error, UnsupportedImage)
+            if self.recipe.restoration.lost != "generate" or not caption or intact:
                 raise
-            told = f"generate {_cell(table, ROW_KEY, index)} {caption}"
+            name = _cell(table, self.columns.id, index)
+            told = f"generate {_cell(table, ROW_KEY, index) if name is None else name} {caption}"
             row |= {"lost": error.message, "caption": caption, "notes": []}
             row["inputs_sha256"] = hashlib.sha256(told.encode()).hexdigest()
             return True

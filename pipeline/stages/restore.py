@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from pipeline import __version__
-from pipeline.errors import PermanentRowError, RowError
+from pipeline.errors import ImageTooLarge, PermanentRowError, RowError
 from pipeline.imaging.working import eight_bits
 from pipeline.imaging.xmp import GENERATED
 from pipeline.quality.appraise import Appraiser, Case, Verdict
@@ -79,8 +79,8 @@ class RestoreStage:
             text_encoder=options.text_encoder,
             downloads=options.downloads,
         )
-        self._restorer.tune(options.tile, recipe.resources.decoder_mb)
-        self._settings = recipe.result_digest()
+        tile = self._restorer.tune(options.tile, recipe.resources.decoder_mb).tile
+        self._settings = recipe.result_digest() + (f" {tile}" if options.tile == "auto" else "")
         self._made_by = {
             "model": self._restorer.name,
             "model_sha256": self._restorer.digest,
@@ -91,7 +91,7 @@ class RestoreStage:
         self._maker: Maker | None = None
         if options.lost == "generate":
             compact = self._restorer.judge if isinstance(self._restorer, Chain) else self._restorer
-            self._maker = picture_maker(options.generator, compact, options.downloads)
+            self._maker = picture_maker(options.generator or "", compact, downloads=options.downloads)
         self._decisions = decisions or {}
         self._appraiser = Appraiser(recipe, self._restorer.device)
         self._large = None
@@ -112,6 +112,9 @@ class RestoreStage:
         rows = [{name: cell[name] for name in RESTORED.names if name in cell} for cell in cells]
         for index in good:
             rows[index]["pixels"] = None
+        for index in [index for index in good if self._too_large(cells[index])]:
+            rows[index] |= failure("restore", ImageTooLarge(self._too_large(cells[index])))
+            good.remove(index)
         for index, answer in zip(good, self._restore([cells[index] for index in good]), strict=True):
             rows[index] |= answer
         for index in large:
@@ -152,6 +155,14 @@ class RestoreStage:
             answer = _answer(request, case, verdict, cell["channels"]) | seconds
             answers.append(answer | {"result_id": self._result_id(cell), "restored_at": now})
         return answers
+
+    def _too_large(self, cell: Row) -> str:
+        """What is wrong with the size that a result would have; empty: nothing."""
+        scale, most = self._restorer.scale, self._recipe.limits.max_result_megapixels
+        megapixels = cell["height"] * cell["width"] * scale**2 / 1e6
+        if scale == 1 or megapixels <= most:
+            return ""
+        return f"enlarged {scale} times it has {megapixels:.0f} MP, more than limits.max_result_megapixels ({most:g})"
 
     def _generated(self, cells: Sequence[Row]) -> list[Row]:
         """Pictures of captions in place of images that are lost; if that fails, one by one."""

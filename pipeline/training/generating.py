@@ -103,7 +103,12 @@ class Generating:
 
     def identity(self) -> dict[str, Any]:
         """See `Task`."""
-        return {"config": repr(self.model.config), "photos": len(self._photos)}
+        return {
+            "config": repr(self.model.config),
+            "photos": len(self._photos),
+            "pixels": sum(photo.pixels.numel() for photo in self._photos),
+            "captions": sum(len(caption) for photo in self._photos for caption in photo.captions),
+        }
 
 
 def train_generator(

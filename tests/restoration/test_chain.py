@@ -222,3 +222,30 @@ def test_what_cannot_be_loaded_is_named(swin2sr: Path, tmp_path: Path) -> None:
         check_models("swin2sr:nowhere")
     assert isinstance(load_restorer([f"swin2sr:{swin2sr}"], "cpu"), Chain)
     assert isinstance(load_restorer(["compact"], "cpu"), Restorer)
+
+
+def test_what_a_mask_asks_for_is_done_ahead_of_the_others_even_if_the_rest_is_undamaged(
+    judge: Restorer, photo: np.ndarray
+) -> None:
+    mask = np.zeros(photo.shape[:2], bool)
+    mask[40:90, 30:120] = True
+    hidden = photo.copy()
+    hidden[mask] = 0
+    step = Fixed(as_floats(photo))
+    Chain(judge, [step], True, undamaged_above=0.0).restore_batch([Request(hidden, mask=mask)])
+    assert not np.array_equal(step.picture[mask], hidden[mask])
+
+
+@pytest.mark.parametrize("repairs", [True, False])
+def test_a_grey_picture_gets_its_colours_whoever_restores_it(judge: Restorer, photo: np.ndarray, repairs: bool) -> None:
+    grey = np.repeat(photo.mean(2, keepdims=True).astype(np.uint8), 3, axis=2)
+    chain = Chain(judge, [Blur(2)], repairs, undamaged_above=0.0)
+    result = chain.restore_batch([Request(grey, caption="a brown bear", colourise=True)])[0]
+    assert result.enlarged is not None
+    for array in (result.array, result.enlarged):
+        assert np.abs(array[..., 0] - array[..., 2]).max() > 0.02
+    mask = np.zeros(photo.shape[:2], bool)
+    mask[40:90, 30:120] = True
+    masked = chain.restore_batch([Request(grey, mask=mask, colourise=True)])[0]
+    assert masked.enlarged is not None
+    assert np.abs(masked.enlarged[..., 0] - masked.enlarged[..., 2]).max() < 1e-5

@@ -12,6 +12,7 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pipeline.errors import ModelError
+from pipeline.restoration.diffusion import _smaller
 from pipeline.restoration.loading import check_generator, check_models, load_restorer, picture_maker
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import Restorer
@@ -80,7 +81,14 @@ def test_only_what_a_mask_covers_is_filled(folder: Path) -> None:
     assert np.array_equal(one.array, same.array) and one.seed == same.seed is not None
     assert not np.array_equal(one.array, other.array) and one.seed != other.seed
     whole = chain.restore_batch([Request(picture, mask=np.zeros_like(mask))])[0]
-    assert np.array_equal(whole.pixels, picture)  # nothing to fill, and it is not asked
+    assert np.array_equal(whole.pixels, picture) and whole.seed is None  # nothing to fill, and it is not asked
+
+
+def test_the_thinnest_scratch_stays_in_a_smaller_mask() -> None:
+    mask = np.zeros((900, 1300), bool)
+    mask[:, 700] = mask[450] = True
+    small = np.asarray(_smaller(mask, (64, 48)))
+    assert small.shape == (48, 64) and small.any(0).all() and small.any(1).all() and small.mean() < 0.1
 
 
 def test_pictures_are_redrawn_at_their_size(folder: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -36,7 +39,7 @@ from pipeline.restoration import local
 from pipeline.restoration.assembly import assemble
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.request import Request
-from pipeline.restoration.text import MINILM, TransformersEncoder, minilm_folder, text_encoder
+from pipeline.restoration.text import MINILM, TransformersEncoder, minilm_folder, text_encoder, text_encoder_of
 from tests.conftest import noise
 
 CPU = torch.device("cpu")
@@ -272,6 +275,34 @@ def test_another_text_encoder_than_in_training_is_refused(places: dict[str, str]
         Restorer.from_pretrained(tmp_path / "model", device="cpu", text_encoder=str(moved))
 
 
+def test_weights_of_another_model_are_refused(places: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    shutil.copytree(places["BERT"], folder)
+    save_file({"something.else": torch.zeros(3)}, folder / "model.safetensors")
+    with pytest.raises(ModelError, match="another model"):
+        text_encoder(str(folder), 8, CPU)
+    shutil.copytree(places["ResNet"], tmp_path / "backbone")
+    save_file({"something.else": torch.zeros(3)}, tmp_path / "backbone/model.safetensors")
+    with pytest.raises(ModelError, match="another model"):
+        assemble(MINILM, str(tmp_path / "backbone"), sizes=SIZES)
+
+
+def test_names_in_a_store_that_lead_elsewhere_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    store = fsspec.filesystem("memory")
+    found = {"/evil/../../escaped": {"type": "file", "size": 1}}
+    monkeypatch.setattr(type(store), "find", lambda *args, **more: found)
+    with pytest.raises(ValueError, match="lead elsewhere"):
+        local.local_copy("memory://evil")
+    assert not list(tmp_path.rglob("escaped"))
+
+
+def test_an_address_in_a_models_config_is_not_followed_unasked(tmp_path: Path) -> None:
+    config = dataclasses.replace(SIZES, text_encoder="https://example.com/vectors.bin")
+    with pytest.raises(ModelError, match="downloads"):
+        text_encoder_of(config, CPU)
+
+
 def test_a_config_with_another_mapping_is_refused(tmp_path: Path) -> None:
     dataclasses.replace(SIZES, mapping="guessing").save(tmp_path)
     with pytest.raises(ValueError, match="guessing"):
@@ -281,8 +312,6 @@ def test_a_config_with_another_mapping_is_refused(tmp_path: Path) -> None:
 def test_what_lies_in_a_store_is_copied_once(
     places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import fsspec
-
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     store = fsspec.filesystem("memory")
     store.put(places["BERT"], "/models/bert", recursive=True)

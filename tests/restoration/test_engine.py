@@ -133,6 +133,19 @@ def test_a_larger_batch_must_be_worth_it_and_fit(cache: Path, monkeypatch: pytes
     assert restorer.tile == 560  # though it does not fit: then it runs alone
 
 
+def test_after_the_first_batch_does_not_fit_the_smallest_is_taken(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    restorer = Restorer.from_pretrained(device="cpu")
+    only_fits(monkeypatch, restorer, 0, torch.OutOfMemoryError("CUDA out of memory"))
+    assert restorer.tune().batch_pixels == 272**2
+
+
+def test_the_bare_speed_is_measured_in_a_batch_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    restorer = Restorer.from_pretrained(device="cpu", tile=272)
+    restorer._engine.batch_pixels = 4 * 272**2
+    asked = only_fits(monkeypatch, restorer, 1, RuntimeError("CUDNN_STATUS_ALLOC_FAILED"))
+    assert restorer.bare_speed() > 0 and asked[:3] == [4, 2, 1]
+
+
 def test_a_batch_that_runs_out_of_memory_is_not_taken(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     restorer = Restorer.from_pretrained(device="cpu")
     only_fits(monkeypatch, restorer, 1, torch.OutOfMemoryError("CUDA out of memory"))

@@ -75,6 +75,19 @@ def test_pictures_follow_from_row_and_caption(generator: Path) -> None:
     assert one[0]["image"] != one[1]["image"]
 
 
+def test_a_whole_image_of_a_sort_that_is_not_read_is_not_lost(generator: Path) -> None:
+    heic = b"\0\0\0\x18ftypheic" + bytes(100)
+    (row,) = through(recipe_for(generator), [heic], ["a red dog"])
+    assert (row["status"], row["error_type"]) == ("failed", "UnsupportedImage")
+
+
+def test_many_lost_images_come_in_several_tables(generator: Path) -> None:
+    recipe = recipe_for(generator, "resources.block_mb=8")
+    table = pa.table({"id": [str(n) for n in range(40)], "image": [None] * 40, "caption": ["a dog"] * 40})
+    tables = list(DecodeStage(recipe, recipe.columns, PASSED, lambda uri: b"")(table))
+    assert len(tables) > 4 and sum(one.num_rows for one in tables) == 40
+
+
 def test_by_default_a_lost_image_fails() -> None:
     rows = through(Recipe(), [None, b"no image"], ["a red dog", "a red dog"])
     assert [row["error_type"] for row in rows] == ["MissingImage", "UnreadableImage"]
