@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "measure a model under the field's protocols",
     "damage": "make a damaged archive, with its truth, from undamaged images",
     "models": "show what there is to restore with, and what each can do",
+    "runs": "tell what the runs of an output have done",
     "report": "write summary and report of a finished run again",
     "review": "serve a page on which a person decides about the rows marked review",
 }

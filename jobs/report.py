@@ -63,16 +63,25 @@ def output_at(place: str, options: Sequence[str]) -> tuple[Output, Recipe]:
     Raises:
         OutputError: there is none.
     """
+    output = bare_output_at(place, options)
+    recipe = parse_recipe(output.recipe())
+    storage = output.settings.storage or recipe.output.storage
+    return open_output(output.uri, recipe.output.model_copy(update={"storage": storage})), recipe
+
+
+def bare_output_at(place: str, options: Sequence[str]) -> Output:
+    """The same without its recipe: enough for what stands beside the table.
+
+    Raises:
+        OutputError: there is none.
+    """
     settings = load_recipe(overrides=options).output
     output = open_output(place, settings)
     if output.run() is None and place.rstrip("/").endswith("/data"):
-        place = place.rstrip("/").removesuffix("/data")
-        output = open_output(place, settings)
+        output = open_output(place.rstrip("/").removesuffix("/data"), settings)
     if output.run() is None:
         raise OutputError(f"{redacted(place)} holds no finished run; give what --output was")
-    recipe = parse_recipe(output.recipe())
-    storage = settings.storage or recipe.output.storage
-    return open_output(place, recipe.output.model_copy(update={"storage": storage})), recipe
+    return output
 
 
 if __name__ == "__main__":

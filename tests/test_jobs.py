@@ -122,3 +122,26 @@ def test_models_are_listed_and_shown(capsys: pytest.CaptureFixture[str], tmp_pat
     assert "# compact" in shown and "decoder_widths" in shown and "sha256" in shown
     for words in (["show"], ["show", str(tmp_path)], ["show", f"swin2sr:{tmp_path}"]):
         assert main(["models", *words]) == 2
+
+
+def test_runs_of_an_output_are_told(write_table: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    for run, rows in (("20260101T000000Z-aaaaaa", 3), ("20260102T030405Z-bbbbbb", 5)):
+        (out / "reports" / run).mkdir(parents=True)
+        summary = {"rows": rows, "by_status": {"restored": rows}, "megapixels": 1.5, "seconds": 12.34, "speed": 0.5}
+        (out / "reports" / run / "summary.json").write_text(json.dumps(summary))
+    (out / "state").mkdir()
+    last = {"run_id": "20260103T000000Z-cccccc", "state": "running", "generation": 0}
+    (out / "state/run.json").write_text(json.dumps(last))
+    assert main(["runs", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == [
+        "20260101T000000Z-aaaaaa",
+        "20260102T030405Z-bbbbbb",
+        "20260103T000000Z-cccccc",
+    ]
+    assert "2026-01-02 03:04:05 UTC" in lines[2] and "restored=5" in lines[2] and "not finished" in lines[3]
+    assert main(["runs", str(out), "--json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert told[1]["rows"] == 5 and told[1]["statuses"] == {"restored": 5} and told[2]["state"] == "not finished"
+    assert main(["runs", str(tmp_path / "nowhere")]) == 2

@@ -200,6 +200,10 @@ class Output:
         last = self.run()
         if last is not None and last["run_id"] == run_id:
             return dict(last.get("measured", {}))
+        return self.summary(run_id)
+
+    def summary(self, run_id: str) -> dict[str, Any]:
+        """What a run has left as its `summary.json`; empty if there is none."""
         with explained(self.uri, OutputError):
             try:
                 summary = json.loads(self.store.cat_file(join(self.root, f"{REPORTS}/{run_id}/summary.json")))

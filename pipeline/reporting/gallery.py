@@ -25,7 +25,7 @@ PICTURES_MB = 9.0
 _SMALL = 200
 """Longest side in pixels to which pictures shrink that would not fit."""
 
-TAKEN = ("restored", "review", "generated")
+TAKEN = ("restored", "review")
 
 
 def _gain(row: Row) -> float | None:
@@ -51,6 +51,7 @@ GROUPS: dict[str, Callable[[Row], float | None]] = {
     "worst": _of_taken(_worst),
     "uncertain": _of_taken(lambda row: None if row["expected_psnr"] is None else -row["expected_psnr"]),
     "changed most": _of_taken(lambda row: None if row["change_psnr"] is None else -row["change_psnr"]),
+    "generated": lambda row: 0.0 if row["status"] == "generated" else None,
     "kept, nearly restored": lambda row: row["expected_gain"] if row["status"] == "kept" else None,
 }
 """Why a row is shown: the highest values are. `random` rows come on top."""

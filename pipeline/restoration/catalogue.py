@@ -110,7 +110,7 @@ def describe(name: str) -> str:
     """
     if is_other(name):
         return _other(name)
-    parts = [entry for entry in entries() if entry.name == name and entry.kind != "model"]
+    parts = [entry for entry in entries() if entry.name == name and name not in shipped_models()]
     if parts:
         return "\n\n".join(
             "\n".join(f"{field:<8} {value}" for field, value in entry._asdict().items() if value) for entry in parts

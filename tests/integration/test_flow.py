@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 from PIL import Image
+from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 
 from jobs.cli import main
 from pipeline import flow
@@ -23,6 +25,8 @@ from pipeline.errors import ConservatorError, RecipeError, SourceError
 from pipeline.lake.reader import plan_parts
 from pipeline.plan import prepare
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.restoration.generator import Generator, GeneratorConfig
+from pipeline.restoration.weights import save_model
 from pipeline.schema import OUTPUT
 from tests.conftest import ROOT, encoded, noise
 
@@ -51,6 +55,7 @@ def test_the_sample_archive_comes_back_better(tmp_path: Path) -> None:
     assert sorted(row["id"] for row in rows) == sorted(source["id"].to_pylist())
     assert summary.scores["psnr_after"] > summary.scores["psnr_before"] + 2
     assert summary.speed and summary.bare_speed and summary.device == "cpu"
+    assert summary.first_seconds and 0 < summary.first_seconds < summary.seconds
     assert summary.worse == 0
     originals = {row["id"]: row for row in source.to_pylist()}
     for row in rows:
@@ -66,6 +71,29 @@ def test_the_sample_archive_comes_back_better(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert all(row["id"] in page for row in rows if row["status"] == "restored")
     assert 'src="http' not in page
+
+
+def test_lost_images_are_made_up_enlarged_ones_are_larger_and_both_are_in_the_report(
+    write_table: Write, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"side": 32, "widths": (16, 24), "blocks": 1, "width": 32, "heads": 2}
+    save_model(Generator(GeneratorConfig(name="tiny", **sizes)), tmp_path / "generator", "a card")
+    small = {"image_size": 64, "embed_dim": 24, "depths": [2], "num_heads": [2], "window_size": 8, "upscale": 2}
+    Swin2SRForImageSuperResolution(Swin2SRConfig(**small)).save_pretrained(tmp_path / "swin")
+    images = [None, b"no image", encoded(noise(40, 50)), None]
+    captions = ["a red dog", "an old town", "blots", ""]
+    write_table([{"id": f"{n}", "image": images[n], "caption": captions[n]} for n in range(4)])
+    chain = f"restoration.model=[compact, 'swin2sr:{tmp_path / 'swin'}']"
+    maker = f"restoration.generator={tmp_path / 'generator'}"
+    recipe = recipe_of(tmp_path / "source", tmp_path / "out", "restoration.lost=generate", maker, chain)
+    summary = flow.restore(prepare(recipe))
+    rows = sorted(table_of(tmp_path / "out"), key=lambda row: str(row["id"]))
+    assert [row["status"] for row in rows][:2] == ["generated"] * 2 and rows[3]["status"] == "failed"
+    assert summary.by_status["generated"] == 2 and summary.rows == 4
+    assert (rows[2]["image_height"], rows[2]["image_width"]) == (80, 100)
+    page = (tmp_path / "out/report.html").read_text()
+    assert "made of its caption" in page and page.count('class="compare alone"') == 2
 
 
 def mixed_rows(count: int = 24) -> list[dict[str, Any]]:

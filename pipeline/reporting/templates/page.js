@@ -1,5 +1,5 @@
 "use strict";
-for (const compare of document.querySelectorAll(".compare")) {
+for (const compare of document.querySelectorAll(".compare:not(.alone)")) {
   const input = compare.querySelector("input");
   const move = () => {
     compare.style.setProperty("--at", input.value + "%");

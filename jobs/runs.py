@@ -1,0 +1,71 @@
+"""runs: tell what the runs of an output have done: when, rows, time, speed, failures."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+from typing import Any
+
+from jobs.console import OK, main
+from jobs.report import add_place, bare_output_at
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    add_place(parser)
+    parser.add_argument("--json", action="store_true", help="a JSON object a run and line")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print a line a run, oldest first."""
+    output = bare_output_at(arguments.output, arguments.set)
+    last = output.run() or {}
+    found = [_told(run_id, output.summary(run_id)) for run_id in output.runs()]
+    if last.get("state") == "running":  # or killed
+        found.append({"run": last["run_id"], "began": _began(last["run_id"]), "state": "not finished"})
+    if arguments.json:
+        for one in found:
+            print(json.dumps(one))
+        return OK
+    columns = ("run", "began", "state", "rows", "statuses", "MP", "seconds", "MP/s", "device")
+    rows = [columns, *(tuple(_shown(one.get(name)) for name in columns) for one in found)]
+    wide = [max(len(row[place]) for row in rows) for place in range(len(columns))]
+    for row in rows:
+        print("  ".join(f"{value:<{width}}" for value, width in zip(row, wide, strict=True)).rstrip())
+    return OK
+
+
+def _told(run_id: str, summary: dict[str, Any]) -> dict[str, Any]:
+    speed = summary.get("speed")
+    return {
+        "run": run_id,
+        "began": _began(run_id),
+        "state": "finished" if summary else "unknown",
+        "rows": summary.get("rows"),
+        "statuses": summary.get("by_status"),
+        "failures": summary.get("failures"),
+        "MP": None if summary.get("megapixels") is None else round(summary["megapixels"], 2),
+        "seconds": None if summary.get("seconds") is None else round(summary["seconds"], 1),
+        "MP/s": None if speed is None else round(speed, 3),
+        "device": summary.get("device") or None,
+    }
+
+
+def _began(run_id: str) -> str | None:
+    try:
+        began = datetime.datetime.strptime(run_id.split("-")[0], "%Y%m%dT%H%M%SZ")
+    except ValueError:
+        return None
+    return began.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name}={count}" for name, count in value.items())
+    return "-" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.modules[__name__]))
