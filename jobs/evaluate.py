@@ -11,9 +11,9 @@ from pathlib import PurePosixPath
 from jobs.console import OK, local_folder, main, positive
 from pipeline.errors import SourceError
 from pipeline.evaluation.tables import PUBLISHED
-from pipeline.imaging.cells import redacted
 from pipeline.imaging.tables import ImageTable
 from pipeline.lake.tables import open_tables
+from pipeline.redaction import redacted
 
 log = logging.getLogger(__name__)
 

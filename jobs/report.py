@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from jobs.console import OK, main
 from pipeline.errors import OutputError
-from pipeline.imaging.cells import redacted
 from pipeline.lake.output import REPORTS, Output, open_output
 from pipeline.recipe import Recipe, load_recipe, parse_recipe
+from pipeline.redaction import redacted
 from pipeline.reporting.summary import Summary, as_text
 from pipeline.reporting.survey import survey
 

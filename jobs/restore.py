@@ -8,8 +8,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from jobs.console import FAILED_ROWS, OK, amount, duration, main
-from pipeline.imaging.cells import redacted
 from pipeline.recipe import load_recipe, ready_made
+from pipeline.redaction import redacted
 
 if TYPE_CHECKING:
     from pipeline.drain import Drain

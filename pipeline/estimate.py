@@ -11,10 +11,10 @@ import pyarrow as pa
 import torch
 
 from pipeline.errors import RecipeError
-from pipeline.imaging.cells import redacted
 from pipeline.lake.reader import plan_parts
 from pipeline.plan import Run
 from pipeline.recipe import shown_model
+from pipeline.redaction import redacted
 from pipeline.schema import INTERNAL
 from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage

@@ -22,7 +22,6 @@ from ray.data.checkpoint import CheckpointConfig
 from pipeline.cluster import device_of
 from pipeline.drain import Drain
 from pipeline.errors import ConservatorError, Interrupted, OutputError, RunError, Stopped
-from pipeline.imaging.cells import redacted, without_secrets
 from pipeline.lake.attempts import Attempts, GaveUp
 from pipeline.lake.commits import Committer, Input
 from pipeline.lake.interval import Interval
@@ -34,6 +33,7 @@ from pipeline.lake.table import Table
 from pipeline.plan import Retry, Run, partitions, plan
 from pipeline.progress import Tally
 from pipeline.recipe import Recipe
+from pipeline.redaction import redacted, without_secrets
 from pipeline.reporting.page import render
 from pipeline.reporting.summary import Summary
 from pipeline.reporting.survey import Survey, survey

@@ -17,7 +17,6 @@ import pyarrow as pa
 import torch
 
 from pipeline.errors import OutputError, RecipeError, SourceError, transient_errors
-from pipeline.imaging.cells import redacted
 from pipeline.imaging.signing import Credentials, load_credentials
 from pipeline.lake.commits import Exchange
 from pipeline.lake.decisions import Reviewed
@@ -34,6 +33,7 @@ from pipeline.lake.table import PARTITION, Table, fitted, storable
 from pipeline.quality.appraise import Appraiser
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
+from pipeline.redaction import redacted
 from pipeline.restoration.loading import check_generator, check_models
 from pipeline.schema import OUTPUT
 from pipeline.stages.decode import DecodeStage

@@ -16,11 +16,11 @@ from urllib.parse import parse_qs, urlsplit
 import pyarrow.dataset as pads
 
 from pipeline.errors import ConservatorError, OutputError
-from pipeline.imaging.cells import redacted
 from pipeline.lake.decisions import DECISIONS, Reviewed
 from pipeline.lake.output import Output
 from pipeline.lake.places import explained
 from pipeline.recipe import Recipe
+from pipeline.redaction import redacted
 from pipeline.reporting.gallery import as_rows, fit_pictures, read_rows
 from pipeline.reporting.page import describe, page, shown_columns
 

@@ -10,12 +10,10 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from pipeline.errors import MissingImage, UnsupportedColumn
+from pipeline.redaction import redacted
 
 IMAGE_TYPES = "images are bytes, URIs (string), or a struct with 'bytes' and 'path'"
 
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,20}://[^\s'\"<>]+")
-LONGEST_MESSAGE = 4000
-"""Characters of what a library says that are shown."""
 _SIGNATURE = re.compile(
     r"(x-amz-|x-goog-|x-oss-|(aws|google)access|signature=|sig=|expires=|token=|key-pair-id=|policy=|s[evprt]=|skoid=|sktid=)",
     re.IGNORECASE,
@@ -86,28 +84,6 @@ def shown(uri: str) -> str:
     """A URI from a cell as it may stand in messages and tables; one that is too long to be one is cut."""
     text = redacted(uri)
     return text if len(text) <= LONGEST_URI else f"{text[:40]}… ({len(text)} characters)"
-
-
-def redacted(uri: str) -> str:
-    """A URI without user name, password or query, as it may stand in messages and tables."""
-    try:
-        parts = urlsplit(uri)
-    except ValueError:  # no address has such brackets
-        return f"{uri.partition('://')[0]}://…"
-    if "://" not in uri or ("@" not in parts.netloc and not parts.query):
-        return uri
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def without_secrets(text: str) -> str:
-    """What a library said, with every URL in it redacted."""
-
-    def shown(found: re.Match[str]) -> str:
-        url = found.group()
-        bare = url.rstrip(")],;:.")
-        return redacted(bare) + url[len(bare) :]
-
-    return _URL.sub(shown, text[:LONGEST_MESSAGE])
 
 
 def unsigned(uri: str) -> str:

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
-from pipeline.imaging.cells import redacted
 from pipeline.lake.places import explained, join, make_folder, names_in, put
+from pipeline.redaction import redacted
 
 SCHEMA = pa.schema(
     [

@@ -15,10 +15,11 @@ import fsspec
 from fsspec.utils import get_protocol
 
 from pipeline.errors import ForbiddenURI, StoreUnavailable, UnreadableImage
-from pipeline.imaging.cells import LONGEST_URI, redacted, shown, without_secrets
+from pipeline.imaging.cells import LONGEST_URI, shown
 from pipeline.lake.attempts import Attempts, GaveUp
 from pipeline.lake.places import local_path, open_store
 from pipeline.lake.storage import Options, for_fsspec
+from pipeline.redaction import redacted, without_secrets
 
 Content = TypeVar("Content")
 

@@ -16,10 +16,10 @@ import pyarrow as pa
 from fsspec.utils import get_protocol, glob_translate
 
 from pipeline.errors import SourceError
-from pipeline.imaging.cells import redacted
 from pipeline.lake.inputs import Found
 from pipeline.lake.places import explained, is_local, open_store
 from pipeline.lake.table import partitions_of
+from pipeline.redaction import redacted
 
 log = logging.getLogger(__name__)
 

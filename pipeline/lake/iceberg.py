@@ -17,12 +17,12 @@ from pyiceberg.table import TableProperties
 from pyiceberg.table.update.schema import UpdateSchema
 
 from pipeline.errors import OutputError
-from pipeline.imaging.cells import redacted
 from pipeline.lake.places import as_uri, is_local, join, put
 from pipeline.lake.rewriting import rewrite
 from pipeline.lake.snapshots import newest_metadata
 from pipeline.lake.storage import Options, open_catalog
 from pipeline.lake.table import Commit, DataFile, Removal, plain
+from pipeline.redaction import redacted
 
 NUMBER = "conservator.commit"
 """The table property that holds the number of the last commit; it changes in the same step as the files."""

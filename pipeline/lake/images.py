@@ -9,10 +9,10 @@ from pathlib import Path
 import fsspec
 
 from pipeline.errors import StoreUnavailable
-from pipeline.imaging.cells import redacted, without_secrets
 from pipeline.lake.attempts import Attempts, GaveUp
 from pipeline.lake.places import as_uri, make_folder, open_store, put, put_file
 from pipeline.lake.storage import Options
+from pipeline.redaction import redacted, without_secrets
 
 
 @dataclasses.dataclass(frozen=True)

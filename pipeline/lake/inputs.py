@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError
-from pipeline.imaging.cells import redacted, unsigned
+from pipeline.imaging.cells import unsigned
 from pipeline.lake.ledger import InputFile
 from pipeline.lake.places import explained
+from pipeline.redaction import redacted
 
 _UUID = "arrow.uuid"
 

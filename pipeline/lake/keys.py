@@ -23,10 +23,10 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipeline.errors import RecipeError, SourceError
-from pipeline.imaging.cells import redacted
 from pipeline.lake.filters import Filters, are_numbers, as_expression
 from pipeline.lake.inputs import ImageFile, ParquetFile, SourceFile, broken, readable, readable_type
 from pipeline.lake.places import explained
+from pipeline.redaction import redacted
 
 READERS = 16
 """Files whose keys are read at a time."""

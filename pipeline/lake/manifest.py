@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import OutputError
-from pipeline.imaging.cells import redacted
 from pipeline.lake.places import as_uri, join, make_folder, names_in, put, put_new
 from pipeline.lake.rewriting import rewrite
 from pipeline.lake.table import Commit, DataFile, Removal, read_schema, schema_text
+from pipeline.redaction import redacted
 
 FOLDER = "_manifest"
 HIVE = "_symlink_format_manifest/manifest"

@@ -26,7 +26,6 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from pipeline.errors import OutputError, SourceError
-from pipeline.imaging.cells import redacted
 from pipeline.lake.decisions import Decisions
 from pipeline.lake.images import ImageWriter
 from pipeline.lake.intents import Intents
@@ -41,6 +40,7 @@ from pipeline.lake.storage import resolved
 from pipeline.lake.table import Table, plain
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Output as Settings
+from pipeline.redaction import redacted
 from pipeline.schema import OUTPUT
 
 _OURS = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}_")

@@ -16,12 +16,12 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.errors import SourceError
-from pipeline.imaging.cells import redacted
 from pipeline.lake.find import CAPTIONS, Files
 from pipeline.lake.inputs import ImageFile
 from pipeline.lake.places import explained, join, open_store
 from pipeline.lake.storage import Options
 from pipeline.recipe import Columns
+from pipeline.redaction import redacted
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from fsspec.core import url_to_fs
 from fsspec.utils import get_protocol
 
 from pipeline.errors import ConservatorError, OutputError, SourceError
-from pipeline.imaging.cells import redacted, without_secrets
 from pipeline.lake.storage import Options, for_fsspec
+from pipeline.redaction import redacted, without_secrets
 
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az", "oci", "oss"}
 """Schemes of stores without folders."""

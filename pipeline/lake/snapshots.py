@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError
-from pipeline.imaging.cells import redacted
 from pipeline.lake.find import Files
 from pipeline.lake.inputs import Found
 from pipeline.lake.places import as_uri, explained, is_local, join, names_in, open_store
 from pipeline.lake.storage import Options, for_delta, for_iceberg, open_catalog
+from pipeline.redaction import redacted
 
 GZIP = b"\x1f\x8b"
 """How compressed files begin."""

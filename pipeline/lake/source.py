@@ -11,7 +11,6 @@ import fsspec
 import pyarrow as pa
 
 from pipeline.errors import SourceError
-from pipeline.imaging.cells import redacted
 from pipeline.lake.columns import check_columns, passed_columns, settled
 from pipeline.lake.find import IMAGES, PARQUET, Files, find_files
 from pipeline.lake.inputs import SourceFile, read_footer
@@ -21,6 +20,7 @@ from pipeline.lake.places import explained, open_store
 from pipeline.lake.snapshots import delta_files, iceberg_files, table_format
 from pipeline.recipe import Columns
 from pipeline.recipe import Source as Settings
+from pipeline.redaction import redacted
 
 READERS = 16
 """Footers read at a time."""

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from pipeline.errors import SourceError
-from pipeline.imaging.cells import redacted
 from pipeline.imaging.tables import ImageTable
 from pipeline.lake.fetch import UriReader
 from pipeline.lake.find import find_files
 from pipeline.lake.places import as_uri, explained
+from pipeline.redaction import redacted
 
 MAX_IMAGE_BYTES = 1 << 28
 ATTEMPTS = 3

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from pipeline.errors import ModelError
-from pipeline.imaging.cells import redacted, without_secrets
+from pipeline.redaction import redacted, without_secrets
 
 LONGEST = 8
 """Times its shorter side that is looked at of an image."""

@@ -17,7 +17,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.imaging.cells import redacted, without_secrets
+from pipeline.redaction import redacted, without_secrets
 from pipeline.restoration.weights import read_file
 
 LARGEST = 4_000_000

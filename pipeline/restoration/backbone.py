@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.imaging.cells import redacted
+from pipeline.redaction import redacted
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.layers import keep_scale, normalise
 from pipeline.restoration.local import from_hub, is_local, local_copy, said, whole

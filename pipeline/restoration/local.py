@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock
 
 from pipeline.errors import ModelError
-from pipeline.imaging.cells import redacted, without_secrets
+from pipeline.redaction import redacted, without_secrets
 
 IDENTITY = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "size")
 """What stores tell of a file that is another when the file is."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.errors import ModelError
 from pipeline.extras import check_extra
-from pipeline.imaging.cells import redacted
+from pipeline.redaction import redacted
 from pipeline.restoration.local import files_sha256, is_local, local_copy, said, whole
 from pipeline.restoration.precision import autocast
 from pipeline.restoration.request import Pixels, Request

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
-from pipeline.imaging.cells import redacted
+from pipeline.redaction import redacted
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.generator import GeneratorConfig
 from pipeline.restoration.local import files_sha256, from_hub, is_local, local_copy, said, whole

@@ -15,7 +15,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.imaging.cells import redacted
+from pipeline.redaction import redacted
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.generator import Generator, GeneratorConfig
 from pipeline.restoration.local import local_copy, said

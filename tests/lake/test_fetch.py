@@ -12,9 +12,10 @@ import fsspec
 import pytest
 
 from pipeline.errors import ForbiddenURI, StoreUnavailable, UnreadableImage
-from pipeline.imaging.cells import redacted, unsigned, uri_of, without_secrets
+from pipeline.imaging.cells import unsigned, uri_of
 from pipeline.lake import fetch
 from pipeline.lake.fetch import UriReader
+from pipeline.redaction import redacted, without_secrets
 
 
 def reader(base: Path, **changes: Any) -> UriReader:
