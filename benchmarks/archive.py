@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipeline.restoration.request import as_caption
+
 SAMPLES = Path(__file__).parent.parent / "samples" / "archive"
 SCHEMA = pa.schema([("id", pa.string()), ("image", pa.large_binary()), ("caption", pa.string())])
 
@@ -55,7 +57,7 @@ def _photographs() -> Iterator[tuple[Image.Image, str]]:
     table = pq.read_table(SAMPLES, columns=["truth", "caption"])
     for row in table.to_pylist():
         if row["truth"] is not None:
-            yield Image.open(io.BytesIO(row["truth"])).convert("RGB"), row["caption"]
+            yield Image.open(io.BytesIO(row["truth"])).convert("RGB"), as_caption(row["caption"]) or ""
 
 
 def _crop(photo: Image.Image, width: int, height: int, dice: random.Random) -> Image.Image:

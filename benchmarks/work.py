@@ -20,6 +20,8 @@ from pipeline.restoration.restorer import Restorer
 
 BATCH = 16
 """Images restored together."""
+SCORES = ("clean_probability", "expected_psnr", "expected_gain", "change_psnr", "noise_before", "noise_after")
+"""Those that are written."""
 Row = dict[str, Any]
 
 
@@ -58,7 +60,8 @@ class Restore:
         out = []
         for row, image, verdict in zip(rows, pixels, self._appraiser(cases), strict=True):
             after = image if verdict.after is None else verdict.after
-            scores = {name: float("nan") if value is None else value for name, value in verdict.scores.items()}
+            told = verdict.scores
+            scores = {name: float("nan") if told.get(name) is None else told[name] for name in SCORES}
             out.append(row | {"pixels": after.tobytes(), "status": verdict.status} | scores)
         return out
 

@@ -165,10 +165,18 @@ def requests() -> list[Request]:
     ]
 
 
-@pytest.mark.parametrize("mapping", ["attention", "graph"])
+PAIRS = [*((text, "compact") for text in TEXTS), *(("MiniLM", image) for image in IMAGES if image != "compact")]
+QUICK = {("MiniLM", "compact"), ("word2vec", "compact"), ("MiniLM", "ResNet")}
+"""Pairs of encoders that are always tried with both mappings; others with the graph network by the slow tests."""
+
+
 @pytest.mark.parametrize(
-    ("text", "image"),
-    [*((text, "compact") for text in TEXTS), *(("MiniLM", image) for image in IMAGES if image != "compact")],
+    ("text", "image", "mapping"),
+    [
+        pytest.param(*pair, mapping, marks=pytest.mark.slow if mapping == "graph" and pair not in QUICK else ())
+        for mapping in ("attention", "graph")
+        for pair in PAIRS
+    ],
 )
 def test_every_combination_restores(
     places: dict[str, str], tmp_path: Path, text: str, image: str, mapping: str

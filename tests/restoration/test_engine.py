@@ -162,7 +162,7 @@ def test_without_a_place_to_write_the_search_is_made_all_the_same(monkeypatch: p
 def test_captions_of_a_batch_are_encoded_together_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
     restorer = Restorer.from_pretrained(device="cpu")
     encode, batches = restorer._text._encode, []
-    monkeypatch.setattr(restorer._text, "_encode", lambda texts: (batches.append(list(texts)), encode(texts)))
+    monkeypatch.setattr(restorer._text, "_encode", lambda texts: (batches.append(list(texts)), encode(texts))[1])
     small = [Request(noise(32, 32, n), caption=f"picture {n % 6}") for n in range(12)]
     restorer.restore_batch(small)
     restorer.restore_batch(small)
