@@ -63,7 +63,7 @@ def _photographs() -> Iterator[tuple[Image.Image, str]]:
 def _crop(photo: Image.Image, width: int, height: int, dice: random.Random) -> Image.Image:
     """A random part of a photograph with these proportions, at this size."""
     scale = min(photo.width / width, photo.height / height)
-    wide, high = width * scale, height * scale
+    wide, high = min(photo.width, width * scale), min(photo.height, height * scale)
     left, top = dice.uniform(0, photo.width - wide), dice.uniform(0, photo.height - high)
     box = (left, top, left + wide, top + high)
     return photo.resize((width, height), Image.Resampling.BICUBIC, box=box)
