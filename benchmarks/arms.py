@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +50,8 @@ def run(arm: str, source: Path, place: Path, *options: str) -> Measured:
 
 def loop(source: Path, place: Path) -> None:
     """One process, one batch after the other."""
-    restore, marks, writer = Restore(), Marks(place / "marks"), None
-    for rows in batches(source):
-        done = [encode(row) for row in restore([decode(row) for row in rows])]
-        table = pa.Table.from_pylist(done)
-        writer = writer or pq.ParquetWriter(place / "out.parquet", table.schema)
-        writer.write_table(table)
-        marks.done(done)
-    assert writer is not None
-    writer.close()
+    restore = Restore()
+    _write(place, (restore([decode(row) for row in rows]) for rows in batches(source)))
 
 
 def ray_data(source: Path, place: Path) -> None:
@@ -121,15 +114,7 @@ def loader(source: Path, place: Path) -> None:
             for rows in batches(source):
                 yield from map(decode, rows)
 
-    restore, marks, writer = Restore(), Marks(place / "marks"), None
-    for rows in DataLoader(Images(), batch_size=BATCH, num_workers=1, collate_fn=list):
-        done = [encode(row) for row in restore(rows)]
-        table = pa.Table.from_pylist(done)
-        writer = writer or pq.ParquetWriter(place / "out.parquet", table.schema)
-        writer.write_table(table)
-        marks.done(done)
-    assert writer is not None
-    writer.close()
+    _write(place, map(Restore(), DataLoader(Images(), batch_size=BATCH, num_workers=1, collate_fn=list)))
 
 
 def daft(source: Path, place: Path) -> None:
@@ -156,7 +141,21 @@ def daft(source: Path, place: Path) -> None:
     images.with_column("restored", restored).write_parquet(str(place / "out"))
 
 
+def _write(place: Path, restored: Iterable[list[Row]]) -> None:
+    """Encode restored rows and write them, batch by batch."""
+    marks, writer = Marks(place / "marks"), None
+    for rows in restored:
+        done = [encode(row) for row in rows]
+        table = pa.Table.from_pylist(done)
+        writer = writer or pq.ParquetWriter(place / "out.parquet", table.schema)
+        writer.write_table(table)
+        marks.done(done)
+    assert writer is not None
+    writer.close()
+
+
 def batches(source: Path) -> Iterator[list[Row]]:
+    """The source's rows, as they are."""
     for path in sorted(source.glob("*.parquet")):
         for batch in pq.ParquetFile(path).iter_batches(BATCH):
             yield batch.to_pylist()

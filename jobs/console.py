@@ -47,6 +47,13 @@ def amount(text: str) -> float:
     return number
 
 
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Rows of equally many texts, in columns."""
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{text:<{width}}" for text, width in zip(row, wide, strict=True)).rstrip())
+
+
 def execute(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
     """Run a command; what it raises becomes a message and an exit code."""
     logging.basicConfig(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jobs.console import OK, main
+from jobs.console import OK, main, print_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(describe(arguments.name))
         return OK
     rows = [Entry("name", "kind", "does", "licence", "size", "install first"), *entries()]
-    wide = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(f"{value:<{width}}" for value, width in zip(row, wide, strict=True)).rstrip())
+    print_table(rows)
     return OK
 
 

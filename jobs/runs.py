@@ -8,7 +8,7 @@ import json
 import sys
 from typing import Any
 
-from jobs.console import OK, main
+from jobs.console import OK, main, print_table
 from jobs.report import add_place, bare_output_at
 
 
@@ -30,10 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(json.dumps(one))
         return OK
     columns = ("run", "began", "state", "rows", "statuses", "MP", "seconds", "MP/s", "device")
-    rows = [columns, *(tuple(_shown(one.get(name)) for name in columns) for one in found)]
-    wide = [max(len(row[place]) for row in rows) for place in range(len(columns))]
-    for row in rows:
-        print("  ".join(f"{value:<{width}}" for value, width in zip(row, wide, strict=True)).rstrip())
+    print_table([columns, *(tuple(_shown(one.get(name)) for name in columns) for one in found)])
     return OK
 
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from typing import NamedTuple
 
 import torch
 
-from pipeline.errors import ConservatorError, ModelError
+from pipeline.errors import ConservatorError
+from pipeline.extras import are_installed
 from pipeline.restoration.backbone import RESNETS
 from pipeline.restoration.config import ModelConfig
-from pipeline.restoration.generator import Generator
-from pipeline.restoration.model import CompactModel
 from pipeline.restoration.others import KINDS, TILE, TiledModel, is_other, other_model
 from pipeline.restoration.text import MINILM, minilm_folder
-from pipeline.restoration.weights import SHIPPED, load_generator, load_model, read_file, shipped_models
+from pipeline.restoration.weights import SHIPPED, load_any, read_file, shipped_models
 
 
 class Entry(NamedTuple):
@@ -115,7 +113,7 @@ def describe(name: str) -> str:
         return "\n\n".join(
             "\n".join(f"{field:<8} {value}" for field, value in entry._asdict().items() if value) for entry in parts
         )
-    model, digest = _of_ours(name)
+    model, digest = load_any(name)
     lines = [f"{field:<18} {value}" for field, value in dataclasses.asdict(model.config).items() if value is not None]
     parameters = sum(weight.numel() for weight in model.parameters())
     lines += [f"{'parameters':<18} {parameters / 1e6:.2f} M", f"{'sha256':<18} {digest}"]
@@ -125,15 +123,6 @@ def describe(name: str) -> str:
     except Exception as error:  # whatever a store raises where there is none
         card = f"no MODEL_CARD.md ({type(error).__name__})"
     return "\n".join(lines) + "\n\n" + card.rstrip()
-
-
-def _of_ours(name: str) -> tuple[CompactModel | Generator, str]:
-    try:
-        return load_model(name)
-    except ModelError as error:
-        if "made to generate" not in error.message:
-            raise
-    return load_generator(name)
 
 
 def _shipped() -> list[Entry]:
@@ -156,8 +145,7 @@ def _minilm() -> Entry:
 
 
 def _missing(extra: str, *packages: str) -> str:
-    there = all(importlib.util.find_spec(package) is not None for package in packages)
-    return "" if there else f"pip install 'conservator[{extra}]'"
+    return "" if are_installed(*packages) else f"pip install 'conservator[{extra}]'"
 
 
 def _other(name: str) -> str:

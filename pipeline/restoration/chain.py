@@ -124,9 +124,8 @@ class Chain:
         changed = 0.0
         for top in range(0, height, STRIP):
             here = slice(top, top + STRIP)
-            change = torch.from_numpy(opinion.array[here]).permute(2, 0, 1) - as_floats(request.pixels[here]).clamp(
-                0, 1
-            )
+            before = as_floats(request.pixels[here]).clamp(0, 1)
+            change = torch.from_numpy(opinion.array[here]).permute(2, 0, 1) - before
             change = luma(change[None])[0] if opinion.damage.grey else change
             changed += float(change.square().mean(0).double().sum())
         return float(changed / (height * width))

@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.errors import ModelError
 from pipeline.extras import check_extra
 from pipeline.restoration.generation import Picture
-from pipeline.restoration.local import files_sha256
+from pipeline.restoration.local import files_sha256, said
 from pipeline.restoration.others import PictureModel
 from pipeline.restoration.request import Pixels, Request
 from pipeline.restoration.restorer import Restorer
@@ -120,7 +120,7 @@ def _loaded(kind: str, folder: Path, device: torch.device) -> Any:
             str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True
         )
     except Exception as error:  # whatever diffusers raises
-        raise ModelError(f"no {CLASSES[kind]} in {folder} ({type(error).__name__}: {str(error)[:200]})") from error
+        raise ModelError(f"no {CLASSES[kind]} in {folder} ({said(error)})") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 

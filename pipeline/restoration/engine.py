@@ -87,10 +87,8 @@ class Engine:
             try:
                 running = self._launch(side, some)
             except RuntimeError as error:
-                if not out_of_memory(error) or self.batch(side) == 1:
-                    raise
+                self._halve(side, error)
                 remaining = itertools.chain(some, remaining)
-                self._halve(side)
                 continue
             if before is not None:
                 _paint(before)
@@ -135,11 +133,12 @@ class Engine:
             try:
                 return self.speed(side)
             except RuntimeError as error:
-                if not out_of_memory(error) or self.batch(side) == 1:
-                    raise
-                self._halve(side)
+                self._halve(side, error)
 
-    def _halve(self, side: int) -> None:
+    def _halve(self, side: int, error: RuntimeError) -> None:
+        """After an error; if it is none of memory, or there is nothing to halve, it is raised."""
+        if not out_of_memory(error) or self.batch(side) == 1:
+            raise error
         self.batch_pixels = self.batch(side) // 2 * side**2
         log.warning("out of memory: from now on %d tiles of %d pixels run together", self.batch(side), side)
         if self._device.type == "cuda":
@@ -158,8 +157,8 @@ class Engine:
         kept = (
             decoded.pixels.float(),
             decoded.log_error.float().clamp(LEAST_LOG_ERROR, MOST_LOG_ERROR),
-            decoded.lost > 0,
-        )  # a logit
+            decoded.lost > 0,  # a logit
+        )
         restored, log_error, lost = (part[: len(jobs)].to("cpu", non_blocking=True) for part in kept)
         done = None
         if self._device.type == "cuda":

@@ -46,7 +46,7 @@ def load_model(place: str | Path) -> tuple[CompactModel, str]:
     Raises:
         ModelError: nothing there, or not a model that this version can run.
     """
-    return _loaded(place, "restore", lambda config: CompactModel(ModelConfig.from_json(config)))
+    return _loaded(place, "restore", _restoring)
 
 
 def load_generator(place: str | Path) -> tuple[Generator, str]:
@@ -55,10 +55,36 @@ def load_generator(place: str | Path) -> tuple[Generator, str]:
     Raises:
         ModelError: as `load_model`.
     """
-    return _loaded(place, "generate", lambda config: Generator(GeneratorConfig.from_json(config)))
+    return _loaded(place, "generate", _generating)
 
 
-def _loaded(place: str | Path, task: str, build: Callable[[str], Network]) -> tuple[Network, str]:
+def load_any(place: str | Path) -> tuple[CompactModel | Generator, str]:
+    """The same for a model of either kind.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+
+    def build(config: str) -> CompactModel | Generator:
+        return (_restoring if _task(config) == "restore" else _generating)(config)
+
+    return _loaded(place, None, build)
+
+
+def _restoring(config: str) -> CompactModel:
+    return CompactModel(ModelConfig.from_json(config))
+
+
+def _generating(config: str) -> Generator:
+    return Generator(GeneratorConfig.from_json(config))
+
+
+def _task(config: str) -> str:
+    """What the model of a `config.json` was made to do."""
+    return str(json.loads(config).get("task", "restore"))
+
+
+def _loaded(place: str | Path, task: str | None, build: Callable[[str], Network]) -> tuple[Network, str]:
     root = str(SHIPPED / str(place)) if str(place) in shipped_models() else str(place)
     try:
         folder = local_copy(root, FILES)
@@ -71,9 +97,8 @@ def _loaded(place: str | Path, task: str, build: Callable[[str], Network]) -> tu
         ) from error
     try:
         text = content["config.json"].decode()
-        made_to = json.loads(text).get("task", "restore")
-        if made_to != task:
-            raise ValueError(f"it was made to {made_to}, not to {task}")
+        if task not in (None, _task(text)):
+            raise ValueError(f"it was made to {_task(text)}, not to {task}")
         model = build(text)
         tensors: dict[str, Tensor] = load(content["model.safetensors"])
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})

@@ -112,9 +112,10 @@ class RestoreStage:
         rows = [{name: cell[name] for name in RESTORED.names if name in cell} for cell in cells]
         for index in good:
             rows[index]["pixels"] = None
-        for index in [index for index in good if self._too_large(cells[index])]:
-            rows[index] |= failure("restore", ImageTooLarge(self._too_large(cells[index])))
-            good.remove(index)
+        too_large = {index: message for index in good if (message := self._too_large(cells[index]))}
+        for index, message in too_large.items():
+            rows[index] |= failure("restore", ImageTooLarge(message))
+        good = [index for index in good if index not in too_large]
         for index, answer in zip(good, self._restore([cells[index] for index in good]), strict=True):
             rows[index] |= answer
         for index in large:
