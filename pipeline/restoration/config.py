@@ -5,14 +5,40 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 MAPPINGS = ("attention", "graph")
 """What may map tokens onto each other."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class Stored:
+    """A shape that is stored as `config.json` beside its model's weights."""
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json` into `folder`."""
+        (folder / "config.json").write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `save` wrote; keys that this version does not know are refused.
+
+        Raises:
+            ValueError: a key is unknown, so the weights belong to another version.
+        """
+        values: dict[str, Any] = json.loads(text)
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(
+                f"config.json has keys that this version does not know: {', '.join(unknown)}; "
+                "upgrade conservator, or take weights made for this version"
+            )
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Stored):
     """Sizes of the `compact` family. Stored as `config.json` beside the weights."""
 
     name: str = "compact"
@@ -72,26 +98,10 @@ class ModelConfig:
     decoder_blocks: tuple[int, ...] = (1, 1, 1, 2)
     """Residual blocks at each of those levels, on the way down and (but for the last) again on the way up."""
 
-    def save(self, folder: Path) -> None:
-        """Write `config.json` into `folder`."""
-        (folder / "config.json").write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
-
     @classmethod
-    def from_json(cls, text: str) -> ModelConfig:
-        """Read what `save` wrote; keys that this version does not know are refused.
-
-        Raises:
-            ValueError: a key is unknown, so the weights belong to another version.
-        """
-        values: dict[str, Any] = json.loads(text)
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(
-                f"config.json has keys that this version does not know: {', '.join(unknown)}; "
-                "upgrade conservator, or take weights made for this version"
-            )
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        if values.get("mapping", "attention") not in MAPPINGS:
-            raise ValueError(f"config.json has the mapping {values['mapping']!r}; known are: {', '.join(MAPPINGS)}")
-        return cls(**values)
+    def from_json(cls, text: str) -> Self:
+        """As `Stored.from_json`; an unknown mapping is refused, too."""
+        config = super().from_json(text)
+        if config.mapping not in MAPPINGS:
+            raise ValueError(f"config.json has the mapping {config.mapping!r}; known are: {', '.join(MAPPINGS)}")
+        return config

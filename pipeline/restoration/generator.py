@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.restoration.config import Stored
 from pipeline.restoration.layers import ResidualBlock, keep_scale, normalise
 from pipeline.restoration.precision import autocast
 
@@ -21,7 +19,7 @@ FOLD = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class GeneratorConfig:
+class GeneratorConfig(Stored):
     """Sizes of the generator. Stored as `config.json` beside its weights."""
 
     name: str = "generator"
@@ -40,24 +38,6 @@ class GeneratorConfig:
     width: int = 256
     """Features of the condition."""
     heads: int = 4
-
-    def save(self, folder: Path) -> None:
-        """Write `config.json` into `folder`."""
-        (folder / "config.json").write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
-
-    @classmethod
-    def from_json(cls, text: str) -> GeneratorConfig:
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: a key is unknown.
-        """
-        values: dict[str, Any] = json.loads(text)
-        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"config.json has keys that this version does not know: {', '.join(unknown)}")
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        return cls(**values)
 
 
 class _Mixing(nn.Module):
