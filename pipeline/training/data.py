@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -24,9 +25,14 @@ log = logging.getLogger(__name__)
 
 VIEW = 224
 """Side in pixels of a training image."""
-LOOKS = (("grey",), ("holes",), ("grey",), TONES, ("grey",), ("clean",), ("grey",), ("grey",))
+LOOKS = (("grey",), ("holes",), ("grey",), TONES, ("grey",), ("clean",))
 """What the further pictures for the global view are, one after the other. Undamaged ones are as many as those with
 another tone: else a picture with nothing else wrong is taken for a faded one."""
+SHARP = 0.7
+"""Share of pictures drawn among the photos that are larger than a training image: they are at their own resolution."""
+SHRUNK, ENLARGED = 0.25, 0.25
+"""Shares of crops of large photos that are shrunk, up to all that it holds, and enlarged, by half at most: what a
+scanner sees of an old print is softer than a small photo from the web, and noise is taken from it otherwise."""
 LARGEST = 768
 """Of larger photos a part of this side is kept."""
 
@@ -43,28 +49,28 @@ class Mixture:
     """How often what happens to a training image; shares of the batches, to be divided by their sum."""
 
     kinds: tuple[tuple[str, float], ...] = (
-        ("noise", 0.40),
-        ("jpeg", 0.22),
+        ("noise", 0.38),
+        ("jpeg", 0.20),
         ("grey", 0.03),
         ("low_resolution", 0.10),
         ("holes", 0.06),
-        ("clean", 0.05),
+        ("clean", 0.06),
         ("worn", 0.02),
         ("second_order", 0.01),
         ("scratches", 0.02),
-        ("blur", 0.01),
-        ("fading", 0.01),
+        ("blur", 0.012),
+        ("fading", 0.02),
         ("motion", 0.006),
         ("halftone", 0.006),
         ("dust", 0.006),
-        ("corners", 0.006),
+        ("corners", 0.01),
         ("cast", 0.006),
         ("sepia", 0.006),
         ("yellowing", 0.006),
         ("uneven", 0.006),
         ("hairs", 0.006),
         ("folds", 0.006),
-        ("tears", 0.006),
+        ("tears", 0.012),
         ("foxing", 0.006),
         ("stains", 0.006),
     )
@@ -231,7 +237,7 @@ class Sampler:
     def _pick(self, kind: str, dice: random.Random) -> Photo:
         if kind in ("grey", "holes"):
             return dice.choice(self._captioned)
-        return dice.choice(self._sharp if dice.random() < 0.5 else self._all)
+        return dice.choice(self._sharp if dice.random() < SHARP else self._all)
 
 
 def _crop(pixels: Tensor, dice: random.Random, share: float) -> Tensor:
@@ -243,15 +249,21 @@ def _crop(pixels: Tensor, dice: random.Random, share: float) -> Tensor:
 
 
 def _view(pixels: Tensor, dice: random.Random) -> Tensor:
-    """A VIEW x VIEW crop, half the time mirrored; large photos are sometimes shrunk first."""
+    """A VIEW x VIEW crop, half the time mirrored; large photos are sometimes shrunk or enlarged."""
     height, width = pixels.shape[1:]
-    if min(height, width) > VIEW and dice.random() < 0.5:
-        share = dice.uniform(VIEW / min(height, width), 1.0)
-        size = (max(VIEW, round(height * share)), max(VIEW, round(width * share)))
-        pixels = F.interpolate(pixels[None], size=size, mode="bilinear", antialias=True, align_corners=False)[0]
-        height, width = size
-    top, left = dice.randint(0, height - VIEW), dice.randint(0, width - VIEW)
-    view = pixels[:, top : top + VIEW, left : left + VIEW]
+    scale = 1.0
+    if min(height, width) > VIEW:
+        smallest, die = VIEW / min(height, width), dice.random()
+        if die < SHRUNK:
+            scale = dice.uniform(smallest, 1.0)
+        elif die < SHRUNK + ENLARGED:
+            scale = dice.uniform(1.0, 1.5)
+    tall, wide = (min(length, math.ceil(VIEW / scale)) for length in (height, width))
+    top, left = dice.randint(0, height - tall), dice.randint(0, width - wide)
+    view = pixels[:, top : top + tall, left : left + wide]
+    if (tall, wide) != (VIEW, VIEW):
+        size = (VIEW, VIEW)
+        view = F.interpolate(view[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0]
     return view.flip(2) if dice.random() < 0.5 else view
 
 

@@ -35,9 +35,10 @@ WEIGHTS = {
 }
 
 
-EASY_ERROR = 0.05
-"""Mean absolute error of a usual damaged image. Much less than this must not weigh much more: with 0.002 the
-undamaged images, whose errors have random signs, drowned what noise and JPEG had to teach."""
+EASY_ERROR = 0.015
+"""Mean absolute error of a slightly damaged image. Much less than this must not weigh much more: with 0.002 the
+undamaged images, whose errors have random signs, drowned what noise and JPEG had to teach. Nor must it be much
+more: with 0.05 colours, tones and holes, whose errors are large, drowned it."""
 
 
 HOLES = 4.0
