@@ -46,8 +46,17 @@ class Restored:
     input_error: float | None = None
     """Mean squared error to expect of the input, of a result that is not the mean of what the original may have been:
     that of such a mean follows from its change."""
+    references_ignored: int = 0
+    """How many references were left alone, since they seem to show something else."""
     seed: int | None = None
     """Of what was drawn at random; None: nothing was."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What is worth a word in its row."""
+        if not self.references_ignored:
+            return []
+        return [f"references ignored that seem to show something else: {self.references_ignored}"]
 
     @functools.cached_property
     def image(self) -> Image.Image:
@@ -148,7 +157,9 @@ class Canvas:
         sums = [*self._sums.tolist(), self._withheld]
         return Band(top, self._array[kept], self._uncertainty[kept], self._lost[kept], sums)
 
-    def finish(self, damage: Damage, clean: float, agreement: float | None, likely_error: float) -> Restored:
+    def finish(
+        self, damage: Damage, clean: float, agreement: float | None, likely_error: float, references_ignored: int = 0
+    ) -> Restored:
         """All tiles are painted; what the global view found goes with them, and the mean squared error to expect.
 
         Both errors are those of the full result: what was withheld of it comes on top.
@@ -165,4 +176,5 @@ class Canvas:
             expected_psnr=float(-10 * np.log10(max(likely_error, 1e-10))),
             mean_error=mean_error,
             agreement=agreement,
+            references_ignored=references_ignored,
         )

@@ -111,7 +111,8 @@ class Chain:
             lost = torch.from_numpy(opinion.lost[rows])
             canvas.paint(tile, part, error.clamp_min(SMALLEST_ERROR).log(), lost)
         likely = 10 ** (-opinion.expected_psnr / 10) + apart / (height * width)
-        result = canvas.finish(opinion.damage, opinion.clean, opinion.agreement, likely)
+        told = opinion.damage, opinion.clean, opinion.agreement
+        result = canvas.finish(*told, likely, opinion.references_ignored)
         return dataclasses.replace(
             result,
             enlarged=_enlarged(request, result, full, scale) if scale > 1 else None,

@@ -80,6 +80,10 @@ class ModelConfig(Stored):
     encoder_widths: tuple[int, ...] = (48, 96, 192)
     """Channels of the image encoder at 1/4, 1/8 and 1/16 of the thumbnail."""
 
+    reference_likeness: float = 0.0
+    """References that are less like the image than this (`model.likeness`) are left alone: they show something else.
+    Training measures it; 0: all are trusted."""
+
     width: int = 192
     """Features of one context token and of the global vector."""
 

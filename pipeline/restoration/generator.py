@@ -31,7 +31,7 @@ class GeneratorConfig(Stored):
     text_width: int = 384
     side: int = 64
     """Sides in pixels of the pictures."""
-    widths: tuple[int, ...] = (80, 160, 224)
+    widths: tuple[int, ...] = (64, 128, 192)
     """Channels at 1/2, 1/4 and 1/8."""
     blocks: int = 2
     """Residual blocks at each of them, on the way down and (but for the last) again on the way up."""

@@ -35,6 +35,7 @@ class GlobalView(NamedTuple):
     clean: Tensor  # [N], logit that nothing is wrong with the image
     image_feature: Tensor  # [N, agreement_width], unit length
     text_feature: Tensor  # [N, agreement_width], unit length
+    trusted: Tensor  # [N, R] bool: references that are there, and show what the image shows
 
 
 class CoarseHead(nn.Module):
@@ -104,6 +105,7 @@ class CompactModel(nn.Module):
         """
         count, places = references_absent.shape
         pyramid = self.image_encoder(thumbnails)
+        references_absent = references_absent | ~self._trusted(thumbnails, references, references_absent)
         pooled = thumbnails.new_zeros(count, places, self.config.encoder_widths[-1], REFERENCE_CELLS, REFERENCE_CELLS)
         if not bool(references_absent.all()):
             features = self.image_encoder(references[~references_absent])[-1]
@@ -124,7 +126,35 @@ class CompactModel(nn.Module):
             clean=judged[:, -1],
             image_feature=F.normalize(self.image_agreement(pyramid[-1].mean((2, 3))).float(), dim=1),
             text_feature=F.normalize(self.text_agreement(sentence).float(), dim=1),
+            trusted=~references_absent,
         )
+
+    def _trusted(self, thumbnails: Tensor, references: Tensor, absent: Tensor) -> Tensor:
+        """Which references [N, R] show what the image shows; of the absent it says nothing."""
+        trusted = torch.ones_like(absent)
+        if self.config.reference_likeness > 0 and not bool(absent.all()):
+            rows, _ = (~absent).nonzero(as_tuple=True)
+            alike = self.likeness(thumbnails[rows], references[~absent])
+            trusted[~absent] = alike >= self.config.reference_likeness
+        return trusted
+
+    def likeness(self, images: Tensor, references: Tensor) -> Tensor:
+        """How much of what a reference shows is found in its image: [N], 1 all of it.
+
+        The mean over the reference's regions of the cosine with the most similar region of the image, by the
+        encoder's coarsest features of the greys: colours are what an image may lack.
+
+        Args:
+            images: [N, 4, S, S], thumbnails.
+            references: [N, 4, S, S].
+        """
+
+        def regions_of(pictures: Tensor) -> Tensor:
+            greys = torch.cat([luma(pictures[:, :3]).expand(-1, 3, -1, -1), pictures[:, 3:]], dim=1)
+            return F.normalize(self.image_encoder(greys)[-1].float().flatten(2), dim=1)
+
+        cosines = regions_of(references).transpose(1, 2) @ regions_of(images)
+        return cosines.amax(2).mean(1)
 
     def decode(self, tiles: Tensor, masks: Tensor, guide: Guide, boxes: Tensor, grey: Tensor) -> Decoded:
         """Restore tiles.

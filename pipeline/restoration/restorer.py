@@ -212,10 +212,11 @@ class Restorer:
                     for tile in plan_tiles(*_size(request), side, self.margin)
                 ),
             )
-        return [
-            canvas.finish(view.damage, view.clean, view.agreement, self._likely_error(canvas.means, view, request))
-            for canvas, view, request in zip(canvases, views, requests, strict=True)
-        ]
+        results = []
+        for canvas, view, request in zip(canvases, views, requests, strict=True):
+            likely = self._likely_error(canvas.means, view, request)
+            results.append(canvas.finish(view.damage, view.clean, view.agreement, likely, view.references_ignored))
+        return results
 
     def _skips(self, request: Request, view: View) -> bool:
         """Whether an image needs no decoding: it is certainly undamaged, and nothing else is asked for."""
@@ -308,6 +309,7 @@ class Restorer:
         agreement = self._model.agreement(view).tolist()
         damages, clean = view.damage.tolist(), torch.sigmoid(view.clean).tolist()
         captioned = (~text.absent).any(1).tolist()
+        ignored = (~view.trusted).sum(1).tolist()
         return [
             View(
                 guide=Guide(*(part[row] for part in view.guide)),
@@ -316,6 +318,7 @@ class Restorer:
                 damage=Damage.from_vector(damages[row], greys[row]),
                 clean=clean[row],
                 agreement=agreement[row] if captioned[row] else None,
+                references_ignored=ignored[row],
             )
             for row in range(len(requests))
         ]
@@ -340,6 +343,7 @@ class View:
     damage: Damage
     clean: float
     agreement: float | None
+    references_ignored: int
 
 
 def _size(request: Request) -> tuple[int, int]:

@@ -112,7 +112,7 @@ class LargeStage:
                     decision=decision,
                 )
                 (verdict,) = self.appraiser([case])
-                notes = [*(cell["notes"] or ()), *([account.broken] if account.broken else [])]
+                notes = [*(cell["notes"] or ()), *([account.broken] if account.broken else []), *result.notes]
                 row = _told(verdict) | {"grey": view.damage.grey, "notes": notes}
                 if verdict.after is not None:
                     row["actions"] = actions(result, coloured, repaired=True)
@@ -237,6 +237,7 @@ class _Account:
             expected_psnr=float(-10 * np.log10(max(likely, 1e-10))),
             mean_error=max(error + withheld, 1e-10),
             agreement=view.agreement,
+            references_ignored=view.references_ignored,
         )
 
     def preview(self, name: str) -> bytes | None:

@@ -229,9 +229,9 @@ class Sampler:
         reference = None
         if kind in ("grey", "holes") and dice.random() < mixture.reference:
             scene = dice.choice(self._captioned) if dice.random() < mixture.wrong_reference else photo
-            crop = _crop(scene.pixels, dice, dice.uniform(0.5, 1.0)).float()[None] / 255
+            piece = crop(scene.pixels, dice, dice.uniform(0.5, 1.0)).float()[None] / 255
             side = (self.thumbnail, self.thumbnail)
-            reference = F.interpolate(crop, size=side, mode="bilinear", antialias=True, align_corners=False)[0]
+            reference = F.interpolate(piece, size=side, mode="bilinear", antialias=True, align_corners=False)[0]
         return truth, damaged, told, caption, reference
 
     def _pick(self, kind: str, dice: random.Random) -> Photo:
@@ -240,7 +240,7 @@ class Sampler:
         return dice.choice(self._sharp if dice.random() < SHARP else self._all)
 
 
-def _crop(pixels: Tensor, dice: random.Random, share: float) -> Tensor:
+def crop(pixels: Tensor, dice: random.Random, share: float) -> Tensor:
     """A random crop with `share` of each side."""
     height, width = pixels.shape[1:]
     tall, wide = max(1, round(height * share)), max(1, round(width * share))

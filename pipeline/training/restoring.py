@@ -16,6 +16,7 @@ from pipeline.restoration.model import CompactModel
 from pipeline.restoration.precision import autocast
 from pipeline.restoration.text import TextEncoder, text_encoder_of
 from pipeline.training.data import Mixture, Photo, Sampler
+from pipeline.training.likeness import least_likeness
 from pipeline.training.loop import Plan, Progress, fit
 from pipeline.training.objective import decoder_losses, further_losses, look, predict, total, view_losses
 from pipeline.training.team import Team
@@ -128,11 +129,12 @@ def train(
     """
     Team.current().check(plan.batch, plan.looks)
     torch.manual_seed(plan.seed)
-    model = CompactModel(config)
+    model = CompactModel(dataclasses.replace(config, reference_likeness=0.0))  # it learns to bear the wrong ones
     if start is not None:
         model.load_state_dict(start.state_dict())
     if compiled:
         model.decoder.compile()
     task = Restoring(model, photos, held_out, text or text_encoder_of(config, device), plan, device)
     fit(task, folder, plan, device, report)
+    model.config = dataclasses.replace(model.config, reference_likeness=least_likeness(model, held_out or photos))
     return model

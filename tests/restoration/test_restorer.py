@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 import random
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -113,11 +115,32 @@ def test_pil_uint8_and_float_say_the_same(restorer: Restorer) -> None:
     assert np.abs(arrays[0] - arrays[2]).max() < 2 / 255
 
 
+def test_a_reference_to_another_scene_is_left_alone(restorer: Restorer, photo: np.ndarray, archive: pa.Table) -> None:
+    grey = np.repeat(photo.mean(2, keepdims=True).astype(np.uint8), 3, axis=2)
+    others = [
+        np.asarray(Image.open(io.BytesIO(row["truth"])).convert("RGB"))
+        for row in archive.to_pylist()
+        if row["truth"] and row["id"] != "coco-285"
+    ][:8]
+    bare = restorer.restore(grey, colourise=True)
+    ignored = 0
+    for other in others:
+        result = restorer.restore(grey, references=[other], colourise=True)
+        ignored += result.references_ignored
+        if result.references_ignored:
+            assert np.abs(result.array - bare.array).max() < 0.02, "it has changed nothing"
+    assert ignored >= 7
+    own = photo[20:, : photo.shape[1] * 3 // 4]
+    result = restorer.restore(grey, references=[own, others[0]], colourise=True)
+    assert result.references_ignored == 1
+    assert result.notes == ["references ignored that seem to show something else: 1"]
+
+
 def test_references_and_captions_are_looked_at(restorer: Restorer, photo: np.ndarray) -> None:
     grey = np.asarray(Image.fromarray(photo).convert("L"))
     alone = restorer.restore(grey, colourise=True)
     told = restorer.restore(grey, caption="a red bus", colourise=True)
-    shown = restorer.restore(grey, references=[photo[:100, :100]], colourise=True)
+    shown = restorer.restore(grey, references=[photo[:300, :300]], colourise=True)
     assert alone.agreement is None and 0 <= (told.agreement or -1) <= 1
     assert (told.array != alone.array).any() and (shown.array != alone.array).any()
 

@@ -21,6 +21,7 @@ from pipeline.restoration.restorer import Restorer
 from pipeline.restoration.text import MiniLMEncoder
 from pipeline.training.checkpoint import load_checkpoint, read_state, save_checkpoint
 from pipeline.training.data import LOOKS, Mixture, Photo, Sampler, _mounted, _silhouette, load_photos
+from pipeline.training.likeness import least_likeness
 from pipeline.training.loop import Progress, _curve
 from pipeline.training.objective import decoder_losses, predict, total
 from pipeline.training.optimiser import Optimiser
@@ -199,6 +200,27 @@ def test_the_global_view_learns_only_when_it_is_asked_to(photos: list[Photo], lo
     }
     decoder, view = {"decoder", "judge"}, {"image_encoder", "fusion", "coarse_head"}
     assert decoder | view <= learning if looking else learning == decoder
+
+
+def test_one_in_twenty_references_to_another_scene_is_believed() -> None:
+    pictures = [Photo(torch.from_numpy(noise(90, 80, seed)).permute(2, 0, 1), ()) for seed in range(60)]
+    torch.manual_seed(0)
+    model = CompactModel(TINY).eval()
+    least = least_likeness(model, pictures)
+    assert 0 < least < 1 and least_likeness(model, pictures) == least
+    assert least_likeness(model, pictures[:5]) == 0, "too few to tell"
+    trusting = CompactModel(TINY).eval()
+    trusting.load_state_dict(model.state_dict())
+    model.config = dataclasses.replace(TINY, reference_likeness=least)
+    thumbnails = torch.rand(4, 4, TINY.thumbnail, TINY.thumbnail)
+    thumbnails[:, 3] = 0
+    around = (torch.rand(4, 1, 4, TINY.probe, TINY.probe), torch.zeros(4, 1, TINY.text_width))
+    others = torch.stack([thumbnails, 1 - thumbnails.flip(3)], dim=1)
+    others[:, 1, 3] = 0
+    view = model.look(thumbnails, *around, torch.ones(4, 1, dtype=torch.bool), others, torch.zeros(4, 2).bool())
+    assert view.trusted[:, 0].all(), "the image itself is like itself"
+    told = trusting.look(thumbnails, *around, torch.ones(4, 1, dtype=torch.bool), others, ~view.trusted)
+    assert torch.equal(view.guide.vector, told.guide.vector)
 
 
 def test_training_lowers_the_loss(photos: list[Photo], tmp_path: Path) -> None:
