@@ -12,6 +12,7 @@ from pipeline import __version__
 
 COMMANDS = {
     "restore": "restore an archive",
+    "submit": "run one of these commands on a Ray cluster, through its job API",
     "train": "train a model on tables of images and captions",
     "evaluate": "measure a model under the field's protocols",
     "damage": "make a damaged archive, with its truth, from undamaged images",

@@ -3,14 +3,53 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from ray.exceptions import RayError
 from ray.util.metrics import Counter, Gauge
 
 from pipeline.schema import megapixels
+
+log = logging.getLogger(__name__)
+
+INTERVAL = 10.0
+"""Seconds between two looks at a run."""
+
+
+class RunMeter:
+    """Of a run, by its driver: tells while its block runs how much is left, and how safe its lease is."""
+
+    def __init__(self, rows_left: Callable[[], int], lease_left: Callable[[], float]) -> None:
+        """Whom to ask: for rows, and for the share of the lease's time that is left, 0..1."""
+        self._asked = (
+            (Gauge("conservator_run_rows_left", "Rows that the run has yet to do."), rows_left),
+            (Gauge("conservator_lease_left_share", "Share of its time after which the lease expires."), lease_left),
+        )
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._tell, name="run meter", daemon=True)
+
+    def __enter__(self) -> RunMeter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _tell(self) -> None:
+        while True:
+            for gauge, ask in self._asked:
+                try:
+                    gauge.set(ask())
+                except RayError as error:  # for show only
+                    log.debug("a metric of the run could not be told: %s", error)
+            if self._stop.wait(INTERVAL):
+                return
 
 
 class StageMeter:

@@ -124,6 +124,10 @@ class Lease:
                 "what was committed stands, and the next run goes on from there"
             )
 
+    def left(self) -> float:
+        """Share of the time after which it expires if it is not renewed, 0..1."""
+        return max(0.0, 1 - (_seconds() - self._renewed) / self._holder.seconds)
+
     def confirm(self) -> None:
         """Ask the store whether it still is ours.
 
