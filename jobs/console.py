@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from pipeline import logs
 from pipeline.errors import ConservatorError
 
 OK, CRASH, WRONG, FAILED_ROWS, INTERRUPTED = 0, 1, 2, 3, 130
@@ -56,13 +58,9 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 def execute(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
     """Run a command; what it raises becomes a message and an exit code."""
-    logging.basicConfig(
-        level=logging.DEBUG if arguments.verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    for noisy in ("httpx", "botocore", "aiobotocore", "s3fs", "fsspec", "PIL", "asyncio", "filelock", "urllib3"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    if arguments.log_format:
+        os.environ[logs.FORMAT] = arguments.log_format
+    logs.configure(logging.DEBUG if arguments.verbose else logging.INFO)
     try:
         return run(arguments)
     except ConservatorError as error:
@@ -103,4 +101,7 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> int:
 def prepare(parser: argparse.ArgumentParser, job: Job) -> None:
     """Give a parser a command's arguments, and those that all have."""
     job.add_arguments(parser)
+    parser.add_argument(
+        "--log-format", choices=["text", "json"], help=f"of the log; if not given, {logs.FORMAT}, else text"
+    )
     parser.add_argument("--verbose", action="store_true", help="log what is of interest to developers too")

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline import logs
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe
 
@@ -18,10 +19,11 @@ def start_ray(recipe: Recipe) -> None:
     """Join the cluster that the environment names, else start Ray on this machine."""
     if ray.is_initialized():
         return
-    address = os.environ.get("RAY_ADDRESS")
+    address, json = os.environ.get("RAY_ADDRESS"), logs.wants_json()
     if address:
         _check_address(address)
-        ray.init(logging_level=logging.WARNING)
+        # workers of this job learn how its lines are to look
+        ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": {logs.FORMAT: "json"}} if json else None)
     else:
         os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")  # else 32 for every group of files
         ray.init(
@@ -30,7 +32,7 @@ def start_ray(recipe: Recipe) -> None:
             include_dashboard=False,
             object_store_memory=recipe.resources.object_store_mb * 1_000_000,
             logging_level=logging.WARNING,
-            log_to_driver=False,
+            log_to_driver=json,
         )
 
 

@@ -15,7 +15,8 @@
         │   ├── UnreadableImage      not an image, truncated, damaged beyond reading
         │   │   └── UnsupportedImage     an image, likely, but of a sort that is not read here
         │   ├── ImageTooLarge        over the recipe's limits, or a decompression bomb
-        │   └── ForbiddenURI         a place that the recipe does not allow
+        │   ├── ForbiddenURI         a place that the recipe does not allow
+        │   └── WorkerDied           of a crash in a library, of too little memory, or it took too long
         └── TransientRowError    trying again may help: throttling, time-outs, resets
             └── StoreUnavailable
 
@@ -115,6 +116,10 @@ class ImageTooLarge(PermanentRowError):
 
 class ForbiddenURI(PermanentRowError):
     """The URI lies outside the prefixes that the recipe allows."""
+
+
+class WorkerDied(PermanentRowError):
+    """The process that worked on the row died, each time that it was tried alone."""
 
 
 class TransientRowError(RowError):

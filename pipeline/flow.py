@@ -30,6 +30,7 @@ from pipeline.lake.output import REPORTS, Output
 from pipeline.lake.places import is_local
 from pipeline.lake.reader import NothingToFilter, Part, Rows, plan_parts
 from pipeline.lake.table import Table
+from pipeline.metrics import RunMeter
 from pipeline.plan import Retry, Run, partitions, plan
 from pipeline.progress import Tally
 from pipeline.recipe import Recipe
@@ -86,7 +87,10 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
             ledger.begin((file.input for file in run.source.files), table.last_commit())
         ended, tally = False, Tally(sum(part.rows for part in parts))
         if parts:
-            with Interval(committer, None if turn.replaces else 60 * recipe.output.commit_minutes):
+            with (
+                Interval(committer, None if turn.replaces else 60 * recipe.output.commit_minutes),
+                RunMeter(tally.rows_left, lease.left),
+            ):
                 ended = _write(run, parts, staging.folder, drain, tally)
             lease.check()
         if ended and turn.replaces:
@@ -276,12 +280,13 @@ def compose(
     device, actors = device_of(recipe)
     publish = run.output.image_writer(run.turn.generation) if recipe.output.images == "files" else None
     stage = EncodeStage(recipe, run.run_id, publish, run.credentials())
-    rows = Rows(run.source.store, parts, run.columns, Decode(run), stopped)
+    counter, book = (tally.counter, tally.book) if tally else (None, None)
+    rows = Rows(run.source.store, parts, run.columns, Decode(run, book), stopped)
     return (
         ray.data.read_datasource(rows, num_cpus=resources.task_cpus)
         .map_batches(
             Restore,
-            fn_constructor_args=(RestoreSettings.of(run), device, tally.counter if tally else None),
+            fn_constructor_args=(RestoreSettings.of(run), device, counter, book),
             compute=ray.data.ActorPoolStrategy(size=actors),
             batch_format="pyarrow",
             num_cpus=1,
@@ -290,7 +295,7 @@ def compose(
         )
         .map_batches(
             encode,
-            fn_args=(stage, dict(partitions(recipe)), tally.counter if tally else None),
+            fn_args=(stage, dict(partitions(recipe)), counter, book),
             batch_format="pyarrow",
             num_cpus=resources.task_cpus,
             udf_modifying_row_count=False,

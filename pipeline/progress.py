@@ -14,6 +14,7 @@ import ray.data
 import ray.exceptions
 
 from pipeline.cluster import start_beside_driver
+from pipeline.survival import Book
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ class Tally:
         self._started = time.monotonic()
         self.counter: Any = None
         """The actor to tell."""
+        self.book: Any = None
+        """The actor in which workers write down what they are at."""
         self.seconds = 0.0
         """That the block took."""
         self.bare_speed: float | None = None
@@ -85,7 +88,7 @@ class Tally:
         terminal = sys.stderr.isatty()
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = terminal
-        self.counter = start_beside_driver(_Counter)
+        self.counter, self.book = start_beside_driver(_Counter), start_beside_driver(Book)
         if not terminal:
             logging.getLogger("ray.data").setLevel(logging.WARNING)
             self._thread = threading.Thread(target=self._show, daemon=True)
@@ -105,15 +108,24 @@ class Tally:
         except ray.exceptions.RayError as problem:  # for show only
             log.debug("the counter does not answer: %s", problem)
         ray.kill(self.counter)
+        ray.kill(self.book)
+
+    def rows_left(self) -> int:
+        """How many rows are still to do."""
+        return max(0, self._rows - self._rows_done())
 
     def megapixels(self) -> float:
         """That are done so far."""
         done: Done = ray.get(self.counter.done.remote(), timeout=INTERVAL)
         return done.megapixels
 
+    def _rows_done(self) -> int:
+        done: int = ray.get(self.counter.rows.remote(), timeout=INTERVAL) if self.counter is not None else 0
+        return done
+
     def _show(self) -> None:
         while not self._stop.wait(INTERVAL):
-            done = ray.get(self.counter.rows.remote())
+            done = self._rows_done()
             seconds = time.monotonic() - self._started
             left = f"about {(self._rows - done) * seconds / done:.0f} s left" if done else "starting"
             log.info("%d of %d rows, %.0f s, %s", min(done, self._rows), self._rows, seconds, left)

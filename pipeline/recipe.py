@@ -314,6 +314,9 @@ class Limits(_Section):
     """Images that a model would make larger than this become `failed` rows: a result takes about 40 MB a megapixel."""
     max_image_mb: float = Field(default=500, gt=0)
     """Larger image files become `failed` rows."""
+    row_seconds: float = Field(default=600, gt=0)
+    """A worker that takes longer with a row (30 s more for each megapixel) ends itself. A row on which workers die, by
+    this or a crash, becomes a `failed` row."""
     max_references: int = Field(default=4, ge=0)
     """References used of a row; further ones are ignored."""
     attempts: int = Field(default=4, ge=1)

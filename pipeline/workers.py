@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data.datasource import FilenameProvider
 
+from pipeline import logs
 from pipeline.lake.fetch import UriReader
 from pipeline.lake.images import ImageWriter
 from pipeline.metrics import ActorMeter, RowMeter, StageMeter
 from pipeline.plan import Run, partitions
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
-from pipeline.schema import megapixels
+from pipeline.schema import ROW_KEY, megapixels
 from pipeline.stages.decide import DecideStage
+from pipeline.stages.decode import DecodeStage
 from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage
+from pipeline.survival import Guard
+
+log = logging.getLogger(__name__)
 
 
 class Names(FilenameProvider):  # type: ignore[misc]  # Ray is untyped here
@@ -41,13 +48,24 @@ class Names(FilenameProvider):  # type: ignore[misc]  # Ray is untyped here
 class Decode:
     """Decodes what a reading task has read."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, book: Any = None) -> None:
+        """`book`: the actor in which workers write down what they are at; None: they do not."""
         roots = {file.root for file in run.source.files}
         self._stages = {root: run.decode_stage(root) for root in roots}
+        self._book, self._run_id = book, run.run_id
 
     def __call__(self, table: pa.Table, root: str) -> Iterator[pa.Table]:
         """Rows of a file below `root`, decoded."""
-        tables, meter = self._stages[root](table), StageMeter("decode")
+        _tell_logs(self._run_id, "decode")
+        stage = self._stages[root]
+        if self._book is None:
+            return self._decoded(stage, table)
+        guard = Guard(self._book, "decode", stage.recipe.limits.row_seconds, stage.failed)
+        return guard(table, table[ROW_KEY].to_pylist(), functools.partial(self._decoded, stage))
+
+    @staticmethod
+    def _decoded(stage: DecodeStage, table: pa.Table) -> Iterator[pa.Table]:
+        tables, meter = stage(table), StageMeter("decode")
         while True:
             with meter.working():
                 decoded = next(tables, None)
@@ -88,18 +106,20 @@ class RestoreSettings(NamedTuple):
     """By the place in the source below which rows lie."""
     images: ImageWriter
     """Where large results go."""
+    run_id: str
 
     @classmethod
     def of(cls, run: Run) -> RestoreSettings:
         """Of this run."""
         readers = {root: run.reader(root) for root in {file.root for file in run.source.files}}
-        return cls(run.recipe, run.decisions, readers, run.output.image_writer(run.turn.generation))
+        return cls(run.recipe, run.decisions, readers, run.output.image_writer(run.turn.generation), run.run_id)
 
 
 class Restore:
     """What an actor of the cluster holds."""
 
-    def __init__(self, settings: RestoreSettings, device: str, counter: Any) -> None:
+    def __init__(self, settings: RestoreSettings, device: str, counter: Any, book: Any = None) -> None:
+        _tell_logs(settings.run_id, "restore")
         recipe = settings.recipe
         threads, publish = recipe.resources.threads, settings.images.file
         self._stage = RestoreStage(recipe, device, threads, settings.decisions, settings.readers, publish)
@@ -108,21 +128,50 @@ class Restore:
             if speed is not None:
                 counter.found_speed.remote(speed)
         self._meter = ActorMeter("restore")
+        self._guard = None
+        if book is not None:
+            self._guard = Guard(book, "restore", recipe.limits.row_seconds, self._stage.failed)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Decoded rows, restored."""
         with self._meter.working():
-            return self._stage(table)
+            return _guarded(self._guard, table, self._stage)
 
 
-def encode(table: pa.Table, stage: EncodeStage, partitions: dict[str, str], counter: Any) -> pa.Table:
+def encode(table: pa.Table, stage: EncodeStage, partitions: dict[str, str], counter: Any, book: Any = None) -> pa.Table:
     """Restored rows as they stand in the output; `counter` is told of them."""
+    _tell_logs(stage.run_id, "encode")
+    guard = None if book is None else Guard(book, "encode", stage.recipe.limits.row_seconds, stage.failed)
     with StageMeter("encode").working():
-        out = stage(table)
+        out = _guarded(guard, table, stage)
+    _log_failures(out, stage.recipe)
     RowMeter().count(out, stage.recipe.output.prefix)
     if counter is not None:
         counter.add.remote(out.num_rows, pc.sum(megapixels(out, stage.recipe.output.prefix)).as_py() or 0.0)
     return _with_folders(out, partitions)
+
+
+def _guarded(guard: Guard | None, table: pa.Table, stage: Callable[[pa.Table], pa.Table]) -> pa.Table:
+    if guard is None:
+        return stage(table)
+    return pa.concat_tables(list(guard(table, table[ROW_KEY].to_pylist(), lambda rows: iter([stage(rows)]))))
+
+
+def _tell_logs(run_id: str, stage: str) -> None:
+    """What stands in this worker's lines, if they are for collectors."""
+    if logs.wants_json():
+        logs.configure(run_id=run_id, stage=stage)
+
+
+def _log_failures(out: pa.Table, recipe: Recipe) -> None:
+    """A line for each row that failed, for collectors: others find them in the table."""
+    if not logs.wants_json():
+        return
+    prefix = recipe.output.prefix
+    names = [prefix + name for name in ("source_row", "error_stage", "error_type", "error_message")]
+    failed = out.filter(pc.equal(out[prefix + "status"], "failed"))
+    for key, stage, kind, message in zip(*(failed[name].to_pylist() for name in names), strict=True):
+        log.warning("row failed: %s", message, extra={"row_id": key, "stage": stage, "error_type": kind})
 
 
 def _with_folders(table: pa.Table, partitions: dict[str, str]) -> pa.Table:

@@ -76,6 +76,12 @@ class DecodeStage:
         if rows or not table.num_rows:
             yield self._table(table.slice(start), rows)
 
+    def failed(self, table: pa.Table, error: RowError) -> pa.Table:
+        """Rows that could not even be tried."""
+        return self._table(
+            table, [_failed({}, error) | {"source_row": _cell(table, ROW_KEY, row)} for row in range(table.num_rows)]
+        )
+
     def _table(self, source: pa.Table, rows: Sequence[Row]) -> pa.Table:
         columns = {}
         for field in self.passed:

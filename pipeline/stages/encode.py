@@ -18,7 +18,7 @@ from pipeline.imaging.signing import Credentials, signed
 from pipeline.imaging.working import eight_bits, enlarged, from_working, to_working
 from pipeline.imaging.xmp import with_provenance
 from pipeline.recipe import Recipe
-from pipeline.schema import OUTPUT
+from pipeline.schema import INTERNAL, OUTPUT
 from pipeline.stages.provenance import provenance
 from pipeline.stages.table import Row, failure, source_columns, stage_rows, with_columns
 
@@ -44,6 +44,16 @@ class EncodeStage:
         digest = self.recipe.digest()
         rows = [self._row(cell) | {"run_id": self.run_id, "recipe_digest": digest} for cell in cells]
         return with_columns(source_columns(table), rows, OUTPUT, self.recipe.output.prefix)
+
+    def failed(self, table: pa.Table, error: RowError) -> pa.Table:
+        """Rows that could not even be tried."""
+        told = failure("encode", error)
+        names = [INTERNAL + name for name in ("status", *told)]
+        for name, value in zip(names, ("failed", *told.values()), strict=True):
+            at = table.column_names.index(name)
+            kind = table.schema.field(name).type
+            table = table.set_column(at, name, pa.array([value] * table.num_rows, kind))
+        return self(table)
 
     def _row(self, cell: Row) -> Row:
         row = {name: cell[name] for name in OUTPUT.names if name in cell}

@@ -129,6 +129,12 @@ class RestoreStage:
                 row |= {"status": "failed", "pixels": None}
         return with_columns(source_columns(table), rows, RESTORED)
 
+    def failed(self, table: pa.Table, error: RowError) -> pa.Table:
+        """Rows that could not even be tried."""
+        told = {**self._made_by, **failure("restore", error), "status": "failed", "pixels": None}
+        rows = [{name: cell[name] for name in RESTORED.names if name in cell} | told for cell in stage_rows(table)]
+        return with_columns(source_columns(table), rows, RESTORED)
+
     def _restore(self, cells: Sequence[Row]) -> list[Row]:
         """All rows together; if that fails, one by one, so that the others do not share the fate of one."""
         if not cells:
@@ -154,7 +160,8 @@ class RestoreStage:
             share = cell["height"] * cell["width"] / pixels
             seconds = {"restore_seconds": share * (restored - started), "score_seconds": share * (scored - restored)}
             answer = _answer(request, case, verdict, cell["channels"]) | seconds
-            answers.append(answer | {"result_id": self._result_id(cell), "restored_at": now})
+            notes = [*(cell["notes"] or ()), *case.result.notes]
+            answers.append(answer | {"notes": notes, "result_id": self._result_id(cell), "restored_at": now})
         return answers
 
     def _too_large(self, cell: Row) -> str:

@@ -1,0 +1,65 @@
+"""Logs: lines for people, or one JSON object a line for collectors, with the run, stage and row that they are of."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import sys
+from typing import Any, TextIO
+
+FORMAT = "CONSERVATOR_LOG_FORMAT"
+"""Environment variable: `text` (default) or `json`; workers of a cluster are told by the driver."""
+FACTS = ("run_id", "stage", "row_id", "error_type")
+"""Attributes of a record that stand in its line; give them as `extra`."""
+NOISY = ("httpx", "botocore", "aiobotocore", "s3fs", "fsspec", "PIL", "asyncio", "filelock", "urllib3")
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a record; `common` facts stand in all of them."""
+
+    def __init__(self, **common: str) -> None:
+        super().__init__()
+        self._common = common
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line: time, level, logger, message, the facts, and the traceback, if there is one."""
+        at = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        line: dict[str, Any] = {
+            "time": at.isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **self._common,
+            **{name: getattr(record, name) for name in FACTS if getattr(record, name, None) is not None},
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+class _Ours(logging.StreamHandler[TextIO]):
+    """So that it is found again."""
+
+
+def wants_json() -> bool:
+    """Whether lines are for collectors."""
+    return os.environ.get(FORMAT) == "json"
+
+
+def configure(level: int = logging.INFO, **common: str) -> None:
+    """Send this process's log to standard error; `common` stands in every line, if they are JSON.
+
+    Again: what was common is replaced.
+    """
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, _Ours)]:
+        root.removeHandler(handler)
+    handler = _Ours(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonLines(**common) if wants_json() else text)
+    root.addHandler(handler)
+    root.setLevel(level)
+    for noisy in NOISY:
+        logging.getLogger(noisy).setLevel(logging.WARNING)
