@@ -193,9 +193,12 @@ class Rule(_Section):
 class Gate(_Section):
     """When a restored image is taken, when the original is kept, and when a person should look."""
 
-    clean_above: float = Field(default=0.003, ge=0, le=1)
+    clean_above: float = Field(default=0.002, ge=0, le=1)
     """An image judged undamaged with at least this probability is kept as it is. So small since the model is too sure
     of damage where there is none (docs/evaluation.md)."""
+    sure_gain: float = Field(default=4.5, ge=0)
+    """Unless its result is expected to be better by at least so many dB: what judges the whole image overlooks folds,
+    tears and hairs, which the decoder finds."""
     least_change: float = Field(default=45.0, ge=0)
     """A result closer to its original than this PSNR (dB) is not worth a new file: the original is kept."""
     least_gain: float = Field(default=0.5, ge=0)

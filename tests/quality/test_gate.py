@@ -28,7 +28,8 @@ def test_a_damaged_image_that_gets_better_is_restored() -> None:
 @pytest.mark.parametrize(
     ("changes", "status", "word"),
     [
-        ({"clean_probability": 0.9}, "kept", "undamaged"),
+        ({"clean_probability": 0.9, "change_psnr": 30.0}, "kept", "undamaged"),
+        ({"clean_probability": 0.9, "change_psnr": 20.0}, "restored", "10.4 dB gain"),  # a fold, which only tiles show
         ({"change_psnr": 50.0}, "kept", "almost nothing"),
         ({"change_psnr": 43.0, "expected_psnr": 30.0}, "kept", "little to gain"),
         ({"expected_psnr": 15.0, "change_psnr": 12.0}, "review", "uncertain"),
