@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+BINDING := GNU General Public;GPL-2.0;GPL-3.0;AGPL;Affero;SSPL;NonCommercial;Non-Commercial;CC-BY-NC
 
-.PHONY: demo test test-all test-spandrel lint format clean
+.PHONY: demo test test-all test-spandrel lint format docs audit clean
 
 demo: $(VENV)/.installed  ## restore the sample archive into out/demo
 	$(BIN)/conservator restore --recipe samples/recipe.yaml --source samples/archive --output out/demo --fresh
@@ -24,6 +25,16 @@ lint: $(VENV)/.installed-dev  ## style, types, floors
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed  ## the site, into site/
+	$(PIP) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+audit: $(VENV)/.installed  ## risky code, licences that bind users, known vulnerabilities of the pinned versions
+	$(PIP) --editable '.[audit]'
+	$(BIN)/bandit --quiet --recursive --severity-level medium --configfile pyproject.toml pipeline jobs
+	$(BIN)/pip-licenses --partial-match --fail-on '$(BINDING)' > /dev/null
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
