@@ -68,8 +68,8 @@ def recipe() -> str:
     lines = [
         "# The recipe",
         "",
-        "A YAML file for `--recipe`, or single values with `--set section.key=value`. All keys have defaults; unknown ones are "
-        "refused.",
+        "A YAML file for `--recipe`, or single values with `--set section.key=value`. All keys have defaults; "
+        "unknown ones are refused.",
     ]
     for name, field in Recipe.model_fields.items():
         lines += ["", f"## {name}", "", (field.annotation.__doc__ or "").strip(), *_keys(name, field.annotation)]
@@ -79,6 +79,10 @@ def recipe() -> str:
 def _keys(path: str, section: type[BaseModel]) -> Iterator[str]:
     for name, field in section.model_fields.items():
         kind = re.sub(r"\b(typing|pipeline\.\w+|pathlib)\.", "", inspect.formatannotation(field.annotation))
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from ("", f"### `{path}.{name}`", "", (field.annotation.__doc__ or "").strip())
+            yield from _keys(f"{path}.{name}", field.annotation)
+            continue
         default = field.get_default(call_default_factory=True)
         shown = "" if default is PydanticUndefined else f", default `{_yaml(default)}`"
         yield from ("", f"### `{path}.{name}`", "", f"`{kind}`{shown}", "", field.description or "")

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.console import CRASH, INTERRUPTED, OK, main
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, RunError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 WAIT = 2.0
 """Seconds between two questions whether a job has ended."""
+PATIENCE = 60.0
+"""Seconds without an answer after which the cluster is taken to be lost."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,8 +111,7 @@ def _follow(client: JobSubmissionClient, name: str) -> int:
     try:
         with contextlib.suppress(RuntimeError, OSError):  # the connection may break; the job goes on
             asyncio.run(_print_logs(client, name))
-        while not client.get_job_status(name).is_terminal():
-            time.sleep(WAIT)
+        _wait(client, name)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -123,6 +124,27 @@ def _follow(client: JobSubmissionClient, name: str) -> int:
         print(f"conservator: the job {info.status}: {info.message}", file=sys.stderr)
         return CRASH
     return OK
+
+
+def _wait(client: JobSubmissionClient, name: str) -> None:
+    """Until the job has ended.
+
+    Raises:
+        RunError: the cluster does not answer any more.
+    """
+    answered = time.monotonic()
+    while True:
+        try:
+            if client.get_job_status(name).is_terminal():
+                return
+            answered = time.monotonic()
+        except (OSError, RuntimeError) as error:
+            if time.monotonic() - answered > PATIENCE:
+                raise RunError(
+                    f"the cluster has not answered for {PATIENCE:g} s ({str(error)[:200]}); if it is lost, submit the job "
+                    "again: it goes on where it was"
+                ) from error
+        time.sleep(WAIT)
 
 
 async def _print_logs(client: JobSubmissionClient, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What a run would do and how long it may take, measured on a few of its own rows."""
+"""What a run would do, how long it may take and what it may cost, measured on some of its own rows."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import dataclasses
 import itertools
 import os
 import time
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import torch
 
 from pipeline.errors import RecipeError
-from pipeline.lake.reader import plan_parts
+from pipeline.lake.reader import Part, plan_parts
 from pipeline.plan import Run
 from pipeline.recipe import shown_model
 from pipeline.redaction import redacted
@@ -19,10 +20,14 @@ from pipeline.schema import INTERNAL
 from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage
 
-SAMPLE = 8
-"""Rows tried."""
-START_UP = 15.0
-"""Seconds that Ray and the actors need before the first row, on a small machine."""
+SAMPLE = 24
+"""Rows tried, at most."""
+PLACES = 4
+"""Parts of the source that they are taken from, at most."""
+ENOUGH = 90.0
+"""Seconds of trying after which no further place is tried."""
+RAY = 6.0
+"""Seconds that Ray needs to start, on a small machine."""
 
 
 _TABLES = {"parquet": "Parquet files", "iceberg": "an Iceberg table", "delta": "a Delta table"}
@@ -34,23 +39,34 @@ class Estimate:
 
     run: Run
     device: str
-    sampled: int
-    megapixels: float
+    sampled: int = 0
+    megapixels: float = 0.0
     """Of one row, in the mean."""
-    decode: float
+    start: float = 0.0
+    """Seconds until a restoring actor is ready."""
+    decode: float = 0.0
     """Seconds a row, in the mean, on one core."""
-    restore: float
+    restore: float = 0.0
     """Seconds a row on one actor."""
-    encode: float
+    encode: float = 0.0
     """Seconds a row on one core."""
 
     @property
     def seconds(self) -> float:
         """Of the whole run, on this machine."""
-        cores = os.cpu_count() or 1
-        beside = (self.decode + self.encode) / cores
+        return RAY + self.start + self.flow_seconds
+
+    @property
+    def flow_seconds(self) -> float:
+        """Of these, while rows are on their way."""
+        beside = (self.decode + self.encode) / _cores()
         a_row = self.restore + beside if self.device == "cpu" else max(self.restore, beside)
-        return START_UP + self.run.rows * a_row
+        return self.run.rows * a_row
+
+    @property
+    def actor_hours(self) -> float:
+        """Of the one restoring actor that this machine has."""
+        return self.flow_seconds / 3600
 
     def as_text(self) -> str:
         """For the console."""
@@ -68,35 +84,66 @@ class Estimate:
             f"encode   CPU tasks, {recipe.output.format}, {self.encode * 1000:.0f} ms a row",
             f"write    {_TABLES[recipe.output.table]} in {redacted(recipe.output.uri)}/data",
             f"estimate {_duration(self.seconds)} on this machine, from {sample}",
+            f"         {self.actor_hours:.3g} hours of a {'GPU' if self.device == 'cuda' else 'restoring actor'}, "
+            f"{self.actor_hours * _cores():.3g} hours of cores{self._cost()}",
         ]
         return "\n".join(lines)
 
+    def _cost(self) -> str:
+        prices = self.run.recipe.resources.prices
+        cost = prices.cost(self.actor_hours, self.actor_hours * _cores())
+        return "" if cost is None else f": {cost:.2f} {prices.currency}"
+
 
 def estimate(run: Run) -> Estimate:
-    """Run the first rows through the stages here, and write nothing."""
+    """Run some rows through the stages here, and write nothing."""
     wanted = run.recipe.restoration.device
     device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
     if device == "cuda" and not torch.cuda.is_available():
         raise RecipeError("restoration.device is cuda, but this machine has no GPU to measure on; use auto or cpu")
-    part = next(iter(plan_parts(run.source.files, run.wanted, {})), None)
-    if part is None:
-        return Estimate(run, device, 0, 0.0, 0.0, 0.0, 0.0)
-    rows = next(part.read(run.source.store, run.columns)).slice(0, SAMPLE)
-    decode = run.decode_stage(part.root)
+    parts = list(plan_parts(run.source.files, run.wanted, {}))
+    if not parts:
+        return Estimate(run, device)
+    began = time.perf_counter()
     restore = RestoreStage(run.recipe, device, run.recipe.resources.threads)
     encode = EncodeStage(run.recipe, run.run_id)
-    marks = [time.perf_counter()]
-    decoded = pa.concat_tables(list(decode(rows)))
-    marks.append(time.perf_counter())
-    restored = restore(decoded)
-    marks.append(time.perf_counter())
-    encode(restored)
-    marks.append(time.perf_counter())
-    count = max(1, rows.num_rows)
-    sides = [decoded[INTERNAL + name].to_pylist() for name in ("height", "width")]
-    area = sum((height or 0) * (width or 0) for height, width in zip(*sides, strict=True))
-    steps = [(after - before) / count for before, after in itertools.pairwise(marks)]
-    return Estimate(run, device, rows.num_rows, area / count / 1e6, *steps)
+    restore.bare_speed()  # what is slow the first time, and what an actor does, too
+    start = time.perf_counter() - began
+    count, area, seconds = 0, 0.0, [0.0, 0.0, 0.0]
+    tables = _samples(run, parts)
+    first = next(tables)
+    restore(pa.concat_tables(list(run.decode_stage(first[0].root)(first[1].slice(0, 1)))))  # warms up
+    for part, rows in itertools.chain([first], tables):
+        marks = [time.perf_counter()]
+        decoded = pa.concat_tables(list(run.decode_stage(part.root)(rows)))
+        marks.append(time.perf_counter())
+        restored = restore(decoded)
+        marks.append(time.perf_counter())
+        encode(restored)
+        marks.append(time.perf_counter())
+        steps = [after - before for before, after in itertools.pairwise(marks)]
+        seconds = [total + step for total, step in zip(seconds, steps, strict=True)]
+        count += rows.num_rows
+        sides = [decoded[INTERNAL + name].to_pylist() for name in ("height", "width")]
+        area += sum((height or 0) * (width or 0) for height, width in zip(*sides, strict=True))
+        if sum(seconds) > ENOUGH:
+            break
+    return Estimate(run, device, count, area / count / 1e6, start, *(total / count for total in seconds))
+
+
+def _samples(run: Run, parts: Sequence[Part]) -> Iterator[tuple[Part, pa.Table]]:
+    """Rows from all over the source: some of the first ones read of every few parts."""
+    places = min(PLACES, len(parts))
+    each = SAMPLE // places
+    for place in range(places):
+        part = parts[place * len(parts) // places]
+        table = next(part.read(run.source.store, run.columns))
+        few = min(each, table.num_rows)
+        yield part, table.take([row * table.num_rows // few for row in range(few)])
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _duration(seconds: float) -> str:

@@ -151,6 +151,12 @@ def _tell(summary: Summary, run: Run, parts: Sequence[Part], tally: Tally) -> No
     summary.flow_seconds, summary.bare_speed = tally.seconds, tally.bare_speed
     summary.flow_rows, summary.flow_megapixels = tally.done.rows, tally.done.megapixels
     summary.steady_speed = tally.done.steady_speed
+    if summary.actors:
+        prices, hours = run.recipe.resources.prices, tally.seconds / 3600
+        summary.actor_hours = hours * summary.actors
+        summary.core_hours = hours * ray.cluster_resources().get("CPU", 0)
+        summary.cost = prices.cost(summary.actor_hours, summary.core_hours)
+        summary.currency = "" if summary.cost is None else prices.currency
     summary.files_read = len({path for part in parts for path in part.paths})
     summary.bytes_read = sum(part.size for part in parts)
     summary.duplicate_ids = run.duplicates.count if run.duplicates else 0

@@ -287,6 +287,23 @@ _PLACES = (
 """Settings of the output that do not change a row."""
 
 
+class Prices(_Section):
+    """What machines cost, for estimates and reports."""
+
+    actor_hour: float = Field(default=0.0, ge=0)
+    """Of a restoring actor: of a GPU, or of what a machine without one costs beyond its cores."""
+    core_hour: float = Field(default=0.0, ge=0)
+    """Of a CPU core."""
+    currency: str = "EUR"
+    """As it is shown."""
+
+    def cost(self, actor_hours: float, core_hours: float) -> float | None:
+        """Of so many hours; None where nothing has a price."""
+        if not self.actor_hour and not self.core_hour:
+            return None
+        return actor_hours * self.actor_hour + core_hours * self.core_hour
+
+
 class Resources(_Section):
     """What a run may take of the cluster."""
 
@@ -301,6 +318,7 @@ class Resources(_Section):
     """Share of a core that Ray reserves for a decoding or encoding task."""
     block_mb: int = Field(default=48, ge=1, le=1024)
     """Pixels handed to the restoring actor at a time, in MB; a larger image goes alone."""
+    prices: Prices = Prices()
     object_store_mb: int = Field(default=1500, ge=100)
     """Shared memory of a Ray that the job starts by itself; a cluster keeps its own."""
 

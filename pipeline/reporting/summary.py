@@ -66,12 +66,22 @@ class Summary:
     bare_speed: float | None = None
     """Megapixels a second of the bare model on tiles in memory, on one actor, measured at its start."""
 
+    actor_hours: float = 0.0
+    """Hours of restoring actors while rows were on their way,"""
+    core_hours: float = 0.0
+    """and of all cores of the machines that were there at the end."""
+    cost: float | None = None
+    """Of these, by the recipe's prices."""
+    currency: str = ""
+    """Of the cost."""
+
     @property
     def measured(self) -> dict[str, Any]:
         """What the run has measured, and the table does not tell."""
         names = (
             *("seconds", "flow_seconds", "flow_rows", "flow_megapixels", "files_read", "bytes_read", "duplicate_ids"),
             *("first_seconds", "steady_speed", "actors", "device", "bare_speed"),
+            *("actor_hours", "core_hours", "cost", "currency"),
         )
         return {name: getattr(self, name) for name in names}
 
@@ -148,6 +158,10 @@ def as_lines(summary: Summary) -> list[tuple[str, str]]:
     ]
     if summary.share_of_bare is not None:
         lines.append(("speed", speed_line(summary)))
+    if summary.actor_hours:
+        lines.append(("hours of actors / of cores", f"{summary.actor_hours:.3g} / {summary.core_hours:.3g}"))
+    if summary.cost is not None:
+        lines.append(("cost", f"{summary.cost:.2f} {summary.currency}"))
     return lines
 
 
