@@ -141,8 +141,8 @@ def _wait(client: JobSubmissionClient, name: str) -> None:
         except (OSError, RuntimeError) as error:
             if time.monotonic() - answered > PATIENCE:
                 raise RunError(
-                    f"the cluster has not answered for {PATIENCE:g} s ({str(error)[:200]}); if it is lost, submit the job "
-                    "again: it goes on where it was"
+                    f"the cluster has not answered for {PATIENCE:g} s ({str(error)[:200]}); if it is lost, submit the "
+                    "job again: it goes on where it was"
                 ) from error
         time.sleep(WAIT)
 
