@@ -8,11 +8,11 @@ begun before and never ended is done row by row, and a row on which a worker die
 from __future__ import annotations
 
 import collections
-import contextlib
 import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -80,8 +80,7 @@ class Guard:
     def __call__(self, table: pa.Table, keys: Sequence[str], work: Work) -> Iterator[pa.Table]:
         """What `work` makes of the rows; `keys` tell them apart, over all tables of the run."""
         if not ray.get(self._book.begin.remote(self._stage, keys)):
-            with self._watched(table):
-                yield from work(table)
+            yield from self._watched(table, work)
         else:
             log.warning("a worker has died at %d rows in %s; now one by one", len(keys), self._stage)
             for row, key in enumerate(keys):
@@ -97,21 +96,27 @@ class Guard:
             )
             yield self._fail(row, WorkerDied(message, attempts=deaths))
             return
-        with self._watched(row):
-            yield from work(row)
+        yield from self._watched(row, work)
         ray.get(self._book.end.remote(self._stage, [key]))
 
-    @contextlib.contextmanager
-    def _watched(self, table: pa.Table) -> Iterator[None]:
-        """Nothing but its own end stops a worker that hangs in a library."""
-        seconds = table.num_rows * self._seconds + A_MEGAPIXEL * _megapixels(table)
-        timer = threading.Timer(seconds, _die, [self._stage, table.num_rows])
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
+    def _watched(self, table: pa.Table, work: Work) -> Iterator[pa.Table]:
+        """Nothing but its own end stops a worker that hangs in a library. The time that others take with what was
+        handed on does not count."""
+        left = table.num_rows * self._seconds + A_MEGAPIXEL * _megapixels(table)
+        tables = work(table)
+        while True:
+            started = time.monotonic()
+            timer = threading.Timer(left, _die, [self._stage, table.num_rows])
+            timer.daemon = True
+            timer.start()
+            try:
+                done = next(tables, None)
+            finally:
+                timer.cancel()
+            left -= time.monotonic() - started
+            if done is None:
+                return
+            yield done
 
 
 def _megapixels(table: pa.Table) -> float:

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -99,3 +100,23 @@ def test_what_was_begun_and_not_ended_is_done_row_by_row(guard: survival.Guard) 
     assert [part["key"].to_pylist() for part in tables] == [["a"], ["b"], ["c"]]
     assert [part.num_columns for part in tables] == [1, 2, 1] and tables[1]["failed"].to_pylist() == [survival.ALONE]
     assert len(attempt(deadly=None)) == 1, "that attempt has ended: what is repeated later goes together again"
+
+
+def test_only_the_time_that_the_work_takes_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survival.ray, "get", lambda answer: answer)
+    ended: list[object] = []
+    monkeypatch.setattr(survival, "_die", lambda stage, rows: ended.append((stage, rows)))
+    guard = survival.Guard(Direct(), "decode", 0.2, lambda table, error: table)
+    table = pa.table({"key": ["a"]})
+    slow_reader = guard(table, ["a"], lambda rows: iter([rows, rows, rows]))
+    for _ in slow_reader:
+        time.sleep(0.15)
+    assert not ended
+
+    def slow(rows: pa.Table) -> Iterator[pa.Table]:
+        for _ in range(3):
+            time.sleep(0.15)
+            yield rows
+
+    assert len(list(guard(table, ["a"], slow))) == 3
+    assert ended, "the second table came after the time was over"
