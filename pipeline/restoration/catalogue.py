@@ -13,7 +13,7 @@ from pipeline.restoration.backbone import RESNETS
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.others import KINDS, TILE, TiledModel, is_other, other_model
 from pipeline.restoration.text import MINILM, minilm_folder
-from pipeline.restoration.weights import SHIPPED, load_any, read_file, shipped_models
+from pipeline.restoration.weights import SHIPPED, load_any, read_file, shape_of, shipped_models
 
 
 class Entry(NamedTuple):
@@ -128,10 +128,13 @@ def describe(name: str) -> str:
 def _shipped() -> list[Entry]:
     found = []
     for name in shipped_models():
-        config = ModelConfig.from_json((SHIPPED / name / "config.json").read_text())
+        config = shape_of((SHIPPED / name / "config.json").read_text())
         size = f"{(SHIPPED / name / 'model.safetensors').stat().st_size / 1e6:.1f} MB"
-        does = "repairs all damage, fills, colours by caption and references"
-        found.append(Entry(name, "model", does, config.license, size, ""))
+        if isinstance(config, ModelConfig):
+            kind, does = "model", "repairs all damage, fills, colours by caption and references"
+        else:
+            kind, does = "generator", f"pictures of captions, {config.side} pixels a side, which compact enlarges"
+        found.append(Entry(name, kind, does, config.license, size, ""))
     return found
 
 

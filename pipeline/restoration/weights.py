@@ -66,9 +66,19 @@ def load_any(place: str | Path) -> tuple[CompactModel | Generator, str]:
     """
 
     def build(config: str) -> CompactModel | Generator:
-        return (_restoring if _task(config) == "restore" else _generating)(config)
+        shape = shape_of(config)
+        return CompactModel(shape) if isinstance(shape, ModelConfig) else Generator(shape)
 
     return _loaded(place, None, build)
+
+
+def shape_of(config: str) -> ModelConfig | GeneratorConfig:
+    """The shape that a `config.json` tells of.
+
+    Raises:
+        ValueError: as `Stored.from_json`.
+    """
+    return (ModelConfig if _task(config) == "restore" else GeneratorConfig).from_json(config)
 
 
 def _restoring(config: str) -> CompactModel:
