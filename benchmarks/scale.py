@@ -38,7 +38,7 @@ class FixedTime:
 
     seconds_a_row = 0.0
 
-    def __init__(self, settings: Any, device: str, counter: Any) -> None:
+    def __init__(self, settings: Any, device: str, counter: Any, book: Any) -> None:
         pass
 
     def __call__(self, table: pa.Table) -> pa.Table:
