@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -44,6 +45,13 @@ class Seaweed:
             self._server.terminate()
             self._server.wait(30)
             self._server = None
+
+    def pause(self, seconds: float) -> None:
+        """Let it answer nothing for so long; connections stay."""
+        if self._server is not None:
+            self._server.send_signal(signal.SIGSTOP)
+            time.sleep(seconds)
+            self._server.send_signal(signal.SIGCONT)
 
     def table_bucket(self, name: str) -> dict[str, str]:
         """Make a bucket for tables, and return the properties of its REST catalog; REST_CREDENTIAL must be set."""
