@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from jobs.console import FAILED_ROWS, OK, amount, duration, main
+from pipeline import logs
 from pipeline.recipe import load_recipe, ready_made
 from pipeline.redaction import redacted
 
@@ -66,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     run = prepare(recipe, arguments.fresh, arguments.retry_failed)
     if arguments.dry_run:
         return _dry_run(run)
+    logs.configure(run_id=run.run_id)
     code = _restore(run, arguments.retry_failed, drain)
     return max(code, _carry_out_decisions(recipe, run)) if arguments.retry_failed is None else code
 

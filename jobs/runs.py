@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         for one in found:
             print(json.dumps(one))
         return OK
-    columns = ("run", "began", "state", "rows", "statuses", "MP", "seconds", "MP/s", "device", "cost")
+    columns = ("run", "began", "state", "rows", "statuses", "MP", "seconds", "MP/s", "device", "cost", "currency")
     print_table([columns, *(tuple(_shown(one.get(name)) for name in columns) for one in found)])
     return OK
 
@@ -47,7 +47,8 @@ def _told(run_id: str, summary: dict[str, Any]) -> dict[str, Any]:
         "seconds": None if summary.get("seconds") is None else round(summary["seconds"], 1),
         "MP/s": None if speed is None else round(speed, 3),
         "device": summary.get("device") or None,
-        "cost": None if summary.get("cost") is None else f"{summary['cost']:.2f} {summary['currency']}",
+        "cost": None if summary.get("cost") is None else round(summary["cost"], 2),
+        "currency": summary.get("currency") or None,
     }
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import os
 import shlex
 import signal
 import sys
+import threading
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from jobs.console import CRASH, INTERRUPTED, OK, main
 from pipeline.errors import RecipeError, RunError
@@ -20,8 +23,13 @@ from pipeline.errors import RecipeError, RunError
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
+T = TypeVar("T")
 WAIT = 2.0
 """Seconds between two questions whether a job has ended."""
+ANSWER = 20.0
+"""Seconds in which it answers one."""
+LAST_WORDS = 10.0
+"""Seconds that the end of its log may take."""
 PATIENCE = 60.0
 """Seconds without an answer after which the cluster is taken to be lost."""
 
@@ -37,7 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sent along and made the job's folder: recipes, and this project where the cluster does not have it",
     )
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for the job; may be repeated")
-    parser.add_argument("--name", help="of the job; if not given, from the time")
+    parser.add_argument(
+        "--name", help="of the job; if not given, from the time. One of this name that still runs is followed instead"
+    )
+    parser.add_argument(
+        "--ok",
+        type=int,
+        action="append",
+        default=[],
+        metavar="CODE",
+        help="an exit code of the job that counts as 0, such as 4: it came to its deadline; may be repeated",
+    )
     parser.add_argument("--no-wait", action="store_true", help="print the job's name and do not follow it")
     parser.add_argument(
         "words", nargs=argparse.REMAINDER, metavar="-- COMMAND …", help="such as: -- restore --recipe nightly.yaml"
@@ -57,17 +75,20 @@ def run(arguments: argparse.Namespace) -> int:
         environment["working_dir"] = arguments.working_dir
     client = _client(arguments.address)
     name = arguments.name or f"conservator-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:6]}"
-    try:
-        client.submit_job(
-            entrypoint=f"python -m jobs.cli {shlex.join(words)}",
-            submission_id=name,
-            runtime_env=environment,
-            metadata={"name": name},
-        )
-    except (RuntimeError, ValueError) as error:
-        raise RecipeError(f"the cluster did not take the job: {error}") from error
-    print(f"job {name}", file=sys.stderr)
-    return OK if arguments.no_wait else _follow(client, name)
+    with _explained(arguments.address):
+        name, runs = _free_name(client, name)
+        if not runs:
+            client.submit_job(
+                entrypoint=f"python -m jobs.cli {shlex.join(words)}",
+                submission_id=name,
+                runtime_env=environment,
+                metadata={"name": name},
+            )
+    print(f"job {name}{' runs already' if runs else ''}", file=sys.stderr)
+    if arguments.no_wait:
+        return OK
+    code = _follow(client, name)
+    return OK if code in arguments.ok else code
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -77,41 +98,77 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _client(address: str | None) -> JobSubmissionClient:
-    """The cluster's job API; its token, where it wants one, is found as Ray finds it.
+@contextlib.contextmanager
+def _explained(address: str | None) -> Iterator[None]:
+    """What the job API raises, as errors of ours.
 
     Raises:
-        RecipeError: nothing answers there, or it does not let us in.
+        RecipeError: it does not let us in, or the job is wrong.
+        RunError: nothing answers, or not now: a later try may help.
     """
+    from ray.exceptions import AuthenticationError
+
+    where = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "this machine"
+    try:
+        yield
+    except AuthenticationError as error:
+        raise RecipeError(
+            f"the cluster at {where} wants a token ({_said(error)}): set RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH"
+        ) from error
+    except (ConnectionError, OSError, TimeoutError) as error:
+        raise RunError(
+            f"no Ray cluster takes jobs at {where} ({_said(error)}); give --address http://HEAD:8265"
+        ) from error
+    except (RuntimeError, ValueError) as error:
+        if any(f"status code {code}" in str(error) for code in range(500, 600)):
+            raise RunError(f"the cluster at {where} could not take the job now: {_said(error)}") from error
+        raise RecipeError(f"the cluster at {where} did not take the job: {_said(error)}") from error
+
+
+def _said(error: BaseException) -> str:
+    return str(error)[:300]
+
+
+def _client(address: str | None) -> JobSubmissionClient:
+    """The cluster's job API; its token, where it wants one, is found as Ray finds it."""
     from ray.job_submission import JobSubmissionClient
 
-    try:
+    with _explained(address):
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "this machine"
-        raise RecipeError(
-            f"no Ray cluster takes jobs at {where} ({str(error)[:300]}); give --address http://HEAD:8265, and where "
-            "the cluster wants a token, RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-        ) from error
+
+
+def _free_name(client: JobSubmissionClient, name: str) -> tuple[str, bool]:
+    """The name, with a number where a job of that name has ended; and whether one of it still runs."""
+    known = {job.submission_id: job for job in client.list_jobs()}
+    for number in itertools.count(1):
+        one = name if number == 1 else f"{name}-{number}"
+        if one not in known:
+            return one, False
+        if not known[one].status.is_terminal():
+            return one, True
+    raise AssertionError
 
 
 def _follow(client: JobSubmissionClient, name: str) -> int:
-    """Print what the job says until it has ended. A signal is passed on: the job ends early, and that is waited for."""
-    told = 0
+    """Print what the job says until it has ended. A signal is passed on: the job ends early, and that is waited for.
 
-    def stop(number: int, frame: object) -> None:
+    Raises:
+        RunError: the cluster does not answer any more.
+    """
+    stop, told = threading.Event(), 0
+
+    def passed_on(number: int, frame: object) -> None:
         nonlocal told
         told += 1
         if told > 1:
             raise KeyboardInterrupt
         print("stopping the job; a second signal leaves it alone", file=sys.stderr)
-        client.stop_job(name)
+        stop.set()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, passed_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with contextlib.suppress(RuntimeError, OSError):  # the connection may break; the job goes on
-            asyncio.run(_print_logs(client, name))
-        _wait(client, name)
+        _wait(client, name, stop)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -126,30 +183,76 @@ def _follow(client: JobSubmissionClient, name: str) -> int:
     return OK
 
 
-def _wait(client: JobSubmissionClient, name: str) -> None:
-    """Until the job has ended.
+def _wait(client: JobSubmissionClient, name: str, stop: threading.Event) -> None:
+    """Until the job has ended; `stop`: when set, it is told to end.
 
     Raises:
         RunError: the cluster does not answer any more.
     """
-    answered = time.monotonic()
+    log, answered = _Log(client, name), time.monotonic()
     while True:
-        try:
-            if client.get_job_status(name).is_terminal():
-                return
+        log.keep_on()
+        if stop.is_set() and _answer(lambda: client.stop_job(name)) is not None:
+            stop.clear()
+        status = _answer(lambda: client.get_job_status(name))
+        if status is not None:
             answered = time.monotonic()
-        except (OSError, RuntimeError) as error:
-            if time.monotonic() - answered > PATIENCE:
-                raise RunError(
-                    f"the cluster has not answered for {PATIENCE:g} s ({str(error)[:200]}); if it is lost, submit the "
-                    "job again: it goes on where it was"
-                ) from error
+            if status.is_terminal():
+                log.finish()
+                return
+        elif time.monotonic() - answered > PATIENCE:
+            raise RunError(
+                f"the cluster has not answered for {PATIENCE:g} s; if it is lost, submit the job again: it goes on "
+                "where it was"
+            )
         time.sleep(WAIT)
 
 
-async def _print_logs(client: JobSubmissionClient, name: str) -> None:
-    async for lines in client.tail_job_logs(name):
-        print(lines, end="", flush=True)
+def _answer(ask: Callable[[], T]) -> T | None:
+    """What the cluster says; None if it does not within `ANSWER`: its client itself would wait for ever."""
+    found: list[T] = []
+
+    def run() -> None:
+        with contextlib.suppress(Exception):  # whatever the connection raises
+            found.append(ask())
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(ANSWER)
+    return found[0] if found else None
+
+
+class _Log:
+    """Prints a job's log as it grows; if the connection breaks, it goes on where it was."""
+
+    def __init__(self, client: JobSubmissionClient, name: str) -> None:
+        self._client, self._name = client, name
+        self._printed = 0
+        self._thread: threading.Thread | None = None
+
+    def keep_on(self) -> None:
+        """Connect, or connect again."""
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+
+    def finish(self) -> None:
+        """The job has ended: what it said last is soon there."""
+        if self._thread is not None:
+            self._thread.join(LAST_WORDS)
+
+    def _run(self) -> None:
+        with contextlib.suppress(Exception):  # the connection may break; the job goes on
+            asyncio.run(self._print())
+
+    async def _print(self) -> None:
+        seen = 0
+        async for lines in self._client.tail_job_logs(self._name):
+            fresh = lines[max(0, self._printed - seen) :]
+            seen += len(lines)
+            if fresh:
+                print(fresh, end="", flush=True)
+                self._printed = seen
 
 
 if __name__ == "__main__":

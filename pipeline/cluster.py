@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -19,11 +20,12 @@ def start_ray(recipe: Recipe) -> None:
     """Join the cluster that the environment names, else start Ray on this machine."""
     if ray.is_initialized():
         return
-    address, json = os.environ.get("RAY_ADDRESS"), logs.wants_json()
+    address, as_json = os.environ.get("RAY_ADDRESS"), logs.wants_json()
     if address:
         _check_address(address)
-        # workers of this job learn how its lines are to look
-        ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": {logs.FORMAT: "json"}} if json else None)
+        told = {} if not as_json or _is_told() else {"env_vars": {logs.FORMAT: "json"}}
+        # lines for collectors are in the files of Ray's workers, whole; here they would get a prefix
+        ray.init(logging_level=logging.WARNING, runtime_env=told or None, log_to_driver=not as_json)
     else:
         os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")  # else 32 for every group of files
         ray.init(
@@ -32,8 +34,14 @@ def start_ray(recipe: Recipe) -> None:
             include_dashboard=False,
             object_store_memory=recipe.resources.object_store_mb * 1_000_000,
             logging_level=logging.WARNING,
-            log_to_driver=json,
+            log_to_driver=False,
         )
+
+
+def _is_told() -> bool:
+    """Whether the submitted job that this is has told its workers already how their lines are to look."""
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    return logs.FORMAT in (config.get("runtime_env") or {}).get("env_vars", {})
 
 
 def _check_address(address: str) -> None:

@@ -15,10 +15,10 @@
         │   ├── UnreadableImage      not an image, truncated, damaged beyond reading
         │   │   └── UnsupportedImage     an image, likely, but of a sort that is not read here
         │   ├── ImageTooLarge        over the recipe's limits, or a decompression bomb
-        │   ├── ForbiddenURI         a place that the recipe does not allow
-        │   └── WorkerDied           of a crash in a library, of too little memory, or it took too long
+        │   └── ForbiddenURI         a place that the recipe does not allow
         └── TransientRowError    trying again may help: throttling, time-outs, resets
-            └── StoreUnavailable
+            ├── StoreUnavailable
+            └── WorkerDied           of too little memory, a crash in a library, or it took too long
 
 Errors keep their facts as attributes and survive pickling between workers.
 """
@@ -118,10 +118,6 @@ class ForbiddenURI(PermanentRowError):
     """The URI lies outside the prefixes that the recipe allows."""
 
 
-class WorkerDied(PermanentRowError):
-    """The process that worked on the row died, each time that it was tried alone."""
-
-
 class TransientRowError(RowError):
     """Trying again may help."""
 
@@ -140,3 +136,7 @@ def transient_errors() -> frozenset[str]:
         names.add(kind.__name__)
         kinds += kind.__subclasses__()
     return frozenset(names)
+
+
+class WorkerDied(TransientRowError):
+    """The process that worked on the row died, each time that it was tried alone; with more memory it may not."""

@@ -112,20 +112,22 @@ def estimate(run: Run) -> Estimate:
     count, area, seconds = 0, 0.0, [0.0, 0.0, 0.0]
     tables = _samples(run, parts)
     first = next(tables)
-    restore(pa.concat_tables(list(run.decode_stage(first[0].root)(first[1].slice(0, 1)))))  # warms up
+    for decoded in run.decode_stage(first[0].root)(first[1].slice(0, 1)):
+        restore(decoded)  # warms up
     for part, rows in itertools.chain([first], tables):
-        marks = [time.perf_counter()]
-        decoded = pa.concat_tables(list(run.decode_stage(part.root)(rows)))
-        marks.append(time.perf_counter())
-        restored = restore(decoded)
-        marks.append(time.perf_counter())
-        encode(restored)
-        marks.append(time.perf_counter())
-        steps = [after - before for before, after in itertools.pairwise(marks)]
-        seconds = [total + step for total, step in zip(seconds, steps, strict=True)]
-        count += rows.num_rows
-        sides = [decoded[INTERNAL + name].to_pylist() for name in ("height", "width")]
-        area += sum((height or 0) * (width or 0) for height, width in zip(*sides, strict=True))
+        mark = time.perf_counter()
+        for decoded in run.decode_stage(part.root)(rows):
+            marks = [mark, time.perf_counter()]
+            restored = restore(decoded)
+            marks.append(time.perf_counter())
+            encode(restored)
+            marks.append(time.perf_counter())
+            steps = [after - before for before, after in itertools.pairwise(marks)]
+            seconds = [total + step for total, step in zip(seconds, steps, strict=True)]
+            count += decoded.num_rows
+            sides = [decoded[INTERNAL + name].to_pylist() for name in ("height", "width")]
+            area += sum((height or 0) * (width or 0) for height, width in zip(*sides, strict=True))
+            mark = time.perf_counter()
         if sum(seconds) > ENOUGH:
             break
     return Estimate(run, device, count, area / count / 1e6, start, *(total / count for total in seconds))

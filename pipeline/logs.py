@@ -48,12 +48,14 @@ def wants_json() -> bool:
     return os.environ.get(FORMAT) == "json"
 
 
-def configure(level: int = logging.INFO, **common: str) -> None:
+def configure(level: int | None = None, **common: str) -> None:
     """Send this process's log to standard error; `common` stands in every line, if they are JSON.
 
-    Again: what was common is replaced.
+    Again: what was common is replaced, and the level stays if none is given (at first: INFO).
     """
     root = logging.getLogger()
+    if level is None:
+        level = root.level if any(isinstance(handler, _Ours) for handler in root.handlers) else logging.INFO
     for handler in [handler for handler in root.handlers if isinstance(handler, _Ours)]:
         root.removeHandler(handler)
     handler = _Ours(sys.stderr)

@@ -125,7 +125,11 @@ class Tally:
 
     def _show(self) -> None:
         while not self._stop.wait(INTERVAL):
-            done = self._rows_done()
+            try:
+                done = self._rows_done()
+            except ray.exceptions.RayError as problem:  # for show only
+                log.debug("the counter does not answer: %s", problem)
+                continue
             seconds = time.monotonic() - self._started
             left = f"about {(self._rows - done) * seconds / done:.0f} s left" if done else "starting"
             log.info("%d of %d rows, %.0f s, %s", min(done, self._rows), self._rows, seconds, left)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import RecipeError
 from pipeline.schema import EVIDENCE
@@ -23,6 +23,20 @@ from pipeline.schema import EVIDENCE
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+CODE_KEYS = ("py-catalog-impl", "py-io-impl")
+"""Properties by which pyiceberg would import a class of any name."""
+
+
+def _only_data(catalog: dict[str, str]) -> dict[str, str]:
+    forbidden = [key for key in CODE_KEYS if key in catalog]
+    if forbidden:
+        raise ValueError(f"{forbidden[0]!r} would run code that the recipe names, which none may; use another `type`")
+    return catalog
+
+
+Catalog = Annotated[dict[str, str], AfterValidator(_only_data)]
 
 
 class Source(_Section):
@@ -35,7 +49,7 @@ class Source(_Section):
     """What lies there; `auto` looks."""
     version: int | str | None = None
     """The version of a Delta table, or the snapshot id or tag of an Iceberg table; null: the newest."""
-    catalog: dict[str, str] = Field(default_factory=dict)
+    catalog: Catalog = Field(default_factory=dict)
     """pyiceberg's properties of the catalog (`type`, `uri`, …) in which `uri` is a table's name."""
     captions: str | None = None
     """A CSV or JSON-lines file that tells more of a folder's image files, named in its column `file_name`; null:
@@ -261,7 +275,7 @@ class Output(_Section):
     """The kind of table: Parquet files with a manifest, Apache Iceberg, or Delta Lake."""
     table_name: str = Field(default="conservator.restored", pattern=r"^[^.]+(\.[^.]+)+$")
     """Namespace and name of an Iceberg table in its catalog."""
-    catalog: dict[str, str] = Field(default_factory=dict)
+    catalog: Catalog = Field(default_factory=dict)
     """pyiceberg's properties of the catalog (`type`, `uri`, …); empty: one in memory, made from the table's folder."""
     storage: dict[str, str | int | bool] = Field(default_factory=dict)
     """Options of the store, as for the source."""
@@ -336,8 +350,8 @@ class Limits(_Section):
     max_image_mb: float = Field(default=500, gt=0)
     """Larger image files become `failed` rows."""
     row_seconds: float = Field(default=600, gt=0)
-    """A worker that takes longer with a row (30 s more for each megapixel) ends itself. A row on which workers die, by
-    this or a crash, becomes a `failed` row."""
+    """A worker that takes longer with a row (30 s more for each megapixel, once it is decoded; rows that are tried
+    together have 10 s more each) ends itself. A row on which workers die, by this or a crash, becomes `failed`."""
     max_references: int = Field(default=4, ge=0)
     """References used of a row; further ones are ignored."""
     attempts: int = Field(default=4, ge=1)
@@ -372,7 +386,8 @@ class Recipe(_Section):
         """SHA-256 over what decides a row's content: not over places, resources or how many rows."""
         content = self.model_dump(mode="json", exclude={"resources": True, "output": {*_PLACES}})
         content["source"] = {"filters": content["source"]["filters"]}
-        content["limits"].pop("rows")
+        for name in ("rows", "row_seconds"):
+            content["limits"].pop(name)
         content["output"]["signing"] = content["output"]["signing"] is not None
         content["scoring"] |= {name: content["scoring"][name] is not None for name in ("clip", "lpips", "dists")}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -2,16 +2,15 @@
 
 A library may crash on an image, or an image may take more memory than there is; Ray starts the worker again and repeats
 what it was at, without end. So every worker writes down in a book beside the driver what it begins and ends. What was
-begun before and never ended is done row by row, and a row on which a worker died alone too often is given up.
+begun before and never ended is done row by row, and a row on which a worker died alone too often is given up. Workers
+whose machine was lost do not count.
 """
 
 from __future__ import annotations
 
 import collections
+import faulthandler
 import logging
-import os
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+import ray.exceptions
 
 from pipeline.errors import WorkerDied
 from pipeline.schema import INTERNAL
@@ -26,12 +26,13 @@ from pipeline.schema import INTERNAL
 log = logging.getLogger(__name__)
 
 ALONE = 2
-"""Deaths on a row alone after which it is given up: one may be a machine that was taken away."""
-DIED = 70
-"""Exit code of a worker that ends itself."""
-
+"""Deaths on a row alone after which it is given up."""
 A_MEGAPIXEL = 30.0
 """Seconds that a row may take more for each megapixel, where its size is known."""
+TOGETHER = 10.0
+"""Seconds that rows which are tried together may take more for each: those of a hanging one are then tried alone."""
+ANSWER = 60.0
+"""Seconds in which the book answers."""
 
 Work = Callable[[pa.Table], Iterator[pa.Table]]
 
@@ -39,9 +40,11 @@ Work = Callable[[pa.Table], Iterator[pa.Table]]
 class Book:
     """What workers are at; an actor beside the driver."""
 
-    def __init__(self) -> None:
+    def __init__(self, alive: Callable[[], set[str]] | None = None) -> None:
+        """`alive`: tells the ids of machines that are there; if not given, Ray does."""
+        self._alive = alive or _machines
         self._begun: collections.Counter[tuple[str, str]] = collections.Counter()
-        self._alone: collections.Counter[tuple[str, str]] = collections.Counter()
+        self._alone: dict[tuple[str, str], list[str]] = {}
 
     def begin(self, stage: str, keys: Sequence[str]) -> bool:
         """Note the beginning; whether work on any of these rows was begun before and has not ended."""
@@ -50,11 +53,20 @@ class Book:
         self._begun.update(rows)
         return is_repeated
 
-    def begin_alone(self, stage: str, key: str) -> int:
-        """Note that a row is done alone; how often that was begun before and has not ended."""
-        before = self._alone[stage, key]
-        self._alone[stage, key] += 1
-        return before
+    def begin_alone(self, stage: str, key: str, machine: str) -> int:
+        """Note that a row is done alone on a machine, unless that has killed workers `ALONE` times.
+
+        Returns:
+            How often it has, on machines that are still there.
+        """
+        tried = self._alone.setdefault((stage, key), [])
+        if tried:
+            alive = self._alive()
+            tried[:] = [one for one in tried if one in alive]
+        deaths = len(tried)
+        if deaths < ALONE:
+            tried.append(machine)
+        return deaths
 
     def end(self, stage: str, keys: Sequence[str]) -> None:
         """Work on these rows has ended, whatever came of it."""
@@ -79,7 +91,10 @@ class Guard:
 
     def __call__(self, table: pa.Table, keys: Sequence[str], work: Work) -> Iterator[pa.Table]:
         """What `work` makes of the rows; `keys` tell them apart, over all tables of the run."""
-        if not ray.get(self._book.begin.remote(self._stage, keys)):
+        if not keys:
+            yield from work(table)
+            return
+        if not self._asked(False, self._book.begin, self._stage, keys):
             yield from self._watched(table, work)
         else:
             log.warning("a worker has died at %d rows in %s; now one by one", len(keys), self._stage)
@@ -87,36 +102,47 @@ class Guard:
                 yield from self._alone(table.slice(row, 1), key, work)
         self._book.end.remote(self._stage, keys)
 
-    def _alone(self, row: pa.Table, key: str, work: Work) -> Iterator[pa.Table]:
-        deaths = ray.get(self._book.begin_alone.remote(self._stage, key))
+    def _alone(self, row: pa.Table, key: str, work: Work) -> list[pa.Table]:
+        machine = ray.get_runtime_context().get_node_id()
+        deaths: int = self._asked(0, self._book.begin_alone, self._stage, key, machine)
         if deaths >= ALONE:
             message = (
-                f"the worker died each of the {deaths} times that it was at this row alone: a library crashed, memory "
-                f"ran out, or it took longer than limits.row_seconds ({self._seconds:g})"
+                f"the worker died each of the {deaths} times that it was at this row alone: memory ran out, a library "
+                f"crashed, or it took longer than limits.row_seconds ({self._seconds:g})"
             )
-            yield self._fail(row, WorkerDied(message, attempts=deaths))
-            return
-        yield from self._watched(row, work)
-        ray.get(self._book.end.remote(self._stage, [key]))
+            return [self._fail(row, WorkerDied(message, attempts=deaths + 1))]
+        done = list(self._watched(row, work))
+        self._asked(None, self._book.end, self._stage, [key])
+        return done
+
+    def _asked(self, otherwise: Any, method: Any, *arguments: Any) -> Any:
+        """What the book says; if it does not answer, the work goes on all the same."""
+        try:
+            return ray.get(method.remote(*arguments), timeout=ANSWER)
+        except ray.exceptions.RayError as error:
+            log.warning("the book of what workers are at does not answer: %s", error)
+            return otherwise
 
     def _watched(self, table: pa.Table, work: Work) -> Iterator[pa.Table]:
-        """Nothing but its own end stops a worker that hangs in a library. The time that others take with what was
-        handed on does not count."""
-        left = table.num_rows * self._seconds + A_MEGAPIXEL * _megapixels(table)
+        """Nothing but its own end stops a worker that hangs in a library, and that needs no interpreter. The time that
+        others take with what was handed on does not count."""
+        left = self._seconds + TOGETHER * (table.num_rows - 1) + A_MEGAPIXEL * _megapixels(table)
         tables = work(table)
         while True:
             started = time.monotonic()
-            timer = threading.Timer(left, _die, [self._stage, table.num_rows])
-            timer.daemon = True
-            timer.start()
+            faulthandler.dump_traceback_later(max(left, 0.1), exit=True, file=2)
             try:
                 done = next(tables, None)
             finally:
-                timer.cancel()
+                faulthandler.cancel_dump_traceback_later()
             left -= time.monotonic() - started
             if done is None:
                 return
             yield done
+
+
+def _machines() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def _megapixels(table: pa.Table) -> float:
@@ -126,9 +152,3 @@ def _megapixels(table: pa.Table) -> float:
         return 0.0
     pixels = pc.sum(pc.multiply(table[height].cast(pa.float64()), table[width])).as_py()
     return (pixels or 0.0) / 1e6
-
-
-def _die(stage: str, rows: int) -> None:
-    log.error("%d rows took too long in %s: this worker ends itself", rows, stage)
-    sys.stderr.flush()
-    os._exit(DIED)

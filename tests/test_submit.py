@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from ray.cluster_utils import Cluster
+from ray.job_submission import JobSubmissionClient
 
 from jobs.cli import main
 from tests.conftest import ROOT, encoded, noise
@@ -32,9 +36,9 @@ def address() -> Iterator[str]:
             cluster.shutdown()
 
 
-def submit(address: str, *words: str) -> int:
+def submit(address: str, *words: str, options: Sequence[str] = ()) -> int:
     path = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"
-    return main(["submit", "--address", address, "--env", f"PYTHONPATH={ROOT}", "--env", path, "--", *words])
+    return main(["submit", "--address", address, "--env", f"PYTHONPATH={ROOT}", "--env", path, *options, "--", *words])
 
 
 def test_a_job_ends_with_the_exit_code_of_its_command(
@@ -43,7 +47,43 @@ def test_a_job_ends_with_the_exit_code_of_its_command(
     assert submit(address, "models", "show", "compact") == 0
     assert "# compact" in capfd.readouterr().out
     assert submit(address, "runs", str(tmp_path / "no where; echo here")) == 2
-    assert "holds no finished run" in capfd.readouterr().out
+    assert capfd.readouterr().out.count("holds no finished run") == 1
+    assert submit(address, "runs", str(tmp_path), options=["--ok", "2", "--log-format", "json"]) == 0
+
+
+def test_a_job_that_runs_already_is_followed_and_one_that_has_ended_gets_a_number(address: str) -> None:
+    client = JobSubmissionClient(address)
+    client.submit_job(entrypoint="sleep 600", submission_id="nightly")
+    try:
+        assert submit(address, "models", options=["--name", "nightly", "--no-wait"]) == 0
+        assert [job.submission_id for job in client.list_jobs()].count("nightly-2") == 0
+    finally:
+        client.stop_job("nightly")
+    while not client.get_job_status("nightly").is_terminal():
+        time.sleep(0.2)
+    assert submit(address, "models", "show", "compact", options=["--name", "nightly"]) == 0
+    assert client.get_job_status("nightly-2") == "SUCCEEDED"
+
+
+def test_a_signal_is_passed_on(address: str, tmp_path: Path) -> None:
+    words = ["--address", address, "--env", f"PATH={tmp_path}:{os.environ['PATH']}", "--", "models"]
+    python = tmp_path / "python"  # stands for a run: it ends as one does that is told to
+    python.write_text("#!/bin/sh\ntrap 'echo told; exit 130' TERM\necho at work\nwhile :; do sleep 0.1; done\n")
+    python.chmod(0o755)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.submit", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    said = ""
+    while "at work" not in said:
+        said += process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "stopping the job" in rest
 
 
 @pytest.mark.slow
@@ -55,11 +95,11 @@ def test_an_archive_is_restored_by_a_job(address: str, write_table: Write, tmp_p
 
 
 def test_what_is_wrong_is_told_before_anything_is_sent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words, said in (
-        (["--address", "http://127.0.0.1:1", "--", "models"], "127.0.0.1:1"),
-        (["--address", "http://127.0.0.1:1"], "which command"),
-        (["--env", "A", "--", "models"], "NAME=VALUE"),
-        (["--working-dir", str(tmp_path / "nowhere"), "--", "models"], "no folder"),
+    for words, said, code in (
+        (["--address", "http://127.0.0.1:1", "--", "models"], "127.0.0.1:1", 1),  # it may be there later
+        (["--address", "http://127.0.0.1:1"], "which command", 2),
+        (["--env", "A", "--", "models"], "NAME=VALUE", 2),
+        (["--working-dir", str(tmp_path / "nowhere"), "--", "models"], "no folder", 2),
     ):
-        assert main(["submit", *words]) == 2
+        assert main(["submit", *words]) == code
         assert said in capsys.readouterr().err

@@ -103,7 +103,7 @@ def _to_keep(evidence: Evidence, gate: Gate) -> list[str]:
         return _matching(evidence, gate.rules, "kept") if evidence.masked else ["the mask is empty"]
     clean, change, gain = (evidence.score(name) for name in ("clean_probability", "change_psnr", "expected_gain"))
     if clean >= gate.clean_above and gain < gate.sure_gain:
-        return [f"judged undamaged (probability {clean:.2f})"]
+        return [f"judged undamaged (probability {clean:.2g})"]
     if change >= gate.least_change:
         return [f"almost nothing would change ({change:.1f} dB to the original)"]
     if gain < gate.least_gain:

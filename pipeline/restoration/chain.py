@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -35,7 +36,12 @@ class Chain:
     """
 
     def __init__(
-        self, judge: Restorer, steps: Sequence[PictureModel], repairs: bool, undamaged_above: float = 1.0
+        self,
+        judge: Restorer,
+        steps: Sequence[PictureModel],
+        repairs: bool,
+        undamaged_above: float = 1.0,
+        sure_gain: float = float("inf"),
     ) -> None:
         """Put models in a row.
 
@@ -43,12 +49,13 @@ class Chain:
             judge: looks at every image, and gives the second opinion.
             steps: one takes what the other gives.
             repairs: whether the first of them takes the judge's result, or else the original.
-            undamaged_above: images judged undamaged with at least this probability go to the first step as they are.
+            undamaged_above: images judged undamaged with at least this probability go to the first step as they are,
+            sure_gain: unless the judge expects its repair to be better by at least so many dB.
         """
         self.judge, self.steps, self.repairs = judge, tuple(steps), repairs
         self.scale = int(np.prod([step.scale for step in steps]))
         self.device = judge.device
-        self._undamaged_above = undamaged_above
+        self._undamaged_above, self._sure_gain = undamaged_above, sure_gain
         parts = [*([judge.name] if repairs else []), *(step.name for step in steps)]
         self.name = " + ".join(parts)
         digests = " ".join([judge.digest, str(repairs), *(step.digest for step in steps)])
@@ -71,7 +78,7 @@ class Chain:
 
     def _restored(self, request: Request, opinion: Restored) -> Restored:
         colours = request.colourise and opinion.damage.grey and not request.keeps_outside
-        needed = opinion.clean < self._undamaged_above or request.mask is not None or colours
+        needed = request.mask is not None or colours or self._is_damaged(request, opinion)
         repaired = self.repairs and needed
         picture: Pixels = opinion.array if repaired else request.pixels
         mask = opinion.lost if request.mask is None else request.mask
@@ -118,6 +125,12 @@ class Chain:
             enlarged=_enlarged(request, result, full, scale) if scale > 1 else None,
             input_error=opinion.mean_error + self._changed(request, opinion),
         )
+
+    def _is_damaged(self, request: Request, opinion: Restored) -> bool:
+        if opinion.clean < self._undamaged_above:
+            return True
+        gain = 10 * math.log10(1 + self._changed(request, opinion) / max(opinion.mean_error, SMALLEST_ERROR))
+        return gain >= self._sure_gain
 
     def _changed(self, request: Request, opinion: Restored) -> float:
         """Mean squared change from an image to the second opinion on it, of greys where that has invented colours."""

@@ -31,7 +31,11 @@ JUDGE = "compact"
 
 
 def load_restorer(
-    models: str | Sequence[str], device: str = "auto", undamaged_above: float = 1.0, **options: Any
+    models: str | Sequence[str],
+    device: str = "auto",
+    undamaged_above: float = 1.0,
+    sure_gain: float = float("inf"),
+    **options: Any,
 ) -> Restorer | Chain:
     """A model, or several in a row.
 
@@ -39,7 +43,8 @@ def load_restorer(
         models: of ours by a shipped name, folder or URI; of others as `other_model` takes them. Only the first of
             several may be one of ours.
         device: `auto`, `cpu` or `cuda`.
-        undamaged_above: see `Chain`.
+        undamaged_above: see `Chain`,
+        sure_gain: too.
         options: as for `Restorer`.
 
     Raises:
@@ -50,7 +55,7 @@ def load_restorer(
     judge = Restorer.from_pretrained(first or JUDGE, device=device, **options)
     if not others:
         return judge
-    return Chain(judge, [other_model(name, judge.device) for name in others], bool(first), undamaged_above)
+    return Chain(judge, [other_model(name, judge.device) for name in others], bool(first), undamaged_above, sure_gain)
 
 
 def picture_maker(place: str, restorer: Restorer, **options: Any) -> Maker:

@@ -78,9 +78,11 @@ class DecodeStage:
 
     def failed(self, table: pa.Table, error: RowError) -> pa.Table:
         """Rows that could not even be tried."""
-        return self._table(
-            table, [_failed({}, error) | {"source_row": _cell(table, ROW_KEY, row)} for row in range(table.num_rows)]
-        )
+        rows = []
+        for index in range(table.num_rows):
+            known: Row = {"source_uri": uri_of(_cell(table, self.columns.image, index))}
+            rows.append(_failed(known, error) | {"source_row": _cell(table, ROW_KEY, index)})
+        return self._table(table, rows)
 
     def _table(self, source: pa.Table, rows: Sequence[Row]) -> pa.Table:
         columns = {}

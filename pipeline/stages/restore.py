@@ -72,6 +72,7 @@ class RestoreStage:
             options.models,
             device,
             recipe.gate.clean_above,
+            recipe.gate.sure_gain,
             tile=max(LARGEST_SIDES) if options.tile == "auto" else options.tile,
             margin=options.margin,
             skip_undamaged=options.skip_undamaged,

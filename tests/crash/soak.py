@@ -1,7 +1,8 @@
 """A long run among faults: `python -m tests.crash.soak --minutes 30`.
 
-While rows of an archive on S3 are restored into an Iceberg table, the store goes away for up to 30 s, answers slowly or not
-at all, and workers are killed, at random. In the end every row is there once, and no process has grown.
+While rows of an archive on S3 are restored into an Iceberg table, the store goes away for up to 30 s, answers slowly
+or not at all, and workers are killed, at random. In the end every row is there once, none has failed, and no process
+has grown.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def main() -> int:
         server.start()
         archive = Long(server, int(options.minutes * options.rows_a_minute))
         code = -1
-        while code != 0 and starts < 10:
+        while code not in (0, 3) and starts < 10:  # what has failed stands in the table
             starts += 1
             environment = os.environ | server.environment
             process = subprocess.Popen([sys.executable, "-m", *archive.command()], cwd=ROOT, env=environment)
@@ -134,12 +135,11 @@ def main() -> int:
             print(f"run {starts} ended with {code}; faults so far: {dict(told)}", flush=True)
         table = archive.table("iceberg", "soak")
         server.stop()
-    ids = Counter(table["id"].to_list()) if table is not None else Counter()
-    growth = memory.growth()
-    print(f"rows {sum(ids.values())} of {len(archive.ids)}, right: {ids == archive.ids}, failed rows: ", end="")
-    print((table["status"] == "failed").sum() if table is not None else "-")
+    assert table is not None, "nothing was committed"
+    ids, failed, growth = Counter(table["id"].to_list()), (table["status"] == "failed").sum(), memory.growth()
+    print(f"rows {sum(ids.values())} of {len(archive.ids)}, right: {ids == archive.ids}, failed rows: {failed}")
     print("memory, last third over second:", {name: round(value, 3) for name, value in growth.items()})
-    return 0 if code == 0 and ids == archive.ids and max(growth.values(), default=1) < GROWTH else 1
+    return 0 if ids == archive.ids and not failed and max(growth.values(), default=1) < GROWTH else 1
 
 
 if __name__ == "__main__":
