@@ -12,7 +12,7 @@ ENV PATH=/opt/conservator/bin:$PATH
 WORKDIR /src
 COPY constraints.txt ./
 # torch first: the build that is wanted then satisfies whatever else asks for torch
-RUN pip install --no-cache-dir --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch
+RUN pip install --no-cache-dir --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch
 COPY pyproject.toml README.md LICENSE ./
 COPY pipeline pipeline
 COPY jobs jobs

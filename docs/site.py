@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
@@ -79,25 +79,27 @@ def recipe() -> str:
 def _keys(path: str, section: type[BaseModel]) -> Iterator[str]:
     for name, field in section.model_fields.items():
         kind = re.sub(r"\b(typing|pipeline\.\w+|pathlib)\.", "", inspect.formatannotation(field.annotation))
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from ("", f"### `{path}.{name}`", "", (field.annotation.__doc__ or "").strip())
-            yield from _keys(f"{path}.{name}", field.annotation)
-            continue
+        inner = [one for one in (field.annotation, *get_args(field.annotation)) if _is_section(one)]
         default = field.get_default(call_default_factory=True)
-        shown = "" if default is PydanticUndefined else f", default `{_yaml(default)}`"
+        shown = "" if default is PydanticUndefined or inner == [field.annotation] else f", default `{_yaml(default)}`"
         yield from ("", f"### `{path}.{name}`", "", f"`{kind}`{shown}", "", field.description or "")
+        for one in inner:
+            yield from ("", (one.__doc__ or "").strip())
+            yield from _keys(f"{path}.{name}{'' if one is field.annotation or default is None else '[]'}", one)
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _yaml(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_yaml, value)) + "]"
-    if isinstance(value, BaseModel):
-        return "{…}"
-    return (
-        {None: "null", True: "true", False: "false", "": '""'}.get(value, str(value))
-        if not isinstance(value, dict)
-        else "{}"
-    )
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None or value == "":
+        return "null" if value is None else '""'
+    return "{}" if isinstance(value, dict | BaseModel) else str(value)
 
 
 def commands() -> str:

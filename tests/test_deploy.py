@@ -95,7 +95,11 @@ SPECS = {
     ),
     # the Prometheus operator's
     "PodMonitor": shape(
-        {"selector": {"type": "object"}, "podMetricsEndpoints": {"type": "array", "items": {"type": "object"}}},
+        {
+            "selector": {"type": "object"},
+            "podTargetLabels": {"type": "array", "items": {"type": "string"}},
+            "podMetricsEndpoints": {"type": "array", "items": {"type": "object"}},
+        },
         *("selector", "podMetricsEndpoints"),
     ),
     "PrometheusRule": shape(
@@ -108,7 +112,8 @@ def manifests() -> Iterator[tuple[str, dict[str, Any]]]:
     for path in sorted(KUBERNETES.glob("*.yaml")):
         if path.name not in ("kustomization.yaml", "nightly.recipe.yaml"):
             for document in yaml.safe_load_all(path.read_text()):
-                yield f"{path.name}-{document['kind']}", document
+                another = "-2" if document["metadata"].get("name") == "conservator-head" else ""
+                yield f"{path.name}-{document['kind']}{another}", document
 
 
 MANIFESTS = dict(manifests())
@@ -134,6 +139,8 @@ def test_ray_up_takes_the_cluster(name: str) -> None:
         types = config["available_node_types"]
         assert types["head"]["resources"]["CPU"] == 0
         assert all(types[worker]["min_workers"] == 0 for worker in ("decode", "restore"))
+    head = " ".join(config["head_start_ray_commands"])
+    assert "--autoscaling-config=" in head and "RAY_AUTH_MODE=token" in head, "else no worker is ever started"
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
@@ -161,6 +168,8 @@ def test_pods_ask_for_what_they_need_and_hold_no_secret() -> None:
         for template in pods(manifest):
             for container in template["spec"]["containers"]:
                 assert {"cpu", "memory"} <= set(container["resources"]["requests"]), name
+                assert container["securityContext"]["allowPrivilegeEscalation"] is False, name
+                assert template["spec"]["securityContext"]["runAsNonRoot"], name
                 for variable in container.get("env", []):
                     assert "valueFrom" in variable or not re.search("TOKEN|KEY|SECRET", variable["name"])
     restoring = [
@@ -170,9 +179,24 @@ def test_pods_ask_for_what_they_need_and_hold_no_secret() -> None:
     assert [limit.get("nvidia.com/gpu") for limit in limits] == [None, "1"]
 
 
-def test_the_recipe_of_the_night_is_one() -> None:
+def test_the_recipe_of_the_night_asks_for_the_gpus_that_there_may_be() -> None:
     recipe = load_recipe(str(KUBERNETES / "nightly.recipe.yaml"), [])
-    assert recipe.output.uri.startswith("s3://")
+    groups = MANIFESTS["cluster.yaml-RayCluster"]["spec"]["workerGroupSpecs"]
+    assert recipe.restoration.device == "cuda"
+    assert recipe.resources.actors == groups[1]["maxReplicas"]
+
+
+def test_the_autoscaler_has_an_account_that_may_talk_to_kubernetes() -> None:
+    accounts = {
+        document["metadata"]["name"]: document
+        for document in yaml.safe_load_all((KUBERNETES / "account.yaml").read_text())
+    }
+    for name in ("cluster.yaml-RayCluster", "once.yaml-RayJob"):
+        spec = MANIFESTS[name]["spec"]
+        head = spec.get("rayClusterSpec", spec)["headGroupSpec"]["template"]["spec"]
+        assert accounts[head["serviceAccountName"]].get("automountServiceAccountToken", True)
+    used = {template["spec"]["serviceAccountName"] for manifest in MANIFESTS.values() for template in pods(manifest)}
+    assert used == set(accounts)
 
 
 def test_alerts_ask_for_metrics_that_there_are() -> None:
