@@ -85,14 +85,15 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         record |= {name: before[name] for name in ("main", "decided") if name in before}
         if run.source.files:
             ledger.begin((file.input for file in run.source.files), table.last_commit())
-        ended, tally = False, Tally(sum(part.rows for part in parts))
+        ended, tally, cores = False, Tally(sum(part.rows for part in parts)), 0.0
         if parts:
             with (
                 Interval(committer, None if turn.replaces else 60 * recipe.output.commit_minutes),
-                RunMeter(tally.rows_left, lease.left),
+                RunMeter(tally.rows_left, lease.left) as meter,
             ):
                 ended = _write(run, parts, staging.folder, drain, tally)
             lease.check()
+            cores = meter.cores
         if ended and turn.replaces:
             raise _ended(drain, f"run {run.run_id} replaces the table when all of its rows are done: run again")
         _commit(committer, expected if turn.replaces else None)
@@ -106,7 +107,7 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         dataset = output.dataset(table, run.run_id)
         seen = survey(dataset, run.run_id, recipe.output.prefix)
         summary = seen.summary
-        _tell(summary, run, parts, tally)
+        _tell(summary, run, parts, tally, cores)
         summary.seconds = time.monotonic() - started
         if tally.done.first_at is not None:
             summary.first_seconds = tally.done.first_at - (time.time() - summary.seconds)
@@ -144,7 +145,7 @@ def _recovered(run: Run, table: Table, lease: Lease, retry: Retry | None) -> tup
     return run, committer
 
 
-def _tell(summary: Summary, run: Run, parts: Sequence[Part], tally: Tally) -> None:
+def _tell(summary: Summary, run: Run, parts: Sequence[Part], tally: Tally, cores: float) -> None:
     """Add to a summary what the table does not tell."""
     if parts and not run.decided_in:
         summary.device, summary.actors = device_of(run.recipe)
@@ -154,7 +155,7 @@ def _tell(summary: Summary, run: Run, parts: Sequence[Part], tally: Tally) -> No
     if summary.actors:
         prices, hours = run.recipe.resources.prices, tally.seconds / 3600
         summary.actor_hours = hours * summary.actors
-        summary.core_hours = hours * ray.cluster_resources().get("CPU", 0)
+        summary.core_hours = hours * cores
         summary.cost = prices.cost(summary.actor_hours, summary.core_hours)
         summary.currency = "" if summary.cost is None else prices.currency
     summary.files_read = len({path for part in parts for path in part.paths})

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 from ray.exceptions import RayError
 from ray.util.metrics import Counter, Gauge
 
@@ -30,6 +31,7 @@ class RunMeter:
             (Gauge("conservator_run_rows_left", "Rows that the run has yet to do."), rows_left),
             (Gauge("conservator_lease_left_share", "Share of its time after which the lease expires."), lease_left),
         )
+        self._cores: list[float] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._tell, name="run meter", daemon=True)
 
@@ -42,13 +44,19 @@ class RunMeter:
         self._thread.join()
         self._asked[0][0].set(0)  # what comes after the flow makes no rows
 
+    @property
+    def cores(self) -> float:
+        """CPU cores that were there, in the mean of all looks: machines come and go."""
+        return sum(self._cores) / len(self._cores) if self._cores else 0.0
+
     def _tell(self) -> None:
         while True:
-            for gauge, ask in self._asked:
-                try:
+            try:
+                self._cores.append(ray.cluster_resources().get("CPU", 0.0))
+                for gauge, ask in self._asked:
                     gauge.set(ask())
-                except RayError as error:  # for show only
-                    log.debug("a metric of the run could not be told: %s", error)
+            except RayError as error:  # for show only
+                log.debug("what is told of the run is not known now: %s", error)
             if self._stop.wait(INTERVAL):
                 return
 

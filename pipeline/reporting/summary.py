@@ -69,7 +69,7 @@ class Summary:
     actor_hours: float = 0.0
     """Hours of restoring actors while rows were on their way,"""
     core_hours: float = 0.0
-    """and of all cores of the machines that were there at the end."""
+    """and of all cores that were there, in the mean."""
     cost: float | None = None
     """Of these, by the recipe's prices."""
     currency: str = ""
