@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from ray.exceptions import RayError
 
 from pipeline import metrics
 from tests.conftest import ROOT
@@ -23,7 +25,7 @@ class Recorder:
         self._name, self._keys = name, set(tag_keys)
 
     def inc(self, value: float, tags: dict[str, str] | None = None) -> None:
-        assert value > 0 and set(tags or {}) == self._keys
+        assert value >= 0 and set(tags or {}) == self._keys
         self.found.setdefault(self._name, []).append((value, tags or {}))
 
     set = inc
@@ -65,6 +67,28 @@ def test_an_actor_tells_how_busy_it_is(recorded: dict[str, Any]) -> None:
         recorded["conservator_restorer_busy_share"][0],
     )
     assert tags == {"stage": "restore"} and seconds > 0 and 0 < share <= 1
+
+
+def test_a_run_tells_what_is_left_and_how_many_cores_it_has(
+    recorded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cores = iter([4.0, 12.0])
+    looked = threading.Event()
+
+    def resources() -> dict[str, float]:
+        try:
+            return {"CPU": next(cores)}
+        except StopIteration:
+            looked.set()
+            raise RayError("the cluster does not answer") from None
+
+    monkeypatch.setattr(metrics.ray, "cluster_resources", resources)
+    monkeypatch.setattr(metrics, "INTERVAL", 0.01)
+    with metrics.RunMeter(lambda: 7, lambda: 0.8) as meter:
+        assert looked.wait(10)
+    assert meter.cores == 8
+    assert recorded["conservator_run_rows_left"] == [(7, {}), (7, {}), (0, {})], "none when the flow has ended"
+    assert recorded["conservator_lease_left_share"] == [(0.8, {}), (0.8, {})]
 
 
 def test_the_dashboard_asks_for_metrics_that_there_are(recorded: dict[str, Any]) -> None:

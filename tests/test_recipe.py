@@ -76,3 +76,19 @@ def test_an_empty_section_and_odd_values_are_told_how_to_mend(tmp_path: Path) ->
         load_recipe(None, ["columns.image=1910"])
     with pytest.raises(RecipeError, match="finite"):
         load_recipe(None, ["limits.max_image_mb=.inf"])
+
+
+def test_machines_have_prices_or_runs_have_no_cost() -> None:
+    assert load_recipe(overrides=[]).resources.prices.cost(3, 5) is None
+    settings = ["resources.prices.actor_hour=0.8", "resources.prices.core_hour=0.05"]
+    assert load_recipe(overrides=settings).resources.prices.cost(3, 10) == pytest.approx(2.9)
+
+
+@pytest.mark.parametrize("place", ["source", "output"])
+def test_a_catalog_that_would_import_a_class_is_refused(place: str) -> None:
+    with pytest.raises(RecipeError, match=r"py-catalog-impl.*would run code"):
+        load_recipe(overrides=[f"{place}.catalog={{py-catalog-impl: mine.Catalog}}"])
+
+
+def test_more_patience_is_no_other_recipe() -> None:
+    assert load_recipe(overrides=["limits.row_seconds=5000"]).digest() == load_recipe(overrides=[]).digest()

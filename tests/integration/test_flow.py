@@ -22,9 +22,11 @@ from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 from jobs.cli import main
 from pipeline import flow
 from pipeline.errors import ConservatorError, RecipeError, SourceError
+from pipeline.estimate import estimate
 from pipeline.lake.reader import plan_parts
 from pipeline.plan import prepare
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.reporting.summary import as_text
 from pipeline.restoration.generator import Generator, GeneratorConfig
 from pipeline.restoration.weights import save_model
 from pipeline.schema import OUTPUT
@@ -284,6 +286,29 @@ def test_failed_rows_give_exit_code_three_and_the_report_can_be_made_again(
     assert (tmp_path / "out/report.html").read_text() == page
     assert main(["report", str(tmp_path / "source")]) == 2
     assert "no finished run" in capsys.readouterr().err
+
+
+def test_an_estimate_is_made_of_rows_from_all_over_the_source(write_table: Write, tmp_path: Path) -> None:
+    sizes = {0: 40, 1: 40, 2: 120, 3: 120}
+    for part, side in sizes.items():
+        rows = [{"id": f"{part}-{n}", "image": encoded(noise(side, side, n))} for n in range(30)]
+        write_table(rows, f"source/part-{part}.parquet")
+    run = prepare(recipe_of(tmp_path / "source", tmp_path / "out", "resources.prices.core_hour=0.5"))
+    found = estimate(run)
+    assert found.sampled == 24 and found.megapixels == pytest.approx((40**2 + 120**2) / 2 / 1e6)
+    assert min(found.start, found.decode, found.restore, found.encode) > 0
+    assert found.seconds > found.flow_seconds > 120 * found.restore
+    assert " EUR" in found.as_text() and "hours of cores" in found.as_text()
+
+
+def test_a_run_tells_what_it_cost(write_table: Write, tmp_path: Path) -> None:
+    write_table([{"id": f"{n}", "image": encoded(noise(30, 30, n))} for n in range(3)])
+    prices = ["resources.prices.actor_hour=2", "resources.prices.core_hour=1", "resources.prices.currency=CHF"]
+    summary = flow.restore(prepare(recipe_of(tmp_path / "source", tmp_path / "out", *prices)))
+    assert summary.cost == pytest.approx(2 * summary.actor_hours + summary.core_hours) and summary.core_hours > 0
+    assert f"{summary.cost:.2f} CHF" in as_text(summary)
+    (told,) = [json.loads(path.read_text()) for path in tmp_path.glob("out/summary.json")]
+    assert told["cost"] == summary.cost and told["currency"] == "CHF"
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(

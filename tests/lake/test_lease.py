@@ -85,6 +85,15 @@ def test_a_lease_is_renewed_while_it_is_held(tmp_path: Path) -> None:
         assert (tmp_path / "lease/00000001.json").stat().st_mtime_ns > before
 
 
+def test_a_lease_tells_how_much_of_its_time_is_left(tmp_path: Path) -> None:
+    with lease(tmp_path, seconds=600) as held:
+        assert 0.9 < held.left() <= 1
+        held._renewed -= 300
+        assert 0.4 < held.left() <= 0.5
+        held._renewed -= 900
+        assert held.left() == 0
+
+
 def test_of_many_that_start_together_one_works(tmp_path: Path) -> None:
     def compete(results: multiprocessing.Queue, start: multiprocessing.Barrier) -> None:  # type: ignore[type-arg]
         start.wait()
