@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from ray.job_submission import JobSubmissionClient
 
 from jobs.cli import main
-from tests.conftest import ROOT, encoded, noise
+from tests.conftest import ROOT, encoded, free_port, noise
 
 Write = Callable[..., Path]
 
@@ -28,7 +28,12 @@ def address() -> Iterator[str]:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 3, "include_dashboard": True, "object_store_memory": 300_000_000},
+            head_node_args={
+                "num_cpus": 3,
+                "include_dashboard": True,
+                "object_store_memory": 300_000_000,
+                "dashboard_agent_listen_port": free_port(),  # another Ray of this machine may have the usual one
+            },
         )
         try:
             yield f"http://{cluster.webui_url}"
@@ -79,7 +84,7 @@ def test_a_signal_is_passed_on(address: str, tmp_path: Path) -> None:
     )
     assert process.stdout is not None
     said = ""
-    while "at work" not in said:
+    while "at work" not in said and process.poll() is None:
         said += process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     rest, _ = process.communicate(timeout=60)

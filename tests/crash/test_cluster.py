@@ -17,7 +17,7 @@ import pytest
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from tests.conftest import ROOT, encoded, noise
+from tests.conftest import ROOT, encoded, free_port, noise
 from tests.crash.test_crash import Archive, _wait_until, _workers
 from tests.seaweed import Seaweed
 
@@ -59,7 +59,8 @@ def start_cluster(archive: Large, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
     started: list[Cluster] = []
 
     def start() -> Cluster:
-        started.append(Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": True}))
+        options = {"num_cpus": 1, "include_dashboard": True, "dashboard_agent_listen_port": free_port()}
+        started.append(Cluster(initialize_head=True, head_node_args=options))
         return started[-1]
 
     yield start

@@ -65,7 +65,7 @@ def test_a_good_result_is_taken_and_scored_before_and_after(appraiser: Appraiser
 
 
 def test_what_is_kept_scores_as_before(appraiser: Appraiser, photo: np.ndarray) -> None:
-    case = Case(noisy(photo), result(photo, clean=1.0), truth=photo)
+    case = Case(noisy(photo), result(photo, 0.2, clean=1.0), truth=photo)
     (verdict,) = appraiser([case])
     assert verdict.status == "kept" and verdict.after is None
     for name in ("noise", "sharpness", "psnr", "haarpsi"):
