@@ -23,7 +23,7 @@ from tests.seaweed import Seaweed
 
 pytestmark = pytest.mark.slow
 
-FILES, ROWS = 6, 10
+FILES, ROWS = 12, 10
 IDS = {f"f{file}-{row}" for file in range(FILES) for row in range(ROWS)}
 
 
@@ -41,6 +41,10 @@ class Large(Archive):
         options = super().options(kind, name, **more)
         options[1] = "s3://archive/large/source"
         return options
+
+    def files(self, name: str) -> set[str]:
+        """With rows, committed or not."""
+        return {path for path in self.store.find(f"archive/crash/{name}/data") if path.endswith(".parquet")}
 
     def ids(self, kind: str, name: str) -> Counter[str]:
         table = self.table(kind, name)
@@ -86,11 +90,12 @@ def test_a_submitted_job_outlives_the_loss_of_two_machines(
     cluster = start_cluster()
     machines = [cluster.add_node(num_cpus=3) for _ in range(2)]
     process = submit(archive, cluster, *archive.options("iceberg", "two-lost"))
-    _wait_until(lambda: sum(archive.ids("iceberg", "two-lost").values()) > 0)
+    _wait_until(lambda: len(archive.files("two-lost")) >= 2)
     lose_at_work(cluster, machines[0])
     cluster.add_node(num_cpus=3)
     time.sleep(3)
     lose_at_work(cluster, machines[1])
+    assert sum(archive.ids("iceberg", "two-lost").values()) < len(IDS), "it was over before the machines were lost"
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, out[-3000:] + err[-3000:]
     assert archive.ids("iceberg", "two-lost") == Counter(IDS)
@@ -103,19 +108,20 @@ def test_a_job_whose_head_is_lost_goes_on_when_it_is_submitted_again(
     cluster = start_cluster()
     cluster.add_node(num_cpus=4)
     process = submit(archive, cluster, *archive.options("iceberg", "head-lost"))
-    _wait_until(lambda: sum(archive.ids("iceberg", "head-lost").values()) > 0)
+    _wait_until(lambda: len(archive.files("head-lost")) >= 4)
     drivers = [
         int(path.parent.name)
         for path in Path("/proc").glob("[0-9]*/cmdline")
         if b"jobs.cli\0restore" in path.read_bytes() and b"head-lost" in path.read_bytes()
     ]
-    cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+    assert drivers
     for driver in drivers:  # it is on the head's machine
         os.kill(driver, signal.SIGKILL)
+    cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
     process.communicate(timeout=300)
     assert process.returncode not in (0, 3)
-    done = archive.ids("iceberg", "head-lost")
-    assert 0 < sum(done.values()) < len(IDS) and max(done.values()) == 1
+    done, written = archive.ids("iceberg", "head-lost"), archive.files("head-lost")
+    assert sum(done.values()) < len(IDS) and max(done.values(), default=1) == 1
     cluster.shutdown()
     again = start_cluster()
     again.add_node(num_cpus=4)
@@ -123,3 +129,5 @@ def test_a_job_whose_head_is_lost_goes_on_when_it_is_submitted_again(
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, out[-3000:] + err[-3000:]
     assert archive.ids("iceberg", "head-lost") == Counter(IDS)
+    kept = written & archive.files("head-lost")
+    assert kept, "what was done is not done again"
