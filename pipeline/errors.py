@@ -128,6 +128,10 @@ class StoreUnavailable(TransientRowError):
     """The object store did not answer in the attempts allowed."""
 
 
+class WorkerDied(TransientRowError):
+    """The process that worked on the row died, each time that it was tried alone; with more memory it may not."""
+
+
 def transient_errors() -> frozenset[str]:
     """Names of the errors of rows that may pass when they are tried again."""
     kinds, names = [TransientRowError], set()
@@ -136,7 +140,3 @@ def transient_errors() -> frozenset[str]:
         names.add(kind.__name__)
         kinds += kind.__subclasses__()
     return frozenset(names)
-
-
-class WorkerDied(TransientRowError):
-    """The process that worked on the row died, each time that it was tried alone; with more memory it may not."""

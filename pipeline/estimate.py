@@ -101,7 +101,7 @@ def estimate(run: Run) -> Estimate:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
     if device == "cuda" and not torch.cuda.is_available():
         raise RecipeError("restoration.device is cuda, but this machine has no GPU to measure on; use auto or cpu")
-    parts = list(plan_parts(run.source.files, run.wanted, {}))
+    parts = plan_parts(run.source.files, run.wanted, {})
     if not parts:
         return Estimate(run, device)
     began = time.perf_counter()

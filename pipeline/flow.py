@@ -85,15 +85,12 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         record |= {name: before[name] for name in ("main", "decided") if name in before}
         if run.source.files:
             ledger.begin((file.input for file in run.source.files), table.last_commit())
-        ended, tally, cores = False, Tally(sum(part.rows for part in parts)), 0.0
+        ended, tally = False, Tally(sum(part.rows for part in parts))
+        meter = RunMeter(tally.rows_left, lease.left)
         if parts:
-            with (
-                Interval(committer, None if turn.replaces else 60 * recipe.output.commit_minutes),
-                RunMeter(tally.rows_left, lease.left) as meter,
-            ):
+            with Interval(committer, None if turn.replaces else 60 * recipe.output.commit_minutes), meter:
                 ended = _write(run, parts, staging.folder, drain, tally)
             lease.check()
-            cores = meter.cores
         if ended and turn.replaces:
             raise _ended(drain, f"run {run.run_id} replaces the table when all of its rows are done: run again")
         _commit(committer, expected if turn.replaces else None)
@@ -107,7 +104,7 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         dataset = output.dataset(table, run.run_id)
         seen = survey(dataset, run.run_id, recipe.output.prefix)
         summary = seen.summary
-        _tell(summary, run, parts, tally, cores)
+        _tell(summary, run, parts, tally, meter.cores)
         summary.seconds = time.monotonic() - started
         if tally.done.first_at is not None:
             summary.first_seconds = tally.done.first_at - (time.time() - summary.seconds)

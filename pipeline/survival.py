@@ -127,9 +127,7 @@ class Guard:
         """Nothing but its own end stops a worker that hangs in a library, and that needs no interpreter. The time that
         others take with what was handed on does not count."""
         left = self._seconds + TOGETHER * (table.num_rows - 1) + A_MEGAPIXEL * _megapixels(table)
-        tables = (
-            done for tables in map(work, [table]) for done in tables
-        )  # nothing of it is done before it is watched
+        tables = _lazily(work, table)
         while True:
             started = time.monotonic()
             faulthandler.dump_traceback_later(max(left, 0.1), exit=True, file=2)
@@ -141,6 +139,11 @@ class Guard:
             if done is None:
                 return
             yield done
+
+
+def _lazily(work: Work, table: pa.Table) -> Iterator[pa.Table]:
+    """Nothing is done before the first of it is asked for, however the work is given."""
+    yield from work(table)
 
 
 def _machines() -> set[str]:

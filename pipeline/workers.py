@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from ray.data.datasource import FilenameProvider
 
 from pipeline import logs
+from pipeline.errors import WorkerDied
 from pipeline.lake.fetch import UriReader
 from pipeline.lake.images import ImageWriter
 from pipeline.metrics import ActorMeter, RowMeter, StageMeter
@@ -24,7 +25,7 @@ from pipeline.stages.decide import DecideStage
 from pipeline.stages.decode import DecodeStage
 from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage
-from pipeline.survival import Guard
+from pipeline.survival import Guard, Work
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +59,8 @@ class Decode:
         """Rows of a file below `root`, decoded."""
         _tell_logs(self._run_id, "decode")
         stage = self._stages[root]
-        if self._book is None:
-            return self._decoded(stage, table)
-        guard = Guard(self._book, "decode", stage.recipe.limits.row_seconds, stage.failed)
-        return guard(table, table[ROW_KEY].to_pylist(), functools.partial(self._decoded, stage))
+        guard = _guard(self._book, "decode", stage.recipe, stage.failed)
+        return guard(table, functools.partial(self._decoded, stage))
 
     @staticmethod
     def _decoded(stage: DecodeStage, table: pa.Table) -> Iterator[pa.Table]:
@@ -128,22 +127,20 @@ class Restore:
             if speed is not None:
                 counter.found_speed.remote(speed)
         self._meter = ActorMeter("restore")
-        self._guard = None
-        if book is not None:
-            self._guard = Guard(book, "restore", recipe.limits.row_seconds, self._stage.failed)
+        self._guard = _guard(book, "restore", recipe, self._stage.failed)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Decoded rows, restored."""
         with self._meter.working():
-            return _guarded(self._guard, table, self._stage)
+            return _whole(self._guard, table, self._stage)
 
 
 def encode(table: pa.Table, stage: EncodeStage, partitions: dict[str, str], counter: Any, book: Any = None) -> pa.Table:
     """Restored rows as they stand in the output; `counter` is told of them."""
     _tell_logs(stage.run_id, "encode")
-    guard = None if book is None else Guard(book, "encode", stage.recipe.limits.row_seconds, stage.failed)
+    guard = _guard(book, "encode", stage.recipe, stage.failed)
     with StageMeter("encode").working():
-        out = _guarded(guard, table, stage)
+        out = _whole(guard, table, stage)
     _log_failures(out, stage.recipe)
     RowMeter().count(out, stage.recipe.output.prefix)
     if counter is not None:
@@ -151,10 +148,21 @@ def encode(table: pa.Table, stage: EncodeStage, partitions: dict[str, str], coun
     return _with_folders(out, partitions)
 
 
-def _guarded(guard: Guard | None, table: pa.Table, stage: Callable[[pa.Table], pa.Table]) -> pa.Table:
-    if guard is None:
-        return stage(table)
-    return pa.concat_tables(list(guard(table, table[ROW_KEY].to_pylist(), lambda rows: iter([stage(rows)]))))
+def _guard(
+    book: Any, stage: str, recipe: Recipe, fail: Callable[[pa.Table, WorkerDied], pa.Table]
+) -> Callable[[pa.Table, Work], Iterator[pa.Table]]:
+    """What does a stage's work on a table; without a book nothing is written down, and the work is just done."""
+    if book is None:
+        return lambda table, work: work(table)
+    guard = Guard(book, stage, recipe.limits.row_seconds, fail)
+    return lambda table, work: guard(table, table[ROW_KEY].to_pylist(), work)
+
+
+def _whole(
+    guard: Callable[[pa.Table, Work], Iterator[pa.Table]], table: pa.Table, stage: Callable[[pa.Table], pa.Table]
+) -> pa.Table:
+    """A table's rows by a stage that hands on one table for one."""
+    return pa.concat_tables(list(guard(table, lambda rows: iter([stage(rows)]))))
 
 
 def _tell_logs(run_id: str, stage: str) -> None:

@@ -78,7 +78,8 @@ class Chain:
 
     def _restored(self, request: Request, opinion: Restored) -> Restored:
         colours = request.colourise and opinion.damage.grey and not request.keeps_outside
-        needed = request.mask is not None or colours or self._is_damaged(request, opinion)
+        changed = self._changed(request, opinion)
+        needed = request.mask is not None or colours or self._is_damaged(opinion, changed)
         repaired = self.repairs and needed
         picture: Pixels = opinion.array if repaired else request.pixels
         mask = opinion.lost if request.mask is None else request.mask
@@ -97,10 +98,10 @@ class Chain:
             full = colour_onto(luma(full), theirs)
         elif opinion.damage.grey and not colours:
             full = luma(full).expand(3, -1, -1)
-        result = self._judged(request, opinion, full, scale)
+        result = self._judged(request, opinion, full, scale, changed)
         return dataclasses.replace(result, seed=seed if drawn else None)
 
-    def _judged(self, request: Request, opinion: Restored, full: Tensor, scale: int) -> Restored:
+    def _judged(self, request: Request, opinion: Restored, full: Tensor, scale: int, changed: float) -> Restored:
         """A result [3, scale * H, scale * W] under what the request forbids, and what the second opinion says of it."""
         height, width = request.pixels.shape[:2]
         canvas, apart = Canvas(request, opinion.damage), 0.0
@@ -123,13 +124,13 @@ class Chain:
         return dataclasses.replace(
             result,
             enlarged=_enlarged(request, result, full, scale) if scale > 1 else None,
-            input_error=opinion.mean_error + self._changed(request, opinion),
+            input_error=opinion.mean_error + changed,
         )
 
-    def _is_damaged(self, request: Request, opinion: Restored) -> bool:
+    def _is_damaged(self, opinion: Restored, changed: float) -> bool:
         if opinion.clean < self._undamaged_above:
             return True
-        gain = 10 * math.log10(1 + self._changed(request, opinion) / max(opinion.mean_error, SMALLEST_ERROR))
+        gain = 10 * math.log10(1 + changed / max(opinion.mean_error, SMALLEST_ERROR))
         return gain >= self._sure_gain
 
     def _changed(self, request: Request, opinion: Restored) -> float:
