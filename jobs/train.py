@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 FINE_TUNING: dict[str, Any] = {"steps": 1500, "learning_rate": 3e-4, "warm_up": 50}
 """What differs from `TrainingPlan` where weights are given to start from."""
 HELD_OUT_BYTES = 1 << 30
+SIDE = 64
+"""Pixels of a generated picture's sides."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,10 +89,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--looks",
         type=int,
-        default=plan.looks,
-        help="further images for the global view alone, each time it learns; 0: none",
+        help=f"further images for the global view alone, each time it learns; 0: none ({plan.looks})",
     )
-    parser.add_argument("--patch", type=positive, default=plan.patch, help="pixels, a multiple of 8")
+    parser.add_argument("--patch", type=positive, help=f"pixels, a multiple of 8 ({plan.patch})")
+    parser.add_argument(
+        "--side", type=positive, help=f"of the pictures that a new model generates, a multiple of 8 ({SIDE})"
+    )
     parser.add_argument(
         "--learning-rate",
         type=float,
@@ -112,14 +116,19 @@ def run(arguments: argparse.Namespace) -> int:
     from pipeline.restoration.views import CELL
     from pipeline.training.data import VIEW
 
-    if arguments.patch % CELL or arguments.patch > VIEW:
+    if arguments.patch and (arguments.patch % CELL or arguments.patch > VIEW):
         raise RecipeError(f"--patch {arguments.patch}: it must be a multiple of {CELL}, and {VIEW} at most")
-    if arguments.looks < 0 or (arguments.learning_rate is not None and arguments.learning_rate <= 0):
+    if (arguments.looks or 0) < 0 or (arguments.learning_rate is not None and arguments.learning_rate <= 0):
         raise RecipeError("--looks must be 0 or more, and --learning-rate more than 0")
+    if arguments.side and (arguments.side % CELL or not 32 <= arguments.side <= 128):
+        raise RecipeError(f"--side {arguments.side}: it must be a multiple of {CELL} from 32 to 128")
     if arguments.start and (arguments.image_encoder or arguments.mapping):
         raise RecipeError("--image-encoder and --mapping are for new models: with --from they are what they were")
-    if arguments.task == "generate" and (arguments.image_encoder or arguments.mapping or arguments.compile):
-        raise RecipeError("--image-encoder, --mapping and --compile are for models that restore")
+    of_restoring = ("image_encoder", "mapping", "compile", "patch", "looks")
+    if arguments.task == "generate" and any(getattr(arguments, name) for name in of_restoring):
+        raise RecipeError("--image-encoder, --mapping, --compile, --patch and --looks are for models that restore")
+    if arguments.side and (arguments.task == "restore" or arguments.start):
+        raise RecipeError("--side is for new models that generate")
     # workers on Ray have a folder of their own to work in
     options = {name: value for name, value in vars(arguments).items() if not callable(value)}
     options["output"] = arguments.output.absolute()
@@ -150,7 +159,7 @@ def _together(options: dict[str, Any]) -> None:
     from pipeline.training.team import Team
 
     plan = _plan(argparse.Namespace(**options), "")
-    Team(0, options["workers"]).check(plan.batch, options["looks"] if options["task"] == "restore" else 0)
+    Team(0, options["workers"]).check(plan.batch, getattr(plan, "looks", 0))
     for table in open_tables([*options["source"], *([options["held_out"]] if options["held_out"] else [])]):
         table.check(options["image_column"])
     if options["start"]:
@@ -173,7 +182,8 @@ def _plan(arguments: argparse.Namespace, digest: str) -> Plan:
         learning_rate=arguments.learning_rate or usual["learning_rate"],
         warm_up=usual["warm_up"],
         start=digest,
-        **{name: getattr(arguments, name) for name in ("seed", "checkpoint_every", *own)},
+        **{name: getattr(arguments, name) for name in ("seed", "checkpoint_every")},
+        **{name: usual[name] if getattr(arguments, name) is None else getattr(arguments, name) for name in own},
     )
 
 
@@ -220,6 +230,7 @@ def _restoring(arguments: argparse.Namespace, device: torch.device) -> _Training
     from pipeline.restoration.assembly import assemble
     from pipeline.restoration.text import MINILM, text_encoder_of
     from pipeline.restoration.weights import load_model
+    from pipeline.training.loop import ALL_CAPTIONS
     from pipeline.training.restoring import TrainingPlan, train
 
     if arguments.start:
@@ -229,7 +240,7 @@ def _restoring(arguments: argparse.Namespace, device: torch.device) -> _Training
         start = assemble(*encoders, arguments.mapping or "attention", arguments.seed, arguments.downloads)
         digest = ""
     config = dataclasses.replace(start.config, name=arguments.output.name)
-    text = text_encoder_of(config, device, arguments.text_encoder, arguments.downloads)
+    text = text_encoder_of(config, device, arguments.text_encoder, arguments.downloads, ALL_CAPTIONS)
     plan = _plan(arguments, digest)
     assert isinstance(plan, TrainingPlan)
 
@@ -245,15 +256,16 @@ def _generating(arguments: argparse.Namespace, device: torch.device) -> _Trainin
     from pipeline.restoration.text import MINILM, text_encoder, text_encoder_of
     from pipeline.restoration.weights import load_generator
     from pipeline.training.generating import GenerationPlan, train_generator
+    from pipeline.training.loop import ALL_CAPTIONS
 
     start, digest = load_generator(arguments.start) if arguments.start else (None, "")
-    config = start.config if start else GeneratorConfig()
+    config = start.config if start else GeneratorConfig(side=arguments.side or SIDE)
     config = dataclasses.replace(config, name=arguments.output.name)
     if start:
-        text = text_encoder_of(config, device, arguments.text_encoder, arguments.downloads)
+        text = text_encoder_of(config, device, arguments.text_encoder, arguments.downloads, ALL_CAPTIONS)
     else:
         place = arguments.text_encoder or MINILM
-        text = text_encoder(place, config.text_tokens, device, arguments.downloads)
+        text = text_encoder(place, config.text_tokens, device, arguments.downloads, ALL_CAPTIONS)
         config = dataclasses.replace(config, text_encoder=place, text_sha256=text.digest, text_width=text.width)
     plan = _plan(arguments, digest)
     assert isinstance(plan, GenerationPlan)
@@ -278,7 +290,7 @@ class _LiveLine:
 
         assert isinstance(progress, Progress)
         self.last = progress
-        validation = " ".join(f"{name} {value:.2f}" for name, value in progress.validation.items())
+        validation = " ".join(f"{name} {value:.4g}" for name, value in progress.validation.items())
         minutes, seconds = divmod(round(progress.remaining), 60)
         line = (
             f"step {progress.step}/{progress.steps} loss {progress.loss:.4f} "

@@ -6,8 +6,11 @@ import dataclasses
 
 import torch
 
+from pipeline.errors import ModelError
+from pipeline.redaction import redacted
 from pipeline.restoration.backbone import Backbone, backbone_shape, load_backbone
 from pipeline.restoration.config import ModelConfig
+from pipeline.restoration.local import said
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.text import MINILM, text_encoder
 
@@ -47,7 +50,15 @@ def assemble(
         mapping=mapping,
     )
     torch.manual_seed(seed)
-    model = CompactModel(config)
+    try:
+        model = CompactModel(config)
+    except (RuntimeError, ValueError, TypeError) as error:
+        if shape is None:
+            raise
+        raise ModelError(
+            f"the image encoder {redacted(image)!r} cannot be used on pictures of {base.thumbnail} x {base.thumbnail} "
+            f"pixels ({said(error)})"
+        ) from error
     if folder is not None and isinstance(model.image_encoder, Backbone):
         load_backbone(model.image_encoder, folder)
     return model

@@ -13,7 +13,7 @@ from pipeline.errors import ModelError
 from pipeline.redaction import redacted
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.layers import keep_scale, normalise
-from pipeline.restoration.local import from_hub, is_local, local_copy, said, whole
+from pipeline.restoration.local import from_hub, is_local, local_copy, local_path, said, whole
 
 RESNETS: dict[str, dict[str, Any]] = {
     "resnet18": {"layer_type": "basic", "hidden_sizes": [64, 128, 256], "depths": [2, 2, 2]},
@@ -93,7 +93,8 @@ def backbone_shape(place: str, downloads: bool = False) -> tuple[dict[str, Any],
         shape = ResNetConfig(embedding_size=64, out_indices=[1, 2, 3], **RESNETS[place]).to_diff_dict()
         return shape | {"model_type": "resnet", "loaded": False}, None
     try:
-        folder = local_copy(place) if Path(place).is_dir() or not is_local(place) else from_hub(place, downloads)
+        here = local_path(place)
+        folder = local_copy(here) if Path(here).is_dir() or not is_local(here) else from_hub(here, downloads)
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         stages = len(AutoBackbone.from_config(config).stage_names)
         config.out_indices = list(range(1, stages))
@@ -114,7 +115,7 @@ def load_backbone(backbone: Backbone, folder: Path) -> None:
     body = backbone.body
     try:
         weights = whole(type(body), folder, ("hidden_states_norms",), config=body.config)
-    except (OSError, ValueError) as error:
+    except (ModelError, OSError, ValueError) as error:
         raise ModelError(f"the backbone in {folder} cannot be loaded: {error}") from error
     _replace_batch_norms(weights, loaded=True)
     body.load_state_dict(weights.state_dict())

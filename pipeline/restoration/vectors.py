@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import re
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,7 @@ from torch import Tensor
 from pipeline.errors import ModelError
 from pipeline.extras import check_extra
 from pipeline.restoration.local import files_sha256
-from pipeline.restoration.text import TextEncoder
+from pipeline.restoration.text import CACHED_BYTES, TextEncoder
 
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 """Letters and digits of any script, with apostrophes inside."""
@@ -28,7 +30,7 @@ class WordVectors(TextEncoder):
     any known word has no tokens. Features are scaled to unit size: files differ in that by a factor of ten.
     """
 
-    def __init__(self, file: Path, tokens: int, device: torch.device) -> None:
+    def __init__(self, file: Path, tokens: int, device: torch.device, cached_bytes: int = CACHED_BYTES) -> None:
         """Load a file.
 
         Raises:
@@ -38,11 +40,15 @@ class WordVectors(TextEncoder):
         check_extra(f"the text encoder {file.name}", "vectors", "gensim")
         from gensim.models import KeyedVectors
 
-        super().__init__(tokens, device)
-        binary = file.name.removesuffix(".gz").endswith(".bin")
+        super().__init__(tokens, device, cached_bytes)
+        binary = file.name.lower().removesuffix(".gz").endswith(".bin")
         try:
-            headed = binary or _has_header(file)
-            self._vectors = KeyedVectors.load_word2vec_format(str(file), binary=binary, no_header=not headed)
+            if binary or _has_header(file):
+                self._vectors = KeyedVectors.load_word2vec_format(str(file), binary=binary, unicode_errors="replace")
+            else:
+                words, vectors = _read_glove(file)
+                self._vectors = KeyedVectors(vectors.shape[1])
+                self._vectors.add_vectors(words, vectors)
         except (ValueError, EOFError, UnicodeDecodeError, IndexError, MemoryError) as error:
             kind = "word2vec's binary format" if binary else "GloVe's or word2vec's text format"
             raise ModelError(f"{file} is no file of word vectors in {kind}: {error}") from error
@@ -77,8 +83,39 @@ class WordVectors(TextEncoder):
         return None
 
 
+def _lines(file: Path) -> TextIO:
+    opened = gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")  # noqa: SIM115  # its wrapper is closed
+    # published files hold words that were torn in the middle of a letter
+    return io.TextIOWrapper(opened, encoding="utf-8", errors="replace", newline="\n")
+
+
 def _has_header(file: Path) -> bool:
     """Whether a text file begins with the counts of words and features, as word2vec's does and GloVe's does not."""
-    with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as lines:
+    with _lines(file) as lines:
         first = lines.readline().split()
     return len(first) == 2 and all(part.isdecimal() for part in first)
+
+
+def _read_glove(file: Path) -> tuple[list[str], npt.NDArray[np.float32]]:
+    """Words and vectors [N, width]. Of words with spaces in them, which some published files hold, none is ever asked
+    for: they are left out, as is what comes twice.
+
+    Raises:
+        ValueError: a line is none of a word and as many numbers as the first has.
+    """
+    found: dict[str, npt.NDArray[np.float32]] = {}
+    width = 0
+    with _lines(file) as lines:
+        for number, line in enumerate(lines, start=1):
+            width = width or len(line.split()) - 1
+            word, *numbers = line.strip("\r\n ").rsplit(" ", width)
+            if len(numbers) != width or not width:
+                raise ValueError(f"line {number} is no word with {width} numbers")
+            if " " not in word and word not in found:
+                try:
+                    found[word] = np.array(numbers, np.float32)
+                except ValueError as error:
+                    raise ValueError(f"line {number}: {error}") from error
+    if not found:
+        raise ValueError("it is empty")
+    return list(found), np.stack(list(found.values()))

@@ -7,18 +7,17 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 import fsspec
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
 from pipeline.redaction import redacted
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.generator import Generator, GeneratorConfig
-from pipeline.restoration.local import local_copy, said
+from pipeline.restoration.local import is_local, local_copy, local_path, said
 from pipeline.restoration.model import CompactModel
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -33,7 +32,7 @@ def save_model(model: CompactModel | Generator, folder: str | Path, card: str) -
     target.mkdir(parents=True, exist_ok=True)
     model.config.save(target)
     tensors = {name: tensor.detach().half().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    save_file(tensors, target / "model.safetensors")
+    (target / "model.safetensors").write_bytes(save(tensors))  # `save_file` lets nobody else read it
     (target / "MODEL_CARD.md").write_text(card)
 
 
@@ -124,8 +123,8 @@ def shipped_models() -> list[str]:
 
 def read_file(path: str) -> bytes:
     """What is at a path or a URI; raises whatever its store raises."""
-    if urlsplit(path).scheme in ("", "file"):
-        return Path(urlsplit(path).path if path.startswith("file:") else path).read_bytes()
+    if is_local(path):
+        return Path(local_path(path)).read_bytes()
     with fsspec.open(path, "rb") as file:
         data: bytes = file.read()
         return data

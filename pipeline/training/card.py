@@ -15,7 +15,7 @@ _CARD = """# {name}
 {does}
 
 - Parameters: {parameters:.2f} M, stored as float16. The text encoder, {text_encoder}, is not included.
-- Trained on: {data}. The weights' use is bound by what those images' licences allow.
+{backbone}- Trained on: {data}. The weights' use is bound by what those images' licences allow.
 - Started from: {start}
 - Training: {plan}
 - On held-out photos after {steps} steps ({unit}): {validation}
@@ -41,7 +41,7 @@ def model_card(
     model: CompactModel | Generator, plan: Plan, data: Sequence[str], last: Progress | None, start: str | None = None
 ) -> str:
     """A card from what is known at the end of a training run; the data's licence is the trainer's to add."""
-    validation = ", ".join(f"{name} {value:.2f}" for name, value in last.validation.items()) if last else "not measured"
+    validation = ", ".join(f"{name} {value:.4g}" for name, value in last.validation.items()) if last else "not measured"
     facts = {
         field.name: getattr(plan, field.name)
         for field in dataclasses.fields(plan)
@@ -57,6 +57,7 @@ def model_card(
         unit=unit,
         warning=warning,
         text_encoder=model.config.text_encoder,
+        backbone=_backbone(model),
         parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
         data=", ".join(PurePath(path).name for path in data),
         start=begun,
@@ -64,3 +65,11 @@ def model_card(
         steps=last.step if last else plan.steps,
         validation=validation or "not measured",
     )
+
+
+def _backbone(model: CompactModel | Generator) -> str:
+    """A line on the image encoder, if others made it."""
+    if isinstance(model, Generator) or model.config.backbone is None:
+        return ""
+    trained = "its weights among these, under their own licence" if model.config.backbone["loaded"] else "trained here"
+    return f"- Image encoder: {model.config.image_encoder} ({model.config.backbone['model_type']}), {trained}.\n"

@@ -15,9 +15,9 @@ from torch import Tensor
 from pipeline.errors import SourceError
 from pipeline.restoration.generator import Generator, GeneratorConfig
 from pipeline.restoration.precision import autocast
-from pipeline.restoration.text import TextEncoder, text_encoder
+from pipeline.restoration.text import TextEncoder, text_encoder_of
 from pipeline.training.data import Photo
-from pipeline.training.loop import Plan, Progress, fit
+from pipeline.training.loop import ALL_CAPTIONS, Plan, Progress, fit
 from pipeline.training.team import Team
 
 CLOSEST = 0.8
@@ -134,7 +134,7 @@ def train_generator(
     model = Generator(config)
     if start is not None:
         model.load_state_dict(start.state_dict())
-    text = text or text_encoder(config.text_encoder, config.text_tokens, device)
+    text = text or text_encoder_of(config, device, cached_bytes=ALL_CAPTIONS)
     fit(Generating(model, photos, held_out, text, plan, device), folder, plan, device, report)
     return model
 

@@ -23,6 +23,9 @@ from pipeline.training.team import Team
 
 log = logging.getLogger(__name__)
 
+ALL_CAPTIONS = 3 << 30
+"""Bytes of their features that are kept, for they come again and again: 100,000 captions' of MiniLM."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:

