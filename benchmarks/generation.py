@@ -3,8 +3,9 @@
     python -m benchmarks.generation --generator runs/pictures/model --held-out dev.parquet --train train.parquet \\
         --grid grid.png
 
-Agreement of each picture with its own caption and with the next one's, by the restorer's encoders, which the generator
-did not learn from; the sign-flip test says how likely the difference is by chance. Fréchet distance (arXiv:1706.08500)
+Agreement of each picture with its own caption and with the next one's, by the encoders of compact, which has neither
+made nor seen them: the pictures are judged as the generator gives them. The sign-flip test says how likely the
+difference is by chance. Fréchet distance (arXiv:1706.08500)
 between means and covariances of the restorer's image features over pictures and held-out photographs; for comparison,
 that of as many other photographs, and of the photographs' mean colours.
 """
@@ -24,7 +25,7 @@ from PIL import Image, ImageDraw
 
 from pipeline.evaluation.tables import read_samples
 from pipeline.lake.tables import open_tables
-from pipeline.restoration.loading import picture_maker
+from pipeline.restoration.generation import TOGETHER, PictureMaker
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import Restorer
 
@@ -94,11 +95,15 @@ def main() -> None:
     parser.add_argument("--grid", type=Path, help="a PNG of the first 24 pictures")
     options = parser.parse_args()
     restorer = Restorer.from_pretrained()
-    held_out = read_samples(open_tables([options.held_out]), options.limit)
+    held_out = [sample for sample in read_samples(open_tables([options.held_out]), options.limit) if sample.captions]
     others = [sample.pixels for sample in read_samples(open_tables([options.train]), options.limit)]
     captions = [sample.captions[0] for sample in held_out]
-    made = picture_maker(options.generator, restorer)(captions, range(len(captions)))
-    pictures = [picture.pixels for picture in made]
+    maker = PictureMaker.from_pretrained(options.generator, restorer)
+    pictures = []
+    for start in range(0, len(captions), TOGETHER):
+        some = captions[start : start + TOGETHER]
+        planes = maker.small(some, range(start, start + len(some)))
+        pictures += list((planes * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
     own = agreements(restorer, pictures, captions)
     wrong = agreements(restorer, pictures, captions[1:] + captions[:1])
     photographs = [sample.pixels for sample in held_out]

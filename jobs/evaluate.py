@@ -27,7 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Parquet files of undamaged images, or a folder of them; kodak24, live1 and set5 get the published "
         "protocols, others every kind of damage, colours from captions and references, and holes",
     )
-    parser.add_argument("--model", default="compact", help="a shipped model's name, a folder, or a URI")
+    parser.add_argument(
+        "--model",
+        action="append",
+        help="as restoration.model: a shipped model's name (compact), a folder, a URI, or spandrel:FILE and the like; "
+        "repeated, one takes what the other gives",
+    )
     parser.add_argument(
         "--output", type=local_folder, metavar="FOLDER", help="write evaluation.md, evaluation.json and figures there"
     )
@@ -43,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pipeline.evaluation.report import as_markdown
     from pipeline.evaluation.suite import evaluate
     from pipeline.evaluation.tables import read_samples
-    from pipeline.restoration.restorer import Restorer
+    from pipeline.restoration.loading import load_restorer
 
     for module, what in ((baselines, "comparisons with OpenCV"), (figures, "figures")):
         if not module.available():
@@ -52,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     empty = [name for name, samples in sets.items() if not samples]
     if empty:
         raise SourceError(f"there are no images in {', '.join(empty)}")
-    restorer = Restorer.from_pretrained(arguments.model, device=arguments.device)
+    restorer = load_restorer(arguments.model or "compact", arguments.device)
     evaluation = evaluate(restorer, sets)
     text = f"Model: {restorer.name}, SHA-256 {restorer.digest}\n\n{as_markdown(evaluation)}"
     print(text)

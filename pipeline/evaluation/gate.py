@@ -17,7 +17,7 @@ from pipeline.quality.appraise import Appraiser, Case
 from pipeline.quality.scores import LOST, psnr
 from pipeline.recipe import Recipe
 from pipeline.restoration.request import Request
-from pipeline.restoration.restorer import Restorer
+from pipeline.restoration.restorer import RestoresBatches
 from pipeline.schema import Status
 
 IMPROVABLE = 1.0
@@ -88,7 +88,7 @@ def _share(part: Sequence[Outcome], whole: Sequence[Outcome]) -> float:
     return len(part) / len(whole) if whole else float("nan")
 
 
-def gate(restorer: Restorer, samples: Sequence[Sample], recipe: Recipe | None = None, seed: int = 0) -> Harm:
+def gate(restorer: RestoresBatches, samples: Sequence[Sample], recipe: Recipe | None = None, seed: int = 0) -> Harm:
     """Every second image undamaged, the others damaged by one kind after the other at random strengths."""
     appraiser = Appraiser(recipe or Recipe(), restorer.device)
     outcomes: list[Outcome] = []

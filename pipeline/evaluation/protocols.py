@@ -22,7 +22,7 @@ from pipeline.evaluation.tables import Sample
 from pipeline.quality.scores import decibels, psnr, ssim
 from pipeline.restoration.canvas import Restored
 from pipeline.restoration.request import Request
-from pipeline.restoration.restorer import Restorer
+from pipeline.restoration.restorer import RestoresBatches
 from pipeline.restoration.text import MiniLMEncoder
 
 Score = Callable[[Pixels, Pixels], float]
@@ -204,7 +204,7 @@ def damaged(samples: Sequence[Sample], kind: str, level: float, seed: int = 0) -
         yield Case(sample.id, Request(shown), sample.pixels, psnr(shown, sample.pixels), record, defects)
 
 
-def measure(restorer: Restorer, cases: Iterable[Case], score: Score | None = None) -> Result:
+def measure(restorer: RestoresBatches, cases: Iterable[Case], score: Score | None = None) -> Result:
     """Restore and judge; `score(result, truth)` in dB is PSNR over all RGB values unless another is given.
 
     With a mask in the request, only the pixels under it are judged.
@@ -219,7 +219,7 @@ def measure(restorer: Restorer, cases: Iterable[Case], score: Score | None = Non
     return Result((*outcomes, *_outcomes(restorer, waiting, score)))
 
 
-def _outcomes(restorer: Restorer, cases: Sequence[Case], score: Score | None) -> list[Outcome]:
+def _outcomes(restorer: RestoresBatches, cases: Sequence[Case], score: Score | None) -> list[Outcome]:
     answers = restorer.restore_batch([case.request for case in cases])
     return [_outcome(case, answer, score) for case, answer in zip(cases, answers, strict=True)]
 

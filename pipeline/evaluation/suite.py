@@ -19,7 +19,7 @@ from pipeline.evaluation.gate import Harm, gate
 from pipeline.evaluation.protocols import Case, Result, Score, measure
 from pipeline.evaluation.statistics import Interval, paired_difference, spearman
 from pipeline.evaluation.tables import PUBLISHED, Sample
-from pipeline.restoration.restorer import Restorer
+from pipeline.restoration.restorer import RestoresBatches
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Evaluation:
         }
 
 
-def evaluate(restorer: Restorer, sets: dict[str, list[Sample]]) -> Evaluation:
+def evaluate(restorer: RestoresBatches, sets: dict[str, list[Sample]]) -> Evaluation:
     """Make the tests that belong to each set (`trials_of`) and draw the conclusions.
 
     Baselines are left out where OpenCV is not installed.
@@ -200,7 +200,7 @@ def _every_kind(samples: Sequence[Sample]) -> list[Trial]:
     return [_undamaged(few), *tests]
 
 
-def _line(restorer: Restorer, test: Trial) -> Line:
+def _line(restorer: RestoresBatches, test: Trial) -> Line:
     result = measure(restorer, test.cases(), test.score)
     found = test.baselines if baselines.available() else ()
     return Line(test, result, {name: baseline_psnr(test.cases(), baseline, test.score) for name, baseline in found})

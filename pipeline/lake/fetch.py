@@ -89,7 +89,7 @@ class UriReader:
             reason = _reason(end.__cause__ or end)
             if end.__cause__ and isinstance(end.__cause__.__cause__, ForbiddenURI):  # it was sent on
                 raise end.__cause__.__cause__ from end
-            if isinstance(end.__cause__, PermissionError):  # a right that is missing now, or has run out
+            if _is_refused(end.__cause__):  # a right that is missing now, or has run out
                 raise StoreUnavailable(f"no access to {shown(place)}: {reason}", end.attempts) from end.__cause__
             if end.permanent:
                 raise UnreadableImage(f"cannot read {shown(place)}: {reason}", end.attempts) from end.__cause__
@@ -129,6 +129,11 @@ def _reason(error: BaseException) -> str:
     """An error in short; the path that it may repeat is shown once already."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"{type(error).__name__}: {without_secrets(text)[:500]}"
+
+
+def _is_refused(error: BaseException | None) -> bool:
+    status = getattr(error.__cause__, "status", None) if isinstance(error, FileNotFoundError) else None
+    return isinstance(error, PermissionError) or status in (401, 403)
 
 
 def _family(protocol: str) -> str:

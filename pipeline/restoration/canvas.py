@@ -50,6 +50,12 @@ class Restored:
     """How many references were left alone, since they seem to show something else."""
     seed: int | None = None
     """Of what was drawn at random; None: nothing was."""
+    repaired: bool = True
+    """Whether a model of ours saw to the damage that was found; else only `others` did anything."""
+    others: tuple[tuple[str, float], ...] = ()
+    """What models of others did, each with a measure of it."""
+    helper: str | None = None
+    """The model that the recipe does not name and that gave colours or filled what the others cannot."""
 
     @property
     def notes(self) -> list[str]:

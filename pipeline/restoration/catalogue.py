@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -11,9 +13,14 @@ from pipeline.errors import ConservatorError
 from pipeline.extras import are_installed
 from pipeline.restoration.backbone import RESNETS
 from pipeline.restoration.config import ModelConfig
-from pipeline.restoration.others import KINDS, TILE, TiledModel, is_other, other_model
-from pipeline.restoration.text import MINILM, minilm_folder
+from pipeline.restoration.loading import DIFFUSERS
+from pipeline.restoration.local import local_path
+from pipeline.restoration.others import KINDS, TILE, TiledModel, check_other, here, is_other, other_model
+from pipeline.restoration.text import MINILM, VECTORS, minilm_folder, text_encoder
 from pipeline.restoration.weights import SHIPPED, load_any, read_file, shape_of, shipped_models
+
+WHICH = {"diffusers-enlarge": "Stable Diffusion's upscaler"}
+"""Where not any pipeline for the purpose does."""
 
 
 class Entry(NamedTuple):
@@ -46,7 +53,7 @@ def entries() -> list[Entry]:
                 *(
                     f"{kind}:FOLDER",
                     "model",
-                    f"{does} (any such pipeline of diffusers)",
+                    f"{does} ({WHICH.get(kind, 'any such pipeline')} of diffusers)",
                     "the folder's",
                     "the folder's",
                 ),
@@ -100,7 +107,7 @@ def known_names() -> set[str]:
 
 
 def describe(name: str) -> str:
-    """What is known of a model, with its card, or of a part by its name.
+    """What is known of a model, with its card, of a text encoder, or of a part by its name.
 
     Raises:
         ModelError: there is none by this name.
@@ -108,11 +115,18 @@ def describe(name: str) -> str:
     """
     if is_other(name):
         return _other(name)
+    if name.startswith(DIFFUSERS):
+        check_other(name)
+        return _told({"kind": "text-to-image pipeline of diffusers", **_files("diffusers", name)})
     parts = [entry for entry in entries() if entry.name == name and name not in shipped_models()]
     if parts:
         return "\n\n".join(
             "\n".join(f"{field:<8} {value}" for field, value in entry._asdict().items() if value) for entry in parts
         )
+    if _is_text_encoder(name):
+        encoder = text_encoder(name, ModelConfig().text_tokens, torch.device("cpu"))
+        told = {"kind": "text encoder", "name": encoder.name, "features": f"{encoder.width} a token"}
+        return _told(told | {"sha256": encoder.digest})
     model, digest = load_any(name)
     lines = [f"{field:<18} {value}" for field, value in dataclasses.asdict(model.config).items() if value is not None]
     parameters = sum(weight.numel() for weight in model.parameters())
@@ -152,16 +166,44 @@ def _missing(extra: str, *packages: str) -> str:
 
 
 def _other(name: str) -> str:
+    kind = name.partition(":")[0]
     model = other_model(name, torch.device("cpu"))
-    told = {
-        "name": model.name,
-        "sha256": model.digest,
-        "license": model.license,
-        "enlarges": f"{model.scale} times" if model.scale > 1 else "no",
-        "fills": "what a mask covers" if model.fills else "no",
-    }
+    told = {"name": model.name, "sha256": model.digest, **_files(kind, name)}
+    if model.license != "unknown":
+        told["license"] = model.license
+    told["enlarges"] = f"{model.scale} times" if model.scale > 1 else "no"
+    told["fills"] = "what a mask covers" if model.fills else "no"
     if isinstance(model, TiledModel):
         told["sees"] = f"tiles of {TILE} pixels" if model.tiled else "whole pictures"
         told["sides"] = f"multiples of {model.multiple}, {model.smallest} at least (padded)"
-        told["precision"] = "half where the hardware is fast at it" if model.half else "single"
-    return "\n".join(f"{field:<10} {value}" for field, value in told.items())
+        told["precision"] = "single; half if restoration.half allows it and the hardware is fast at it"
+    else:
+        told["sees"] = "the whole picture, at its own size" if model.fills else "parts that overlap, at its own size"
+        told["precision"] = "single; half on a GPU"
+        told["draws"] = "by a seed that follows from image and caption"
+    return _told(told)
+
+
+def _files(kind: str, name: str) -> dict[str, str]:
+    """Size and licence, as far as the files tell."""
+    found = here(kind, name.partition(":")[2])
+    weights = [found] if found.is_file() else [*found.rglob("*.safetensors")]
+    folder = found.parent if found.is_file() else found
+    told = {"size": f"{sum(file.stat().st_size for file in weights) / 1e6:.1f} MB", "license": "unknown"}
+    card = folder / "README.md"
+    if found.is_dir() and card.is_file():
+        named = re.search(r"^license:[ \t]*(\S+)", card.read_text(errors="replace"), re.MULTILINE)
+        told["license"] = named[1] if named else told["license"]
+    return told
+
+
+def _is_text_encoder(name: str) -> bool:
+    """Whether a path holds what `text_encoder` loads, and not a model of ours."""
+    path = Path(local_path(name))
+    if name.lower().endswith(VECTORS):
+        return path.is_file()
+    return (path / "tokenizer_config.json").is_file() and (path / "config.json").is_file()
+
+
+def _told(facts: dict[str, str]) -> str:
+    return "\n".join(f"{field:<10} {value}" for field, value in facts.items())

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,7 +19,7 @@ from pipeline.restoration.canvas import Canvas, Restored
 from pipeline.restoration.colour import STRIP, colour_onto
 from pipeline.restoration.others import PictureModel
 from pipeline.restoration.request import Pixels, Request
-from pipeline.restoration.restorer import TILE, Restorer
+from pipeline.restoration.restorer import TILE, Restorer, RestoresBatches
 from pipeline.restoration.tiles import Tile, as_floats
 from pipeline.restoration.tuning import Tuning
 
@@ -26,13 +27,16 @@ SMALLEST_ERROR = 1e-6
 """Squared error below which the expectation of a pixel is not told apart."""
 
 
-class Chain:
+class Chain(RestoresBatches):
     """Stands in for `Restorer`.
 
     Models of others do not say how far off they are. Compact does of its own result, which is about the mean of what
     the original may have been: then any other picture's expected squared error is compact's, and the squared distance
     between the two on top. So all that the gate asks is known of every model's result, on the cautious side: what
     another model sees and compact does not counts as doubt.
+
+    What others cannot do compact does for them: it gives colours, and fills what a mask or the file itself calls lost
+    if no model of the chain fills. The result names it then (`Restored.helper`).
     """
 
     def __init__(
@@ -71,6 +75,10 @@ class Chain:
         """Not known: models of others have no bare decoder."""
         return None
 
+    def agreement(self, request: Request) -> float | None:
+        """As `Restorer.agreement`, by the judge."""
+        return self.judge.agreement(request)
+
     def restore_batch(self, requests: Sequence[Request]) -> list[Restored]:
         """Restore images of any sizes."""
         opinions = self.judge.restore_batch([dataclasses.replace(r, strength=1.0, strengths={}) for r in requests])
@@ -82,15 +90,22 @@ class Chain:
         needed = request.mask is not None or colours or self._is_damaged(opinion, changed)
         repaired = self.repairs and needed
         picture: Pixels = opinion.array if repaired else request.pixels
-        mask = opinion.lost if request.mask is None else request.mask
-        scale, seed, drawn = 1, _seed(request), False
+        lost, fills = opinion.lost, repaired or any(step.fills for step in self.steps)
+        if not fills:
+            lost = np.zeros_like(opinion.lost) if request.mask is None else request.mask
+            if lost.any():
+                picture = np.where(lost[..., None], opinion.array, _as_floats(picture))
+        scale, seed, done = 1, _seed(request), list[PictureModel]()
         for step in self.steps:
-            if step.fills and not mask.any():
+            if step.fills and not lost.any():
                 continue
-            there = mask.repeat(scale, 0).repeat(scale, 1) if scale > 1 else mask
+            there = lost.repeat(scale, 0).repeat(scale, 1) if scale > 1 else lost
             made = step(picture, dataclasses.replace(request, mask=there if there.any() else None), seed)
-            picture = made.permute(1, 2, 0).numpy()
-            scale, drawn = scale * step.scale, drawn or step.draws
+            answer = made.permute(1, 2, 0).numpy()
+            if step.fills and step.scale == 1:  # many draw all of it anew
+                answer = np.where(there[..., None], answer, _as_floats(picture))
+            picture, scale = answer, scale * step.scale
+            done.append(step)
         full = as_floats(picture).clamp(0, 1)
         if colours and not repaired:  # others do not give any
             theirs = torch.from_numpy(opinion.array).permute(2, 0, 1)
@@ -98,10 +113,25 @@ class Chain:
             full = colour_onto(luma(full), theirs)
         elif opinion.damage.grey and not colours:
             full = luma(full).expand(3, -1, -1)
-        result = self._judged(request, opinion, full, scale, changed)
-        return dataclasses.replace(result, seed=seed if drawn else None)
+        result = self._judged(request, opinion, full, scale, changed, lost)
+        helps = not self.repairs and (colours or (not fills and bool(lost.any())))
+        return dataclasses.replace(
+            result,
+            seed=seed if any(step.draws for step in done) else None,
+            repaired=repaired,
+            others=tuple((step.does, float(step.scale)) for step in done if not step.fills),
+            helper=self.judge.name if helps else None,
+        )
 
-    def _judged(self, request: Request, opinion: Restored, full: Tensor, scale: int, changed: float) -> Restored:
+    def _judged(
+        self,
+        request: Request,
+        opinion: Restored,
+        full: Tensor,
+        scale: int,
+        changed: float,
+        filled: npt.NDArray[np.bool_],
+    ) -> Restored:
         """A result [3, scale * H, scale * W] under what the request forbids, and what the second opinion says of it."""
         height, width = request.pixels.shape[:2]
         canvas, apart = Canvas(request, opinion.damage), 0.0
@@ -116,7 +146,7 @@ class Chain:
             apart += float(distance.double().sum())
             error = torch.from_numpy(opinion.uncertainty[rows].astype(np.float32)).square() + distance
             tile = Tile(top, 0, (top, 0, rows.stop, width))
-            lost = torch.from_numpy(opinion.lost[rows])
+            lost = torch.from_numpy(filled[rows].copy())
             canvas.paint(tile, part, error.clamp_min(SMALLEST_ERROR).log(), lost)
         likely = 10 ** (-opinion.expected_psnr / 10) + apart / (height * width)
         told = opinion.damage, opinion.clean, opinion.agreement
@@ -144,6 +174,12 @@ class Chain:
             change = luma(change[None])[0] if opinion.damage.grey else change
             changed += float(change.square().mean(0).double().sum())
         return float(changed / (height * width))
+
+
+def _as_floats(picture: Pixels) -> npt.NDArray[np.float32]:
+    """[H, W, 3] of any kind in 0..1."""
+    floats: npt.NDArray[np.float32] = as_floats(picture).permute(1, 2, 0).numpy()
+    return floats
 
 
 def _seed(request: Request) -> int:

@@ -20,6 +20,8 @@ from pipeline.restoration.tiles import Tile, cut
 
 log = logging.getLogger(__name__)
 
+SHAPES = 64
+"""That are compiled at most: beyond its limit torch.compile runs without a word what was not compiled."""
 _NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "STATUS_ALLOC_FAILED")
 """What PyTorch, cuBLAS and cuDNN say in errors that are not `torch.OutOfMemoryError`."""
 
@@ -62,7 +64,7 @@ class Engine:
             model: the network, on the device.
             device: where it is.
             batch_pixels: of the tiles that run together; one tile runs in any case.
-            compiled: by torch.compile, once for each side of tiles.
+            compiled: by torch.compile, once for each side of tiles and each number of references.
         """
         self._model = model
         self._device = device
@@ -79,9 +81,7 @@ class Engine:
         Raises:
             RuntimeError: not even a single tile fits into the memory.
         """
-        if not self._is_ready:  # not sooner: every batch that a search tries would be compiled
-            self._model.decoder.compile(dynamic=False)
-            self._is_ready = True
+        self.warm_up([])
         remaining, before = iter(jobs), None
         while some := list(itertools.islice(remaining, self.batch(side))):
             try:
@@ -95,6 +95,16 @@ class Engine:
             before = running
         if before is not None:
             _paint(before)
+
+    def warm_up(self, sides: Iterable[int]) -> None:
+        """Compile, if that is wanted, for tiles of these sides; not before it is known how many run together."""
+        if self._is_ready:
+            return
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
+        self._model.decoder.compile(dynamic=False)
+        self._is_ready = True
+        for side in sides:
+            self.speed_within(side)
 
     @torch.inference_mode()
     def speed(self, side: int, rounds: int = 3) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from pipeline.restoration.generator import Generator
 from pipeline.restoration.request import Request
@@ -51,7 +52,9 @@ class PictureMaker:
         self._device = restorer.device
         self._model = model.eval().to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._restorer = restorer
-        self._text = text_encoder_of(config, self._device, text_encoder, downloads)
+        shared = restorer.text  # wherever that lies now; and it is there once
+        is_same = shared.digest == config.text_sha256 and shared.tokens == config.text_tokens
+        self._text = shared if is_same else text_encoder_of(config, self._device, text_encoder, downloads)
 
     @classmethod
     def from_pretrained(cls, place: str, restorer: Restorer, **options: Any) -> PictureMaker:
@@ -68,10 +71,7 @@ class PictureMaker:
         made: list[Picture] = []
         for start in range(0, len(captions), TOGETHER):
             some, own = list(captions[start : start + TOGETHER]), list(seeds[start : start + TOGETHER])
-            spare = TOGETHER - len(some)
-            features = self._text(some + some[:1] * spare)
-            small = self._model.pictures(features.tokens, features.absent, own + own[:1] * spare)[: len(some)]
-            large = F.interpolate(small, scale_factor=LARGER, mode="bicubic", align_corners=False).clamp(0, 1)
+            large = F.interpolate(self.small(some, own), scale_factor=LARGER, mode="bicubic").clamp(0, 1)
             requests = [
                 Request(pixels.permute(1, 2, 0).cpu().numpy(), caption=caption)
                 for pixels, caption in zip(large, some, strict=True)
@@ -79,3 +79,11 @@ class PictureMaker:
             results = self._restorer.restore_batch(requests)
             made += [Picture(result.pixels, result.agreement) for result in results]
         return made
+
+    def small(self, captions: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        """As the generator makes them, of `TOGETHER` captions at most: [N, 3, side, side], 0..1."""
+        some, own = list(captions), list(seeds)
+        spare = TOGETHER - len(some)
+        features = self._text(some + some[:1] * spare)
+        made: Tensor = self._model.pictures(features.tokens, features.absent, own + own[:1] * spare)
+        return made[: len(some)]

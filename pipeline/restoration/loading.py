@@ -10,7 +10,7 @@ from pipeline.restoration.chain import Chain
 from pipeline.restoration.generation import Picture, PictureMaker
 from pipeline.restoration.others import KINDS, check_other, here, is_other, other_model
 from pipeline.restoration.restorer import Restorer
-from pipeline.restoration.text import MINILM, minilm_folder
+from pipeline.restoration.text import check_text_encoder
 from pipeline.restoration.weights import load_generator, load_model
 
 
@@ -35,6 +35,7 @@ def load_restorer(
     device: str = "auto",
     undamaged_above: float = 1.0,
     sure_gain: float = float("inf"),
+    half: bool = False,
     **options: Any,
 ) -> Restorer | Chain:
     """A model, or several in a row.
@@ -45,6 +46,7 @@ def load_restorer(
         device: `auto`, `cpu` or `cuda`.
         undamaged_above: see `Chain`,
         sure_gain: too.
+        half: whether models of others may run in half precision.
         options: as for `Restorer`.
 
     Raises:
@@ -55,7 +57,9 @@ def load_restorer(
     judge = Restorer.from_pretrained(first or JUDGE, device=device, **options)
     if not others:
         return judge
-    return Chain(judge, [other_model(name, judge.device) for name in others], bool(first), undamaged_above, sure_gain)
+    return Chain(
+        judge, [other_model(name, judge.device, half) for name in others], bool(first), undamaged_above, sure_gain
+    )
 
 
 def picture_maker(place: str, restorer: Restorer, **options: Any) -> Maker:
@@ -96,8 +100,7 @@ def check_models(models: str | Sequence[str], text_encoder: str | None = None) -
     """
     first, others = _in_order(models)
     model, _ = load_model(first or JUDGE)
-    if (text_encoder or model.config.text_encoder) == MINILM:
-        minilm_folder()
+    check_text_encoder(text_encoder or model.config.text_encoder)
     for name in others:
         check_other(name)
 

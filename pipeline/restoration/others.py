@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, RecipeError
 from pipeline.extras import check_extra
 from pipeline.redaction import redacted
 from pipeline.restoration.local import files_sha256, is_local, local_copy, said, whole
@@ -40,6 +40,8 @@ class PictureModel(ABC):
 
     draws: bool = False
     """Whether what it makes depends on a seed."""
+    does: str = "restore"
+    """Among the actions of a row's provenance; what fills or enlarges says so besides."""
 
     @abstractmethod
     def __call__(self, picture: Pixels, request: Request, seed: int) -> Tensor:
@@ -64,8 +66,9 @@ class TiledModel(PictureModel):
     """And not be less than this."""
     tiled: bool = True
     """Whether it may see a picture in parts; else it sees it whole, whatever memory that takes."""
-    half: bool = True
-    """Whether it keeps its quality in half precision."""
+    half: bool = False
+    """Whether it runs in half precision where the hardware is fast at that; else its results are those of plain
+    PyTorch in single precision."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -105,15 +108,21 @@ class TiledModel(PictureModel):
 class SpandrelModel(TiledModel):
     """Any of the restorers that spandrel knows (over 40 architectures), from .safetensors or, without code, .pth."""
 
-    def __init__(self, file: Path, device: torch.device) -> None:
-        """Load a file.
+    def __init__(self, file: Path, device: torch.device, half: bool = False) -> None:
+        """Load a file; `half`: see `TiledModel`, where the architecture allows it.
 
         Raises:
             ModelError: spandrel does not know what is in it, or it is for other channels.
             RecipeError: spandrel or torchvision is missing.
         """
         check_extra("a model of spandrel", "spandrel", "spandrel", "torchvision")
-        import spandrel
+        try:
+            import spandrel
+        except (ImportError, RuntimeError) as error:  # a torchvision that was built for another torch
+            raise RecipeError(
+                f"spandrel cannot be used ({said(error)}); its torchvision must be the one that belongs to torch "
+                f"{torch.__version__}"
+            ) from error
 
         super().__init__(device)
         try:
@@ -133,8 +142,9 @@ class SpandrelModel(TiledModel):
         self.name = f"{found.architecture.name} {file.stem}"
         self.digest = files_sha256([file])
         self.scale, self.fills = found.scale, self._masked
+        self.does = "enlarge" if self.scale > 1 else "restore"
         self.tiled = found.tiling == spandrel.ModelTiling.SUPPORTED
-        self.half = found.supports_bfloat16
+        self.half = half and found.supports_bfloat16
         sizes = found.size_requirements
         self.multiple, self.smallest = sizes.multiple_of or 1, sizes.minimum or 1
 
@@ -152,8 +162,8 @@ class SpandrelModel(TiledModel):
 class Swin2SRModel(TiledModel):
     """Swin2SR (arXiv:2209.11345) as transformers has it."""
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        """Load a folder.
+    def __init__(self, folder: Path, device: torch.device, half: bool = False) -> None:
+        """Load a folder; `half`: see `TiledModel`.
 
         Raises:
             ModelError: there is no such model in it.
@@ -163,8 +173,9 @@ class Swin2SRModel(TiledModel):
         super().__init__(device)
         try:
             model = whole(Swin2SRForImageSuperResolution, folder)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (ModelError, OSError, ValueError) as error:
             raise ModelError(f"no Swin2SR in {folder}: {error}") from error
+        self.half, self.does = half, "enlarge"
         self._model: Callable[..., Any] = model.to(device).eval()
         self.name = f"Swin2SR {folder.name}"
         self.digest = files_sha256(sorted(folder.glob("*.safetensors")))
@@ -208,12 +219,13 @@ def check_other(place: str) -> None:
         here(kind, where)
 
 
-def other_model(place: str, device: torch.device) -> PictureModel:
+def other_model(place: str, device: torch.device, half: bool = False) -> PictureModel:
     """A model of others.
 
     Args:
         place: `spandrel:FILE`, `swin2sr:FOLDER` or `diffusers-…:FOLDER`; paths or URIs.
         device: where it is to run.
+        half: whether tiled ones may run in half precision; pipelines of diffusers do on GPUs in any case.
 
     Raises:
         ModelError: there is none, or it cannot be loaded.
@@ -222,9 +234,9 @@ def other_model(place: str, device: torch.device) -> PictureModel:
     kind, _, where = place.partition(":")
     found = here(kind, where)
     if kind == "spandrel":
-        return SpandrelModel(found, device)
+        return SpandrelModel(found, device, half)
     if kind == "swin2sr":
-        return Swin2SRModel(found, device)
+        return Swin2SRModel(found, device, half)
     from pipeline.restoration.diffusion import DiffusionModel  # takes a while
 
     return DiffusionModel(kind, found, device)

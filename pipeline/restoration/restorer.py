@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -40,11 +41,67 @@ BATCH_PIXELS = {"cpu": min(SIDES) ** 2, "cuda": 32 * min(SIDES) ** 2}
 """Of tiles in one run of the decoder, as long as nothing was measured."""
 
 
-class Restorer:
+class RestoresBatches(ABC):
+    """What restores requests, and so single images."""
+
+    device: torch.device
+    name: str
+    license: str
+    digest: str
+    """SHA-256 of the weights."""
+    scale: int
+    """Pixels of a result for one of the image, along each side."""
+
+    @abstractmethod
+    def restore_batch(self, requests: Sequence[Request]) -> list[Restored]:
+        """Restore images of any sizes."""
+
+    def restore(
+        self,
+        image: Image.Image | Pixels,
+        caption: str | Sequence[str] | None = None,
+        mask: Image.Image | Pixels | None = None,
+        references: Iterable[Image.Image | Pixels] | Image.Image | Pixels | None = (),
+        colourise: bool = False,
+        strength: float = 1.0,
+    ) -> Restored:
+        """Restore one image.
+
+        Args:
+            image: a PIL image (turned upright as its EXIF says, brought to sRGB by its profile, without its alpha), a
+                uint8 or uint16 array [H, W, 3] (or [H, W]), or a float32 array with 0..1 as black to white; values
+                outside that range are taken as they are (noise).
+            caption: what the picture shows, if known; of several texts the first that is not blank.
+            mask: nonzero where the picture is lost; [H, W]. Then no pixel outside it is changed.
+            references: other pictures of the same subject, or one.
+            colourise: give a grey picture colours; its luminance stays as it is.
+            strength: how much of the change is made, 0..1; less leaves grain. What is lost is always filled.
+
+        Raises:
+            TypeError: an image is neither a PIL image nor an array.
+            ValueError: an array has another shape or type, is empty, holds NaN, the mask has another size, or the
+                strength lies outside 0..1.
+        """
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength must lie in 0..1, not be {strength}")
+        pixels = as_pixels(image)
+        request = Request(
+            pixels=pixels,
+            caption=as_caption(caption),
+            mask=None if mask is None else as_mask(mask, pixels.shape[:2]),
+            references=as_references(references),
+            colourise=colourise,
+            strength=strength,
+        )
+        return self.restore_batch([request])[0]
+
+
+class Restorer(RestoresBatches):
     """A model with its text encoder on a device.
 
     The same request on the same kind of CPU gives the same bits, whatever else is in its batch. On a GPU it does while
-    equally many tiles run together (`tune`): kernels are chosen by that, and round otherwise.
+    equally many tiles run together (`tune`): kernels are chosen by that, and round otherwise. With the mapping `graph`
+    it need not: torch_geometric sums there in any order.
     """
 
     def __init__(
@@ -89,7 +146,7 @@ class Restorer:
         self.scale = 1
         self._source = model
         self._model = model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._text = text_encoder_of(model.config, self.device, text_encoder, downloads)
+        self.text = text_encoder_of(model.config, self.device, text_encoder, downloads)
         self._engine = Engine(self._model, self.device, BATCH_PIXELS.get(self.device.type, min(SIDES) ** 2), compiled)
 
     def _set_tile(self, tile: int) -> None:
@@ -103,6 +160,9 @@ class Restorer:
     def tune(self, tile: int | Literal["auto"] = TILE, memory_mb: int | None = None) -> Tuning:
         """Find out how many tiles best run together here; what was found is remembered for the device and the model.
 
+        A CPU is as fast with any number (docs/performance.md): there it is done only if a side is looked for, or a memory
+        given.
+
         Args:
             tile: the largest tiles' side, or "auto" to choose that, too. Another one changes results a little (their
                 last digit), more tiles at a time do not on a CPU.
@@ -111,6 +171,10 @@ class Restorer:
         Returns:
             What is used from now on.
         """
+        if self.device.type == "cpu" and tile != "auto" and memory_mb is None:
+            self._set_tile(tile)
+            self._engine.warm_up(self._sides)
+            return Tuning(tile, self._engine.batch_pixels)
         memory = memory_pixels(self.device, self.config.decoder_widths[0], memory_mb)
         sides = [side for side in LARGEST_SIDES if side > 2 * self.margin] if tile == "auto" else [tile]
         key = (self.digest, device_key(self.device), sides, self.margin, memory_mb)
@@ -121,6 +185,7 @@ class Restorer:
                 remember(key, found)
         self._engine.batch_pixels = found.batch_pixels
         self._set_tile(found.tile)
+        self._engine.warm_up(self._sides)
         return found
 
     @classmethod
@@ -136,45 +201,6 @@ class Restorer:
     def save_pretrained(self, folder: str | Path, card: str = "") -> None:
         """Write `config.json`, `model.safetensors` and `MODEL_CARD.md`."""
         save_model(self._source, folder, card)
-
-    def restore(
-        self,
-        image: Image.Image | Pixels,
-        caption: str | Sequence[str] | None = None,
-        mask: Image.Image | Pixels | None = None,
-        references: Iterable[Image.Image | Pixels] | Image.Image | Pixels | None = (),
-        colourise: bool = False,
-        strength: float = 1.0,
-    ) -> Restored:
-        """Restore one image.
-
-        Args:
-            image: a PIL image (turned upright as its EXIF says, brought to sRGB by its profile, without its alpha), a
-                uint8 or uint16 array [H, W, 3] (or [H, W]), or a float32 array with 0..1 as black to white; values
-                outside that range are taken as they are (noise).
-            caption: what the picture shows, if known; of several texts the first that is not blank.
-            mask: nonzero where the picture is lost; [H, W]. Then no pixel outside it is changed.
-            references: other pictures of the same subject, or one.
-            colourise: give a grey picture colours; its luminance stays as it is.
-            strength: how much of the change is made, 0..1; less leaves grain. What is lost is always filled.
-
-        Raises:
-            TypeError: an image is neither a PIL image nor an array.
-            ValueError: an array has another shape or type, is empty, holds NaN, the mask has another size, or the
-                strength lies outside 0..1.
-        """
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength must lie in 0..1, not be {strength}")
-        pixels = as_pixels(image)
-        request = Request(
-            pixels=pixels,
-            caption=as_caption(caption),
-            mask=None if mask is None else as_mask(mask, pixels.shape[:2]),
-            references=as_references(references),
-            colourise=colourise,
-            strength=strength,
-        )
-        return self.restore_batch([request])[0]
 
     def bare_speed(self) -> float:
         """Megapixels of result a second that the decoder alone makes of tiles in memory; takes about a second."""
@@ -193,7 +219,7 @@ class Restorer:
         return [results[row] for row in range(len(requests))]
 
     def _restore_alike(self, requests: Sequence[Request]) -> list[Restored]:
-        self._text([request.caption for request in requests])  # in full batches; from now on they are remembered
+        self.text([request.caption for request in requests])  # in full batches; from now on they are remembered
         views: list[View] = []
         for start in range(0, len(requests), IMAGES_A_LOOK):
             views += self._look(requests[start : start + IMAGES_A_LOOK])
@@ -288,7 +314,7 @@ class Restorer:
         """The global view of at most IMAGES_A_LOOK images; all have equally many references."""
         config = self.config
         images = images or [Whole(request.pixels, request.mask) for request in requests]
-        text = self._text([r.caption for r in requests] + [None] * (IMAGES_A_LOOK - len(requests)))
+        text = self.text([r.caption for r in requests] + [None] * (IMAGES_A_LOOK - len(requests)))
         small = _padded([_thumbnail(image, config.thumbnail)[0] for image in images])
         native = _padded([_probes(image, config.probe, config.probes) for image in images])
         greys = [_is_grey(image) for image in images]

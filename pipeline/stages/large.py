@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.errors import RowError, StoreUnavailable, UnreadableImage
+from pipeline.errors import RowError, StoreUnavailable, UnsupportedImage
 from pipeline.imaging.encode import encode_preview
 from pipeline.imaging.large import LargeTiff, file_sha256
 from pipeline.imaging.original import Original, broken_note
@@ -83,7 +83,7 @@ class LargeStage:
         except RowError:
             raise
         except Unsupported as error:
-            raise UnreadableImage(f"the image file cannot be read: {error}") from error
+            raise UnsupportedImage(f"the image file cannot be read: {error}") from error
         except OSError as error:
             raise StoreUnavailable(
                 f"the image could not be read or written ({type(error).__name__}: {error})"

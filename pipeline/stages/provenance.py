@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import io
-import platform
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from pipeline.imaging.xmp import COMPOSITE, ENHANCED, GENERATED, Provenance
-from pipeline.quality.fidelity import CHANGED
-from pipeline.quality.gate import LEAST_FILL
-from pipeline.restoration.canvas import Restored
+from pipeline.quality.gate import CHANGED, LEAST_FILL
+
+if TYPE_CHECKING:
+    from pipeline.restoration.canvas import Restored
 
 MASK_SIDE = 160
 """Longest side in pixels of a mask of what was changed."""
@@ -49,7 +48,9 @@ def actions(result: Restored, coloured: bool, repaired: bool) -> list[dict[str, 
         "downscale": damage.downscale - 1,
         "fading": damage.fading,
     }
-    done = [(name, found[measure]) for name, measure, least in _ACTIONS if repaired and found[measure] >= least]
+    ours = repaired and result.repaired
+    done = [(name, found[measure]) for name, measure, least in _ACTIONS if ours and found[measure] >= least]
+    done += result.others if repaired else ()
     if repaired and damage.missing > 0:
         done.append(("fill", damage.missing))
     if coloured:
@@ -89,10 +90,3 @@ def change_mask(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> 
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return file.getvalue()
-
-
-def device_name(device: torch.device) -> str:
-    """What the model runs on, in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}"

@@ -13,6 +13,7 @@ from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 
 from pipeline import Restorer
 from pipeline.errors import ModelError
+from pipeline.imaging.xmp import ENHANCED
 from pipeline.quality.appraise import Appraiser, Case
 from pipeline.recipe import Recipe
 from pipeline.restoration import others
@@ -21,6 +22,7 @@ from pipeline.restoration.loading import check_models, load_restorer
 from pipeline.restoration.others import PictureModel, TiledModel, other_model
 from pipeline.restoration.request import Pixels, Request
 from pipeline.restoration.tiles import as_floats
+from pipeline.stages.provenance import actions, digital_source
 from tests.conftest import noise
 
 CPU = torch.device("cpu")
@@ -198,7 +200,6 @@ def test_swin2sr_gives_what_it_gives_alone(swin2sr: Path) -> None:
     picture = noise(40, 56)
     model = other_model(f"swin2sr:{swin2sr}", CPU)
     assert model.scale == 2 and isinstance(model, TiledModel)
-    model.half = False
     plain = Swin2SRForImageSuperResolution.from_pretrained(swin2sr).eval()
     with torch.inference_mode():
         wanted = plain(as_floats(picture)[None]).reconstruction[0].clamp(0, 1)
@@ -249,3 +250,31 @@ def test_a_grey_picture_gets_its_colours_whoever_restores_it(judge: Restorer, ph
     masked = chain.restore_batch([Request(grey, mask=mask, colourise=True)])[0]
     assert masked.enlarged is not None
     assert np.abs(masked.enlarged[..., 0] - masked.enlarged[..., 2]).max() < 1e-5
+
+
+def test_without_a_model_that_fills_compact_fills_what_a_mask_covers_and_is_named(
+    judge: Restorer, photo: np.ndarray
+) -> None:
+    mask = np.zeros(photo.shape[:2], bool)
+    mask[40:90, 30:120] = True
+    hidden = photo.copy()
+    hidden[mask] = 0
+    result = Chain(judge, [Blur()], False).restore_batch([Request(hidden, mask=mask)])[0]
+    assert result.helper == judge.name and not result.repaired and result.damage.missing == pytest.approx(mask.mean())
+    filled, hole = (np.square(one[mask] / 255.0 - photo[mask] / 255.0).mean() for one in (result.pixels, hidden))
+    assert filled < hole / 2
+    assert [action["name"] for action in actions(result, False, repaired=True)] == ["restore", "fill"]
+
+
+def test_what_was_found_and_not_filled_is_not_said_to_be(judge: Restorer, photo: np.ndarray) -> None:
+    torn = photo.copy()
+    torn[60:140, 80:200] = 255
+    own = judge.restore_batch([Request(torn)])[0]
+    assert own.damage.missing > 0.001  # else this shows nothing
+    result = Chain(judge, [Fixed(as_floats(torn))], False).restore_batch([Request(torn)])[0]
+    assert result.damage.missing == 0 and not result.lost.any() and result.helper is None
+    assert [action["name"] for action in actions(result, False, repaired=True)] == ["restore"]
+    assert digital_source(result, False) == ENHANCED
+    both = Chain(judge, [Fixed(as_floats(own.pixels))], True).restore_batch([Request(torn)])[0]
+    assert both.damage.missing > 0.001
+    assert {"fill", "restore"} <= {action["name"] for action in actions(both, False, repaired=True)}

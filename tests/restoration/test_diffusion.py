@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, PermanentRowError
 from pipeline.restoration.diffusion import _smaller
 from pipeline.restoration.loading import check_generator, check_models, load_restorer, picture_maker
+from pipeline.restoration.others import other_model
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import Restorer
 from tests.conftest import noise
@@ -93,7 +96,7 @@ def test_the_thinnest_scratch_stays_in_a_smaller_mask() -> None:
 
 def test_pictures_are_redrawn_at_their_size(folder: Path) -> None:
     chain = load_restorer(f"diffusers-redraw:{folder / 'plain'}", "cpu")
-    for size in ((70, 90), (300, 40), (7, 9)):
+    for size in ((70, 90), (200, 40), (7, 9)):
         picture = noise(*size)
         result = chain.restore_batch([Request(picture, caption="a red dog")])[0]
         assert result.array.shape == picture.shape and np.isfinite(result.array).all() and result.enlarged is None
@@ -101,8 +104,62 @@ def test_pictures_are_redrawn_at_their_size(folder: Path) -> None:
 
 def test_pictures_are_enlarged_four_times(folder: Path) -> None:
     chain = load_restorer(["compact", f"diffusers-enlarge:{folder / 'enlarge'}"], "cpu")
-    result = chain.restore_batch([Request(noise(40, 56), caption="a red dog")])[0]
-    assert result.enlarged is not None and result.enlarged.shape == (160, 224, 3)
+    result = chain.restore_batch([Request(noise(10, 12), caption="a red dog")])[0]
+    assert result.enlarged is not None and result.enlarged.shape == (40, 48, 3)
+    assert ("enlarge", 4.0) in result.others
+
+
+class Echo:
+    """Stands in for a pipeline: gives back what it was shown, enlarged, and remembers its size."""
+
+    vae_scale_factor = 8
+
+    def __init__(self, scale: int, blocks: bool = False) -> None:
+        self.scale, self.blocks, self.seen = scale, blocks, list[tuple[int, int]]()
+
+    def __call__(self, image: Image.Image, **given: Any) -> Any:
+        self.seen.append(image.size)
+        large = image.resize((self.scale * image.width, self.scale * image.height), Image.Resampling.NEAREST)
+        return SimpleNamespace(images=[np.asarray(large) / 255], nsfw_content_detected=[self.blocks])
+
+
+@pytest.mark.parametrize(("kind", "scale"), [("redraw", 1), ("enlarge", 4)])
+def test_a_picture_larger_than_a_pipeline_keeps_its_detail(folder: Path, kind: str, scale: int) -> None:
+    place = folder / ("plain" if scale == 1 else "enlarge")
+    model = other_model(f"diffusers-{kind}:{place}", CPU)
+    echo = Echo(scale)
+    model._pipe = echo  # type: ignore[attr-defined]
+    picture = noise(700, 1030)
+    made = model(picture, Request(picture), 0)
+    wanted = picture.repeat(scale, 0).repeat(scale, 1) / 255
+    assert len(echo.seen) > 3 and max(max(size) for size in echo.seen) <= 512
+    assert np.abs(made.permute(1, 2, 0).numpy() - wanted).max() < 0.01
+
+
+def test_what_a_safety_checker_blocks_fails_its_row(folder: Path) -> None:
+    model = other_model(f"diffusers-redraw:{folder / 'plain'}", CPU)
+    model._pipe = Echo(1, blocks=True)  # type: ignore[attr-defined]
+    picture = noise(40, 40)
+    with pytest.raises(PermanentRowError, match="safety"):
+        model(picture, Request(picture), 0)
+
+
+def test_a_found_hole_alone_is_drawn_anew(folder: Path) -> None:
+    """Also where the mask comes from the file and the rest may change."""
+    chain = load_restorer(f"diffusers-inpaint:{folder / 'inpaint'}", "cpu")
+    picture, mask = noise(70, 90), np.zeros((70, 90), bool)
+    mask[20:50, 30:70] = True
+    result = chain.restore_batch([Request(picture, mask=mask, only_mask=False)])[0]
+    there = result.lost
+    assert there[mask].all() and not there.all()
+    assert np.array_equal(result.pixels[~there], picture[~there])
+    assert not np.array_equal(result.pixels[mask], picture[mask])
+
+
+def test_folders_with_half_precision_alone_are_loaded(folder: Path, tmp_path: Path) -> None:
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(str(folder / "plain"), local_files_only=True)
+    pipe.to(dtype=torch.float16).save_pretrained(tmp_path / "plain", variant="fp16")
+    assert other_model(f"diffusers-redraw:{tmp_path / 'plain'}", CPU).scale == 1
 
 
 def test_pictures_are_made_of_captions_and_seeds(folder: Path) -> None:

@@ -126,17 +126,24 @@ def test_the_search_takes_the_fastest_batch_and_tile_and_remembers_them(
 def test_a_larger_batch_must_be_worth_it_and_fit(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     restorer = Restorer.from_pretrained(device="cpu")
     Speeds(restorer, monkeypatch, lambda side, batch: 1 + 0.01 * batch)
-    assert restorer.tune().batch_pixels == 272**2
+    assert restorer.tune("auto").batch_pixels == 272**2
     speeds = Speeds(restorer, monkeypatch, lambda side, batch: batch)
     restorer.tune(memory_mb=100)
     assert max(batch for _, batch in speeds.asked) * 272**2 * 16 * 32 <= 100e6
     assert restorer.tile == 560  # though it does not fit: then it runs alone
 
 
+def test_a_cpu_is_not_searched_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is as fast with any batch, and the search would take the first seconds of every actor."""
+    restorer = Restorer.from_pretrained(device="cpu")
+    Speeds(restorer, monkeypatch, lambda side, batch: pytest.fail("measured"))
+    assert restorer.tune() == (560, 272**2) and restorer.tune(400).tile == 400 == restorer.tile
+
+
 def test_after_the_first_batch_does_not_fit_the_smallest_is_taken(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     restorer = Restorer.from_pretrained(device="cpu")
     only_fits(monkeypatch, restorer, 0, torch.OutOfMemoryError("CUDA out of memory"))
-    assert restorer.tune().batch_pixels == 272**2
+    assert restorer.tune("auto").batch_pixels == 272**2
 
 
 def test_the_bare_speed_is_measured_in_a_batch_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,20 +156,20 @@ def test_the_bare_speed_is_measured_in_a_batch_that_fits(monkeypatch: pytest.Mon
 def test_a_batch_that_runs_out_of_memory_is_not_taken(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     restorer = Restorer.from_pretrained(device="cpu")
     only_fits(monkeypatch, restorer, 1, torch.OutOfMemoryError("CUDA out of memory"))
-    assert restorer.tune().batch_pixels == 272**2
+    assert restorer.tune("auto").batch_pixels == 272**2
 
 
 def test_without_a_place_to_write_the_search_is_made_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/nowhere")
     restorer = Restorer.from_pretrained(device="cpu")
     Speeds(restorer, monkeypatch, lambda side, batch: min(batch, 2))
-    assert restorer.tune().batch_pixels == 2 * 272**2
+    assert restorer.tune("auto").batch_pixels == 2 * 272**2
 
 
 def test_captions_of_a_batch_are_encoded_together_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
     restorer = Restorer.from_pretrained(device="cpu")
-    encode, batches = restorer._text._encode, []
-    monkeypatch.setattr(restorer._text, "_encode", lambda texts: (batches.append(list(texts)), encode(texts))[1])
+    encode, batches = restorer.text._encode, []
+    monkeypatch.setattr(restorer.text, "_encode", lambda texts: (batches.append(list(texts)), encode(texts))[1])
     small = [Request(noise(32, 32, n), caption=f"picture {n % 6}") for n in range(12)]
     restorer.restore_batch(small)
     restorer.restore_batch(small)

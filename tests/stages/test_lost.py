@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, UnreadableImage
 from pipeline.imaging.label import labelled
 from pipeline.plan import prepare
 from pipeline.recipe import Recipe, load_recipe
@@ -78,6 +78,29 @@ def test_pictures_follow_from_row_and_caption(generator: Path) -> None:
 def test_a_whole_image_of_a_sort_that_is_not_read_is_not_lost(generator: Path) -> None:
     heic = b"\0\0\0\x18ftypheic" + bytes(100)
     (row,) = through(recipe_for(generator), [heic], ["a red dog"])
+    assert (row["status"], row["error_type"]) == ("failed", "UnsupportedImage")
+
+
+def test_what_was_never_read_is_not_lost(generator: Path, tmp_path: Path) -> None:
+    """A folder that is not mounted, a signed address that has run out: pictures must not take the archive's place."""
+    recipe = recipe_for(generator)
+
+    def nowhere(uri: str) -> bytes:
+        raise UnreadableImage(f"cannot read {uri}")
+
+    table = pa.table({"id": ["a"], "image": ["scans/a.png"], "caption": ["a red dog"]})
+    (decoded,) = DecodeStage(recipe, recipe.columns, PASSED, nowhere)(table)
+    assert EncodeStage(recipe, "run")(RestoreStage(recipe, "cpu")(decoded))["status"].to_pylist() == ["failed"]
+
+
+def test_a_whole_large_scan_that_cannot_be_streamed_is_not_lost(generator: Path, tmp_path: Path) -> None:
+    path = tmp_path / "large.tif"
+    Image.fromarray(noise(300, 400)).quantize().save(path)  # a palette
+    recipe = recipe_for(generator, "limits.max_megapixels=0.05")
+    table = pa.table({"id": ["a"], "image": [str(path)], "caption": ["a red dog"]})
+    stage = DecodeStage(recipe, recipe.columns, PASSED, lambda uri: b"", lambda uri: Path(uri).open("rb"))  # noqa: SIM115
+    (decoded,) = stage(table)
+    row = EncodeStage(recipe, "run")(RestoreStage(recipe, "cpu")(decoded)).to_pylist()[0]
     assert (row["status"], row["error_type"]) == ("failed", "UnsupportedImage")
 
 
