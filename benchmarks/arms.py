@@ -41,8 +41,7 @@ def run(arm: str, source: Path, place: Path, *options: str) -> Measured:
         raise RuntimeError(f"{arm} failed: {(done.stdout + done.stderr)[-2000:]}")
     if arm == "conservator":
         summary = json.loads((place / "out" / "summary.json").read_text())
-        before = seconds - summary["seconds"]  # importing, planning, starting Ray; and what comes after the run
-        first = None if summary["first_seconds"] is None else before + summary["first_seconds"]
+        first = None if summary["first_at"] is None else summary["first_at"] - started
         return {"speed": summary["steady_speed"], "first": first, "seconds": seconds, "rows": summary["rows"]}
     speed, first_at, rows = Marks(place / "marks").steady()
     return {"speed": speed, "first": first_at - started, "seconds": seconds, "rows": rows}

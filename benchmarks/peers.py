@@ -26,14 +26,15 @@ NAMES = {
 
 
 def compare(names: list[str], images: int, rounds: int, folder: Path) -> dict[str, list[arms.Measured]]:
-    """Every arm once a round, one after the other; those of a round are compared with each other."""
+    """Every arm once a round, another one first each time; those of a round are compared with each other."""
     source = folder / "source"
     archive.build(source, images, max(1, images // 250))
     measured: dict[str, list[arms.Measured]] = {name: [] for name in ("conservator", *names)}
     for number in range(rounds):
-        for name, found in measured.items():
-            found.append(arms.run(name, source, folder / "run"))
-            sys.stderr.write(f"round {number + 1}: {name} {found[-1]}\n")
+        turn = number % len(measured)
+        for name in [*measured][turn:] + [*measured][:turn]:
+            measured[name].append(arms.run(name, source, folder / "run"))
+            sys.stderr.write(f"round {number + 1}: {name} {measured[name][-1]}\n")
     return measured
 
 

@@ -60,11 +60,20 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_recipe:
         print(recipe.to_yaml(), end="")
         return OK
+    from pipeline.cluster import starting
     from pipeline.drain import Drain
     from pipeline.plan import prepare
 
     drain = Drain(recipe.output.grace_seconds, arguments.deadline, arguments.max_megapixels)
-    run = prepare(recipe, arguments.fresh, arguments.retry_failed)
+    with starting(recipe) as start:
+
+        def found(run: Run) -> None:
+            if run.is_needed and not arguments.dry_run:
+                start()
+
+        run = prepare(recipe, arguments.fresh, arguments.retry_failed, found)
+        if run.is_needed:
+            import pipeline.flow  # noqa: F401  # that takes its time, too
     if arguments.dry_run:
         return _dry_run(run)
     logs.configure(run_id=run.run_id)
@@ -73,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _restore(run: Run, retry: Retry | None, drain: Drain) -> int:
-    from pipeline import cluster, flow
+    from pipeline import cluster
     from pipeline.lake.output import REPORTS
     from pipeline.reporting.summary import as_text
 
@@ -89,6 +98,8 @@ def _restore(run: Run, retry: Retry | None, drain: Drain) -> int:
         )
         return OK
     cluster.start_ray(run.recipe)
+    from pipeline import flow
+
     with drain.on_signals():
         summary = flow.restore(run, drain, retry)
     print(as_text(summary))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -36,6 +39,24 @@ def start_ray(recipe: Recipe) -> None:
             logging_level=logging.WARNING,
             log_to_driver=False,
         )
+
+
+@contextlib.contextmanager
+def starting(recipe: Recipe) -> Iterator[Callable[[], None]]:
+    """Gives what begins `start_ray` in a thread of its own: that takes seconds, in which others can be of use.
+
+    At the end of the block it has started, if it was begun; after an error it is gone again.
+    """
+    begun: list[Future[None]] = []
+    with ThreadPoolExecutor(1, "start ray") as beside:
+        try:
+            yield lambda: begun.append(beside.submit(start_ray, recipe))
+        except BaseException:
+            if begun and begun[0].exception() is None:
+                ray.shutdown()
+            raise
+        for start in begun:
+            start.result()
 
 
 def _is_told() -> bool:
@@ -83,7 +104,12 @@ def device_of(recipe: Recipe) -> tuple[str, int]:
     return "cpu", max(actors, 1)
 
 
-def start_beside_driver(kind: type, threads: int = 1) -> Any:
-    """An actor of this class, without a CPU, that is lost with no other machine than the driver's."""
+@contextlib.contextmanager
+def beside_driver(kind: type) -> Iterator[Any]:
+    """An actor of this class, without a CPU, that is lost with no other machine than the driver's; for a block."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, max_concurrency=threads, scheduling_strategy=here)(kind).remote()
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here)(kind).remote()
+    try:
+        yield actor
+    finally:
+        ray.kill(actor)

@@ -16,8 +16,7 @@ from types import FrameType
 from typing import Any
 
 import ray
-
-from pipeline.cluster import start_beside_driver
+import ray.exceptions
 
 log = logging.getLogger(__name__)
 
@@ -26,17 +25,6 @@ LOOK = 2.0
 """Seconds between two questions how much is done."""
 ANSWER = 30.0
 """Seconds in which the actor answers a worker; one that does not is taken to have nothing to say."""
-
-
-class _Flag:
-    def __init__(self) -> None:
-        self._is_set = False
-
-    def set(self) -> None:
-        self._is_set = True
-
-    def is_set(self) -> bool:
-        return self._is_set
 
 
 class Drain:
@@ -96,23 +84,21 @@ class Drain:
                 signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def told(self, megapixels: Callable[[], float] = float) -> Iterator[Callable[[], bool]]:
-        """Gives what workers ask; Ray is running. After the grace time the main thread is interrupted.
+    def told(self, desk: Any, megapixels: Callable[[], float] = float) -> Iterator[Callable[[], bool]]:
+        """Gives what workers ask `desk`. After the grace time the main thread is interrupted.
 
         `megapixels` tells how many are done.
         """
-        flag = start_beside_driver(_Flag, threads=8)
-        thread = threading.Thread(target=self._watch, args=(flag, megapixels), name="drain", daemon=True)
+        thread = threading.Thread(target=self._watch, args=(desk, megapixels), name="drain", daemon=True)
         thread.start()
         self._begun.set()
         try:
-            yield _Ask(flag)
+            yield _Ask(desk)
         finally:
             self._over.set()
             thread.join(5)
-            ray.kill(flag)
 
-    def _watch(self, flag: Any, megapixels: Callable[[], float]) -> None:
+    def _watch(self, desk: Any, megapixels: Callable[[], float]) -> None:
         asked = time.monotonic()
         while not self._requested.wait(0.2):
             if self._over.is_set():
@@ -129,7 +115,8 @@ class Drain:
         log.warning(
             "stopping: what is in flight is finished, for %.0f s at most; a second signal stops at once", self._grace
         )
-        ray.get(flag.set.remote())
+        with contextlib.suppress(ray.exceptions.RayError):  # then more is read until the grace time is over
+            ray.get(desk.set.remote())
         if not self._over.wait(self._grace):
             log.warning("%.0f s are over; what is not finished is done by the next run", self._grace)
             _thread.interrupt_main()
@@ -146,11 +133,11 @@ def _told(megapixels: Callable[[], float]) -> float:
 class _Ask:
     """Travels to Ray's workers."""
 
-    def __init__(self, flag: Any) -> None:
-        self._flag = flag
+    def __init__(self, desk: Any) -> None:
+        self._desk = desk
 
     def __call__(self) -> bool:
         try:
-            return bool(ray.get(self._flag.is_set.remote(), timeout=ANSWER))
+            return bool(ray.get(self._desk.is_set.remote(), timeout=ANSWER))
         except ray.exceptions.RayError:
             return False

@@ -19,7 +19,9 @@ import ray.data
 import ray.exceptions
 from ray.data.checkpoint import CheckpointConfig
 
-from pipeline.cluster import device_of
+from pipeline.actors import Restore, RestoreSettings
+from pipeline.cluster import beside_driver, device_of
+from pipeline.desk import Desk
 from pipeline.drain import Drain
 from pipeline.errors import ConservatorError, Interrupted, OutputError, RunError, Stopped
 from pipeline.lake.attempts import Attempts, GaveUp
@@ -29,9 +31,9 @@ from pipeline.lake.lease import Lease
 from pipeline.lake.output import REPORTS, Output
 from pipeline.lake.places import is_local
 from pipeline.lake.reader import NothingToFilter, Part, Rows, plan_parts
-from pipeline.lake.table import Table
+from pipeline.lake.table import Table, partitions
 from pipeline.metrics import RunMeter
-from pipeline.plan import Retry, Run, partitions, plan
+from pipeline.plan import Retry, Run, plan
 from pipeline.progress import Tally
 from pipeline.recipe import Recipe
 from pipeline.redaction import redacted, without_secrets
@@ -39,7 +41,7 @@ from pipeline.reporting.page import render
 from pipeline.reporting.summary import Summary
 from pipeline.reporting.survey import Survey, survey
 from pipeline.stages.encode import EncodeStage
-from pipeline.workers import Decide, Decode, Names, Restore, RestoreSettings, encode
+from pipeline.workers import Decide, Decode, Names, encode
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,8 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
     recipe, output, turn = run.recipe, run.output, run.turn
     if run.source.files and not run.decided_in:
         device_of(recipe)  # or there is none, before anything is written
-    with output.lease(run.run_id) as lease:
+    # the desk takes a second to start, in which the rest is looked at
+    with beside_driver(Desk) as desk, output.lease(run.run_id) as lease:
         if output.run() != run.before:
             raise OutputError(f"another run has written to {redacted(output.uri)} since this one looked; run again")
         lease.when_lost(drain.give_up)
@@ -85,7 +88,7 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         record |= {name: before[name] for name in ("main", "decided") if name in before}
         if run.source.files:
             ledger.begin((file.input for file in run.source.files), table.last_commit())
-        ended, tally = False, Tally(sum(part.rows for part in parts))
+        ended, tally = False, Tally(sum(part.rows for part in parts), desk)
         meter = RunMeter(tally.rows_left, lease.left)
         if parts:
             with Interval(committer, None if turn.replaces else 60 * recipe.output.commit_minutes), meter:
@@ -107,6 +110,7 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         _tell(summary, run, parts, tally, meter.cores)
         summary.seconds = time.monotonic() - started
         if tally.done.first_at is not None:
+            summary.first_at = tally.done.first_at
             summary.first_seconds = tally.done.first_at - (time.time() - summary.seconds)
         main = before.get("main") if run.decided_in else run.run_id
         report(output, dataset, seen, recipe, is_main=main == run.run_id)
@@ -236,14 +240,15 @@ def _write(run: Run, parts: Sequence[Part], checkpoint: str, drain: Drain, tally
         checkpoint_manager_cls=NothingToFilter,
     )
     try:
-        with tally, drain.told(tally.megapixels) as stopped:
+        with tally, drain.told(tally.desk, tally.megapixels) as stopped:
             compose(run, parts, tally, stopped).write_parquet(
                 output.data,
                 filesystem=store,
                 filename_provider=Names(run.run_id),
                 min_bytes_per_file=settings.file_mb * 1_000_000,
                 row_group_size=settings.row_group,
-                partition_cols=[partition for _, partition in partitions(run.recipe)] or None,
+                partition_cols=[folder for _, folder in partitions(settings.partition_by, settings.table)] or None,
+                ray_remote_args={"num_cpus": run.recipe.resources.task_cpus},
             )
     except ray.exceptions.RayError as error:
         cause = _cause(error)
@@ -277,20 +282,22 @@ def compose(
     """
     recipe, resources = run.recipe, run.recipe.resources
     context = ray.data.DataContext.get_current()
-    context.target_max_block_size = resources.block_mb * 1_000_000  # else small blocks are put together again
     if run.decided_in:
+        context.target_max_block_size = resources.block_bytes("cpu")
         edits = Rows(run.source.store, parts, run.columns, Decide(run), stopped)
-        return ray.data.read_datasource(edits, num_cpus=resources.task_cpus)
+        return ray.data.read_datasource(edits, num_cpus=resources.task_cpus, override_num_blocks=edits.tasks)
     device, actors = device_of(recipe)
+    context.target_max_block_size = resources.block_bytes(device)  # else small blocks are put together again
     publish = run.output.image_writer(run.turn.generation) if recipe.output.images == "files" else None
     stage = EncodeStage(recipe, run.run_id, publish, run.credentials())
-    counter, book = (tally.counter, tally.book) if tally else (None, None)
-    rows = Rows(run.source.store, parts, run.columns, Decode(run, book), stopped)
+    folders = dict(partitions(recipe.output.partition_by, recipe.output.table))
+    desk = tally.desk if tally else None
+    rows = Rows(run.source.store, parts, run.columns, Decode(run, device, desk), stopped)
     return (
-        ray.data.read_datasource(rows, num_cpus=resources.task_cpus)
+        ray.data.read_datasource(rows, num_cpus=resources.task_cpus, override_num_blocks=rows.tasks)
         .map_batches(
             Restore,
-            fn_constructor_args=(RestoreSettings.of(run), device, counter, book),
+            fn_constructor_args=(RestoreSettings.of(run), device, desk),
             compute=ray.data.ActorPoolStrategy(size=actors),
             batch_format="pyarrow",
             num_cpus=1,
@@ -299,7 +306,7 @@ def compose(
         )
         .map_batches(
             encode,
-            fn_args=(stage, dict(partitions(recipe)), counter, book),
+            fn_args=(stage, folders, desk),
             batch_format="pyarrow",
             num_cpus=resources.task_cpus,
             udf_modifying_row_count=False,

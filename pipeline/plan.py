@@ -8,13 +8,12 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 
 from pipeline.errors import OutputError, RecipeError, SourceError, transient_errors
 from pipeline.imaging.signing import Credentials, load_credentials
@@ -29,12 +28,10 @@ from pipeline.lake.output import Output, Turn, open_output
 from pipeline.lake.places import as_uri, join
 from pipeline.lake.source import Source, open_source
 from pipeline.lake.storage import check_options, resolved
-from pipeline.lake.table import PARTITION, Table, fitted, storable
-from pipeline.quality.appraise import Appraiser
+from pipeline.lake.table import Table, fitted, partitions, storable
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
 from pipeline.redaction import redacted
-from pipeline.restoration.loading import check_generator, check_models
 from pipeline.schema import OUTPUT
 from pipeline.stages.decode import DecodeStage
 
@@ -121,10 +118,10 @@ class Run:
         roles = (columns.id, columns.image, columns.caption, columns.mask, columns.references, columns.truth)
         return list(dict.fromkeys([*self.passed.names, *(name for name in roles if name)]))
 
-    def decode_stage(self, root: str) -> DecodeStage:
-        """Decodes rows of files below `root`."""
+    def decode_stage(self, root: str, device: str = "cpu") -> DecodeStage:
+        """Decodes rows of files below `root`, for a model on `device`."""
         reader = self.reader(root)
-        return DecodeStage(self.recipe, self.source.columns, self.passed, reader, reader.open, root)
+        return DecodeStage(self.recipe, self.source.columns, self.passed, reader, reader.open, root, device)
 
     def reader(self, root: str) -> UriReader:
         """Reads files that rows of files below `root` name."""
@@ -136,13 +133,16 @@ class Run:
         )
 
 
-def prepare(recipe: Recipe, fresh: bool = False, retry: Retry | None = None) -> Run:
+def prepare(
+    recipe: Recipe, fresh: bool = False, retry: Retry | None = None, found: Callable[[Run], None] | None = None
+) -> Run:
     """Look at source, output and model, and find what is wrong with them before anything starts.
 
     Args:
         recipe: what to do.
         fresh: make all rows anew, to replace those that the output holds.
         retry: do such rows of the table again, and nothing else.
+        found: called when it is known what is to be done, and before the model is looked at, which takes seconds.
 
     Raises:
         ConservatorError: one of them cannot be used.
@@ -155,7 +155,14 @@ def prepare(recipe: Recipe, fresh: bool = False, retry: Retry | None = None) -> 
     output = open_output(recipe.output.uri, recipe.output)
     turn = output.turn(_run_id(), recipe.digest(), fresh, retry is not None)
     run = plan(recipe, output, turn, retry)
+    if found is not None:
+        found(run)
     if run.source.files and not run.decided_in:
+        import torch
+
+        from pipeline.quality.appraise import Appraiser
+        from pipeline.restoration.loading import check_generator, check_models
+
         check_models(recipe.restoration.models, recipe.restoration.text_encoder)
         if recipe.restoration.lost == "generate":
             check_generator(recipe.restoration.generator or "")
@@ -329,23 +336,13 @@ def _limited(
     return limited
 
 
-def partitions(recipe: Recipe) -> list[tuple[str, str]]:
-    """The columns by which the table is divided, each with the one that names its folders.
-
-    The column of the folders is not in the data files. That is what readers of Hive and Delta tables expect; Iceberg
-    wants it there, so the folders go by a copy.
-    """
-    names = recipe.output.partition_by
-    return [(name, PARTITION + name if recipe.output.table == "iceberg" else name) for name in names]
-
-
 def _check_partitions(recipe: Recipe, source: Source) -> None:
     """The table can only be divided by columns that it has, of which rows share values.
 
     Raises:
         RecipeError: one is none of them.
     """
-    for name, folder in partitions(recipe) if source.files else ():
+    for name, folder in partitions(recipe.output.partition_by, recipe.output.table) if source.files else ():
         if name not in source.passed.names:
             raise RecipeError(
                 f"output.partition_by names {name!r}, which does not pass through; "

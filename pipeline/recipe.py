@@ -139,6 +139,9 @@ class Restoration(_Section):
     skip_undamaged: float | None = Field(default=None, gt=0, le=1)
     """Images judged undamaged with at least this probability are not decoded at all: the original is their result. That
     saves nearly all of their time; 0.5 is a good value. None: all are."""
+    half: bool = False
+    """Let models of spandrel and Swin2SR run in bfloat16 where the hardware is fast at it and the model allows it; else
+    their results are those of plain PyTorch in single precision. Ours always do, and diffusers' on GPUs."""
     compile: bool = False
     """Run the decoder through torch.compile: minutes at the start of every actor, and a C++ compiler is needed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -330,11 +333,16 @@ class Resources(_Section):
     half of a GPU's free memory, 1,000 on a CPU. Where it proves too much, batches are halved."""
     task_cpus: float = Field(default=0.5, gt=0)
     """Share of a core that Ray reserves for a decoding or encoding task."""
-    block_mb: int = Field(default=48, ge=1, le=1024)
-    """Pixels handed to the restoring actor at a time, in MB; a larger image goes alone."""
+    block_mb: int | None = Field(default=None, ge=1, le=1024)
+    """Pixels handed to the restoring actor at a time, in MB. None: 48 for a GPU, 12 for a CPU, which is at that about
+    as long as one likes to wait for it."""
     prices: Prices = Prices()
     object_store_mb: int = Field(default=1500, ge=100)
     """Shared memory of a Ray that the job starts by itself; a cluster keeps its own."""
+
+    def block_bytes(self, device: str) -> int:
+        """`block_mb`, in bytes."""
+        return 1_000_000 * (self.block_mb or (48 if device == "cuda" else 12))
 
 
 class Limits(_Section):

@@ -1,4 +1,7 @@
-"""What runs in Ray's workers: the stages, with what tells of their work."""
+"""What runs in Ray's tasks, on CPUs: decoding, encoding and decisions, with what tells of the work.
+
+Without torch, whose import takes each of many processes seconds and 200 MB.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import functools
 import logging
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,18 +17,17 @@ from ray.data.datasource import FilenameProvider
 
 from pipeline import logs
 from pipeline.errors import WorkerDied
-from pipeline.lake.fetch import UriReader
-from pipeline.lake.images import ImageWriter
-from pipeline.metrics import ActorMeter, RowMeter, StageMeter
-from pipeline.plan import Run, partitions
-from pipeline.quality.gate import Decision
+from pipeline.lake.table import partitions
+from pipeline.metrics import RowMeter, StageMeter
 from pipeline.recipe import Recipe
 from pipeline.schema import ROW_KEY, megapixels
 from pipeline.stages.decide import DecideStage
 from pipeline.stages.decode import DecodeStage
 from pipeline.stages.encode import EncodeStage
-from pipeline.stages.restore import RestoreStage
 from pipeline.survival import Guard, Work
+
+if TYPE_CHECKING:
+    from pipeline.plan import Run
 
 log = logging.getLogger(__name__)
 
@@ -49,17 +51,17 @@ class Names(FilenameProvider):  # type: ignore[misc]  # Ray is untyped here
 class Decode:
     """Decodes what a reading task has read."""
 
-    def __init__(self, run: Run, book: Any = None) -> None:
-        """`book`: the actor in which workers write down what they are at; None: they do not."""
+    def __init__(self, run: Run, device: str, desk: Any = None) -> None:
+        """For a model on `device`; at `desk` workers write down what they are at. None: they do not."""
         roots = {file.root for file in run.source.files}
-        self._stages = {root: run.decode_stage(root) for root in roots}
-        self._book, self._run_id = book, run.run_id
+        self._stages = {root: run.decode_stage(root, device) for root in roots}
+        self._desk, self._run_id = desk, run.run_id
 
     def __call__(self, table: pa.Table, root: str) -> Iterator[pa.Table]:
         """Rows of a file below `root`, decoded."""
-        _tell_logs(self._run_id, "decode")
+        tell_logs(self._run_id, "decode")
         stage = self._stages[root]
-        guard = _guard(self._book, "decode", stage.recipe, stage.failed)
+        guard = guard_of(self._desk, "decode", stage.recipe, stage.failed)
         return guard(table, functools.partial(self._decoded, stage))
 
     @staticmethod
@@ -80,7 +82,7 @@ class Decide:
         output, recipe = run.output, run.recipe
         lookup = output.lookup(output.table(), run.decided_in)
         publish = output.image_writer(run.turn.generation) if recipe.output.images == "files" else None
-        self._partitions = dict(partitions(recipe))
+        self._partitions = dict(partitions(recipe.output.partition_by, recipe.output.table))
         self._stages = {
             root: DecideStage(
                 *(recipe, run.run_id, run.source.columns.image, run.decisions, lookup),
@@ -96,76 +98,37 @@ class Decide:
         yield _with_folders(self._stages[root](table), self._partitions)
 
 
-class RestoreSettings(NamedTuple):
-    """What restoring actors are told of a run."""
-
-    recipe: Recipe
-    decisions: dict[str, Decision]
-    readers: dict[str, UriReader]
-    """By the place in the source below which rows lie."""
-    images: ImageWriter
-    """Where large results go."""
-    run_id: str
-
-    @classmethod
-    def of(cls, run: Run) -> RestoreSettings:
-        """Of this run."""
-        readers = {root: run.reader(root) for root in {file.root for file in run.source.files}}
-        return cls(run.recipe, run.decisions, readers, run.output.image_writer(run.turn.generation), run.run_id)
-
-
-class Restore:
-    """What an actor of the cluster holds."""
-
-    def __init__(self, settings: RestoreSettings, device: str, counter: Any, book: Any = None) -> None:
-        _tell_logs(settings.run_id, "restore")
-        recipe = settings.recipe
-        threads, publish = recipe.resources.threads, settings.images.file
-        self._stage = RestoreStage(recipe, device, threads, settings.decisions, settings.readers, publish)
-        if counter is not None:
-            speed = self._stage.bare_speed()
-            if speed is not None:
-                counter.found_speed.remote(speed)
-        self._meter = ActorMeter("restore")
-        self._guard = _guard(book, "restore", recipe, self._stage.failed)
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Decoded rows, restored."""
-        with self._meter.working():
-            return _whole(self._guard, table, self._stage)
-
-
-def encode(table: pa.Table, stage: EncodeStage, partitions: dict[str, str], counter: Any, book: Any = None) -> pa.Table:
-    """Restored rows as they stand in the output; `counter` is told of them."""
-    _tell_logs(stage.run_id, "encode")
-    guard = _guard(book, "encode", stage.recipe, stage.failed)
+def encode(table: pa.Table, stage: EncodeStage, folders: dict[str, str], desk: Any = None) -> pa.Table:
+    """Restored rows as they stand in the output; `desk` is told of them."""
+    tell_logs(stage.run_id, "encode")
+    guard = guard_of(desk, "encode", stage.recipe, stage.failed)
     with StageMeter("encode").working():
-        out = _whole(guard, table, stage)
+        out = whole(guard, table, stage)
     _log_failures(out, stage.recipe)
     RowMeter().count(out, stage.recipe.output.prefix)
-    if counter is not None:
-        counter.add.remote(out.num_rows, pc.sum(megapixels(out, stage.recipe.output.prefix)).as_py() or 0.0)
-    return _with_folders(out, partitions)
+    if desk is not None:
+        desk.add.remote(out.num_rows, pc.sum(megapixels(out, stage.recipe.output.prefix)).as_py() or 0.0)
+    return _with_folders(out, folders)
 
 
-def _guard(
-    book: Any, stage: str, recipe: Recipe, fail: Callable[[pa.Table, WorkerDied], pa.Table]
+def guard_of(
+    desk: Any, stage: str, recipe: Recipe, fail: Callable[[pa.Table, WorkerDied], pa.Table]
 ) -> Callable[[pa.Table, Work], Iterator[pa.Table]]:
-    """What does a stage's work on a table; without a book nothing is written down, and the work is just done."""
-    if book is None:
+    """What does a stage's work on a table; without a desk nothing is written down, and the work is just done."""
+    if desk is None:
         return lambda table, work: work(table)
-    guard = Guard(book, stage, recipe.limits.row_seconds, fail)
+    guard = Guard(desk, stage, recipe.limits.row_seconds, fail)
     return lambda table, work: guard(table, table[ROW_KEY].to_pylist(), work)
 
 
-def _whole(
+def whole(
     guard: Callable[[pa.Table, Work], Iterator[pa.Table]], table: pa.Table, stage: Callable[[pa.Table], pa.Table]
 ) -> pa.Table:
     """A table's rows by a stage that hands on one table for one."""
     return pa.concat_tables(list(guard(table, lambda rows: iter([stage(rows)]))))
 
 
-def _tell_logs(run_id: str, stage: str) -> None:
+def tell_logs(run_id: str, stage: str) -> None:
     """What stands in this worker's lines, if they are for collectors."""
     if logs.wants_json():
         logs.configure(run_id=run_id, stage=stage)
@@ -182,8 +145,8 @@ def _log_failures(out: pa.Table, recipe: Recipe) -> None:
         log.warning("row failed: %s", message, extra={"row_id": key, "stage": stage, "error_type": kind})
 
 
-def _with_folders(table: pa.Table, partitions: dict[str, str]) -> pa.Table:
-    for name, folder in partitions.items():
+def _with_folders(table: pa.Table, folders: dict[str, str]) -> pa.Table:
+    for name, folder in folders.items():
         if folder != name:
             table = table.append_column(folder, table[name])
     return table

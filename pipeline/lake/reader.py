@@ -6,6 +6,7 @@ number in it. Row groups that are done are not read again, nor columns that nobo
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,11 @@ from pipeline.schema import ROW_KEY
 
 PIECE = 64_000_000
 """Bytes read by a task, about."""
+BEGIN = (4, 8, 16)
+"""Rows of the first tasks: Ray hands on what a task has made when it ends, or when a block of it is full, which takes a
+CPU half a minute."""
+AT_ONCE = 200
+"""Tasks that are wanted at least, as long as none is smaller than `SMALL`."""
 FILES = 500
 """Image files read by a task at most."""
 BATCH = 16_000_000
@@ -79,10 +85,17 @@ class Piece:
             # No whole row group at once: those of other writers may be larger than memory.
             parquet = pq.ParquetFile(opened, pre_buffer=False, buffer_size=BUFFER)
             for table in self.file.read(parquet, self.groups, columns, rows):
+                if not self.wanted[start:].any():
+                    return
                 numbers = np.flatnonzero(self.wanted[start : start + table.num_rows])
                 if len(numbers):
                     yield self._table(table.take(pa.array(numbers)), numbers + self.first + start)
                 start += table.num_rows
+
+    def split(self, rows: int) -> tuple[Piece, Piece]:
+        """The first so many of its rows, and the others."""
+        before = np.cumsum(self.wanted) <= rows
+        return tuple(dataclasses.replace(self, wanted=self.wanted & part) for part in (before, ~before))  # type: ignore[return-value]
 
     def _table(self, table: pa.Table, numbers: npt.NDArray[np.int64]) -> pa.Table:
         for name, value in self.file.constants.items():
@@ -117,6 +130,10 @@ class Pictures:
         """Bytes of all."""
         return sum(file.size for file in self.files)
 
+    def split(self, rows: int) -> tuple[Pictures, Pictures]:
+        """The first so many of them, and the others."""
+        return Pictures(self.files[:rows]), Pictures(self.files[rows:])
+
     def read(self, store: fsspec.AbstractFileSystem, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Their rows, a few at a time, with their keys."""
         few = max(1, len(self.files) * BATCH // max(1, self.size))
@@ -143,6 +160,7 @@ def plan_parts(
     """
     parts: list[Part] = []
     images: list[ImageFile] = []
+    held = 0
     for file in files:
         rows = wanted[file.key].copy() if file.key in wanted else np.ones(file.rows, np.bool_)
         if file.key in done:
@@ -150,12 +168,12 @@ def plan_parts(
         if isinstance(file, ParquetFile):
             parts += _pieces(file, rows)
         elif rows[0]:
-            if images and (
-                images[-1].root != file.root or len(images) == FILES or sum(image.size for image in images) >= PIECE
-            ):
+            full = len(images) == FILES or held + file.size > PIECE  # a giant goes alone
+            if images and (full or images[-1].root != file.root):
                 parts.append(Pictures(tuple(images)))
-                images = []
+                images, held = [], 0
             images.append(file)
+            held += file.size
     return [*parts, Pictures(tuple(images))] if images else parts
 
 
@@ -199,7 +217,11 @@ class Rows(Datasource):  # type: ignore[misc]  # Ray is untyped here
     ) -> None:
         """`stopped` is asked before every part is read: when it says so, nothing more is."""
         super().__init__()
-        self._parts = parts
+        self._size = sum(part.size for part in parts)
+        share = min(PIECE, max(SMALL, self._size // AT_ONCE))
+        first, others = _begin(parts)
+        fewest = -(-len(parts) // TASKS)
+        self._bundles = [*first, *_bundles(others, share, fewest)]
         self._store, self._columns, self._then, self._stopped = store, tuple(columns), then, stopped
 
     def get_name(self) -> str:
@@ -208,15 +230,19 @@ class Rows(Datasource):  # type: ignore[misc]  # Ray is untyped here
 
     def estimate_inmemory_data_size(self) -> int:
         """Bytes in the files."""
-        return sum(part.size for part in self._parts)
+        return self._size
+
+    @property
+    def tasks(self) -> int:
+        """How many there are. Ray must be told: where it thinks that they are few it cuts up what they make."""
+        return len(self._bundles)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """A task for each part, or for several where they are small or very many."""
-        share = self.estimate_inmemory_data_size() // max(1, parallelism)
+        """A task for each part, or for several where they are small or very many; and little ones to begin with."""
         tasks = []
-        for parts in _bundles(self._parts, min(PIECE, max(SMALL, share)), -(-len(self._parts) // TASKS)):
+        for parts in self._bundles:
             metadata = BlockMetadata(
                 num_rows=None,  # unknown: it may be stopped
                 size_bytes=sum(part.size for part in parts),
@@ -252,6 +278,23 @@ class _Read:
                     held, size = [], 0
         if held:
             yield from self.then(pa.concat_tables(held), root)
+
+
+def _begin(parts: Sequence[Part]) -> tuple[list[tuple[Part, ...]], list[Part]]:
+    """The first few rows, for tasks of their own, and all others."""
+    others, bundles = collections.deque(parts), []
+    for wanted in BEGIN:
+        bundle: list[Part] = []
+        while others and wanted > 0:
+            part = others.popleft()
+            if part.rows > wanted:
+                part, rest = part.split(wanted)
+                others.appendleft(rest)
+            bundle.append(part)
+            wanted -= part.rows
+        if bundle:
+            bundles.append(tuple(bundle))
+    return bundles, list(others)
 
 
 def _bundles(parts: Sequence[Part], size: int, fewest: int) -> Iterator[tuple[Part, ...]]:

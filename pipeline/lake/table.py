@@ -87,6 +87,15 @@ PARTITION = "partition_"
 """How the names of folders begin that go by a copy of a column."""
 
 
+def partitions(names: Sequence[str], table: str) -> list[tuple[str, str]]:
+    """The columns by which a kind of table is divided, each with the one that names its folders.
+
+    The column of the folders is not in the data files. That is what readers of Hive and Delta tables expect; Iceberg
+    wants it there, so the folders go by a copy.
+    """
+    return [(name, PARTITION + name if table == "iceberg" else name) for name in names]
+
+
 def partitions_of(path: str) -> dict[str, str | None]:
     """The Hive partitions (`key=value` folders) in a path."""
     pairs = (folder.split("=", 1) for folder in path.split("/")[:-1] if "=" in folder)

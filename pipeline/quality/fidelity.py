@@ -10,10 +10,9 @@ from pipeline.damage.jpeg import jpeg
 from pipeline.damage.optics import blur, low_resolution
 from pipeline.damage.record import Damage
 from pipeline.quality.colour import difference, lab
+from pipeline.quality.gate import CHANGED
 from pipeline.quality.strips import floats, strips
 
-CHANGED = 8
-"""Steps of 0..255 by which a channel must differ for its pixel to count as changed: less is hardly seen."""
 CELLS = 16
 """Cells a side of the grid over which colours are averaged."""
 FADED = 0.05

@@ -10,6 +10,8 @@ from pipeline.quality.subjects import Kind
 from pipeline.recipe import Gate, Rule
 from pipeline.schema import Status
 
+CHANGED = 8
+"""Steps of 0..255 by which a channel must differ for its pixel to count as changed: less is hardly seen."""
 LEAST_FILL = 0.01
 """Share of a face or text that must have been filled to be worth a word."""
 MUCH_FILLED = 0.05

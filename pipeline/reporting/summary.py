@@ -56,7 +56,9 @@ class Summary:
     flow_megapixels: float = 0.0
     """and their megapixels."""
     first_seconds: float | None = None
-    """Seconds from the start of the run until its first rows came out."""
+    """Seconds from the start of the run until its first rows came out,"""
+    first_at: float | None = None
+    """and when that was, in seconds since 1970."""
     steady_speed: float | None = None
     """Megapixels a second from then on until its last ones did."""
     actors: int = 0
@@ -64,7 +66,7 @@ class Summary:
     device: str = ""
     """Where they ran the model: `cpu` or `cuda`."""
     bare_speed: float | None = None
-    """Megapixels a second of the bare model on tiles in memory, on one actor, measured at its start."""
+    """Megapixels a second of the bare model on tiles in memory, on one actor, measured when it has settled."""
 
     actor_hours: float = 0.0
     """Hours of restoring actors while rows were on their way,"""
@@ -80,7 +82,7 @@ class Summary:
         """What the run has measured, and the table does not tell."""
         names = (
             *("seconds", "flow_seconds", "flow_rows", "flow_megapixels", "files_read", "bytes_read", "duplicate_ids"),
-            *("first_seconds", "steady_speed", "actors", "device", "bare_speed"),
+            *("first_seconds", "first_at", "steady_speed", "actors", "device", "bare_speed"),
             *("actor_hours", "core_hours", "cost", "currency"),
         )
         return {name: getattr(self, name) for name in names}

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -19,8 +19,10 @@ from pipeline.imaging.tiff import TiffPages
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
 from pipeline.schema import BLIND_SCORES, ROW_KEY, TRUTH_SCORES
-from pipeline.stages.large import Reader
 from pipeline.stages.table import Row
+
+if TYPE_CHECKING:
+    from pipeline.stages.large import Reader
 
 ANOTHER = "it is another image than the one that was restored"
 

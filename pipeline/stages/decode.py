@@ -39,8 +39,6 @@ REFERENCE_SIDE = 512
 
 MADE = 1_000_000
 """What a row counts whose picture is to be made, in bytes: that takes as long as to restore some of a megapixel."""
-FIRST = 8
-"""By how much the first table is smaller than the largest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +55,12 @@ class DecodeStage:
     """Opens files for reading in parts, as those of large images are; None: there are none."""
     root: str = ""
     """The place below which the source's files lie."""
+    device: str = "cpu"
+    """Of the model that restores them."""
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Every row of `table`, in order, in tables of about `resources.block_mb` of pixels; the first ones are
-        smaller, so that restoring can begin."""
-        limit = self.recipe.resources.block_mb * 1e6
-        now = limit / FIRST
+        """Every row of `table`, in order, in tables of about `resources.block_mb` of pixels."""
+        limit = self.recipe.resources.block_bytes(self.device)
         rows: list[Row] = []
         start, size = 0, 0
         for index in range(table.num_rows):
@@ -70,9 +68,9 @@ class DecodeStage:
             rows.append(row)
             size += len(row.get("pixels") or b"") + len(row.get("file") or b"")
             size += MADE if row.get("lost") else 0
-            if size >= now:
+            if size >= limit:
                 yield self._table(table.slice(start, len(rows)), rows)
-                start, rows, size, now = index + 1, [], 0, min(limit, 2 * now)
+                start, rows, size = index + 1, [], 0
         if rows or not table.num_rows:
             yield self._table(table.slice(start), rows)
 
@@ -116,7 +114,8 @@ class DecodeStage:
             self._image(table, index, row)
         except (MissingImage, UnreadableImage) as error:
             caption = as_caption(_cell(table, self.columns.caption, index))
-            intact = isinstance(error, UnsupportedImage)
+            was_read = isinstance(error, MissingImage) or row.get("source_sha256") is not None
+            intact = isinstance(error, UnsupportedImage) or not was_read  # a folder may just not be mounted
             if self.recipe.restoration.lost != "generate" or not caption or intact:
                 raise
             name = _cell(table, self.columns.id, index)
@@ -183,7 +182,9 @@ class DecodeStage:
                 try:
                     image = LargeTiff(pages)
                     layout, pixels_sha256, notes = image.proto.layout, image.pixels_sha256(), list(image.proto.notes)
-                except (Unsupported, ValueError, IndexError) as error:
+                except Unsupported as error:
+                    raise UnsupportedImage(f"the image file cannot be read: {error}") from error
+                except (ValueError, IndexError) as error:
                     raise UnreadableImage(f"the image file cannot be read: {error}") from error
             sha256, _ = file_sha256(file)
         row |= {"source_sha256": sha256, "source_pixels_sha256": pixels_sha256, "source_layout": layout}

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import logging
 import os
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,7 +31,7 @@ from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import LARGEST_SIDES, Restorer
 from pipeline.schema import RESTORED
 from pipeline.stages.large import LargeStage, Publish, Reader
-from pipeline.stages.provenance import actions, change_mask, device_name, digital_source
+from pipeline.stages.provenance import actions, change_mask, digital_source
 from pipeline.stages.table import Row, failure, source_columns, stage_rows, with_columns
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class RestoreStage:
             margin=options.margin,
             skip_undamaged=options.skip_undamaged,
             compiled=options.compile,
+            half=options.half,
             text_encoder=options.text_encoder,
             downloads=options.downloads,
         )
@@ -87,7 +89,7 @@ class RestoreStage:
             "model_sha256": self._restorer.digest,
             "model_license": self._restorer.license,
             "software": f"conservator {__version__}, torch {torch.__version__}, numpy {np.__version__}",
-            "device": device_name(self._restorer.device),
+            "device": _device_name(self._restorer.device),
         }
         self._maker: Maker | None = None
         if options.lost == "generate":
@@ -122,7 +124,7 @@ class RestoreStage:
         for index in large:
             rows[index] |= self._restore_large(cells[index])
         for row in rows:
-            row |= self._made_by
+            row |= self._made_by | {name: value for name, value in row.items() if name in self._made_by and value}
         for index, answer in zip(lost, self._generated([cells[index] for index in lost]), strict=True):
             rows[index] |= answer
         for row in rows:
@@ -148,7 +150,7 @@ class RestoreStage:
             if len(cells) > 1:
                 log.warning("restoring %d rows together failed (%s); now one by one", len(cells), error)
                 return [answer for cell in cells for answer in self._restore([cell])]
-            return [failure("restore", PermanentRowError(f"{type(error).__name__}: {error}"))]
+            return [_surprise(error)]
         restored = time.perf_counter()
         both = zip(cells, requests, results, strict=True)
         cases = [self._case(cell, request, result) for cell, request, result in both]
@@ -160,10 +162,18 @@ class RestoreStage:
         for cell, request, case, verdict in zip(cells, requests, cases, verdicts, strict=True):
             share = cell["height"] * cell["width"] / pixels
             seconds = {"restore_seconds": share * (restored - started), "score_seconds": share * (scored - restored)}
-            answer = _answer(request, case, verdict, cell["channels"]) | seconds
+            answer = _answer(request, case, verdict, cell["channels"]) | seconds | self._helped_by(case, verdict)
             notes = [*(cell["notes"] or ()), *case.result.notes]
             answers.append(answer | {"notes": notes, "result_id": self._result_id(cell), "restored_at": now})
         return answers
+
+    def _helped_by(self, case: Case, verdict: Verdict) -> Row:
+        """The model's name and licence, if one took part that the recipe does not name."""
+        helper = case.result.helper
+        if verdict.after is None or helper is None or not isinstance(self._restorer, Chain):
+            return {}
+        licenses = dict.fromkeys([self._restorer.judge.license, *self._restorer.license.split(", ")])
+        return {"model": f"{self._restorer.name} + {helper}", "model_license": ", ".join(licenses)}
 
     def _too_large(self, cell: Row) -> str:
         """What is wrong with the size that a result would have; empty: nothing."""
@@ -186,7 +196,7 @@ class RestoreStage:
         except Exception as error:  # out of memory
             if len(cells) > 1:
                 return [answer for cell in cells for answer in self._generated([cell])]
-            return [failure("restore", PermanentRowError(f"{type(error).__name__}: {error}"))]
+            return [_surprise(error)]
         seconds, now = time.perf_counter() - started, datetime.datetime.now(datetime.UTC)
         return [
             {
@@ -221,10 +231,8 @@ class RestoreStage:
         result_id = self._result_id(cell)
         try:
             answer = self._large(cell, request, self._decisions.get(result_id), self._made_by)
-        except RowError as error:
-            return failure("restore", error)
         except Exception as error:  # one image's surprise must not cost the others
-            return failure("restore", PermanentRowError(f"{type(error).__name__}: {error}"))
+            return _surprise(error)
         return answer | {"result_id": result_id}
 
     def _appraise(self, cases: Sequence[Case]) -> list[Verdict]:
@@ -275,6 +283,18 @@ class RestoreStage:
     def _result_id(self, cell: Row, *further: str) -> str:
         follows_from = (cell["inputs_sha256"], self._settings, self._restorer.digest, *further)
         return hashlib.sha256(" ".join(follows_from).encode()).hexdigest()
+
+
+def _device_name(device: torch.device) -> str:
+    """What the model runs on, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _surprise(error: Exception) -> Row:
+    told = error if isinstance(error, RowError) else PermanentRowError(f"{type(error).__name__}: {error}")
+    return failure("restore", told)
 
 
 def _answer(request: Request, case: Case, verdict: Verdict, channels: int) -> Row:

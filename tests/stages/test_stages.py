@@ -102,7 +102,7 @@ def test_pieces_are_bounded_and_no_row_is_lost() -> None:
     table = rows_of(image=[encoded(noise(300, 300, seed)) for seed in range(10)])
     pieces = list(DecodeStage(recipe, recipe.columns, PASSED, no_store)(table))
     rows = [piece.num_rows for piece in pieces]
-    assert len(rows) > 3 and rows[0] == 1 < rows[3]  # small ones first, so that the model can begin
+    assert len(rows) > 2 and max(rows) <= 4
     assert pa.concat_tables(pieces)["id"].to_pylist() == table["id"].to_pylist()
 
 

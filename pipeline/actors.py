@@ -1,0 +1,61 @@
+"""What runs in Ray's restoring actors."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from pipeline.lake.fetch import UriReader
+from pipeline.lake.images import ImageWriter
+from pipeline.metrics import ActorMeter
+from pipeline.plan import Run
+from pipeline.quality.gate import Decision
+from pipeline.recipe import Recipe
+from pipeline.stages.restore import RestoreStage
+from pipeline.workers import guard_of, tell_logs, whole
+
+SETTLED = 3
+"""The call ahead of which the bare model's speed is measured: not while rows wait to begin, nor while all starts."""
+
+
+class RestoreSettings(NamedTuple):
+    """What restoring actors are told of a run."""
+
+    recipe: Recipe
+    decisions: dict[str, Decision]
+    readers: dict[str, UriReader]
+    """By the place in the source below which rows lie."""
+    images: ImageWriter
+    """Where large results go."""
+    run_id: str
+
+    @classmethod
+    def of(cls, run: Run) -> RestoreSettings:
+        """Of this run."""
+        readers = {root: run.reader(root) for root in {file.root for file in run.source.files}}
+        return cls(run.recipe, run.decisions, readers, run.output.image_writer(run.turn.generation), run.run_id)
+
+
+class Restore:
+    """What an actor of the cluster holds."""
+
+    def __init__(self, settings: RestoreSettings, device: str, desk: Any = None) -> None:
+        """`desk`: see `workers.Decode`."""
+        tell_logs(settings.run_id, "restore")
+        recipe = settings.recipe
+        threads, publish = recipe.resources.threads, settings.images.file
+        self._stage = RestoreStage(recipe, device, threads, settings.decisions, settings.readers, publish)
+        self._desk, self._calls = desk, 0
+        self._meter = ActorMeter("restore")
+        self._guard = guard_of(desk, "restore", recipe, self._stage.failed)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Decoded rows, restored."""
+        self._calls += 1
+        if self._calls == SETTLED and self._desk is not None:
+            speed = self._stage.bare_speed()
+            if speed is not None:
+                self._desk.found_speed.remote(speed)
+        with self._meter.working():
+            return whole(self._guard, table, self._stage)
