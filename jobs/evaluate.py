@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pipeline.evaluation.report import as_markdown
     from pipeline.evaluation.suite import evaluate
     from pipeline.evaluation.tables import read_samples
+    from pipeline.recipe import Recipe
     from pipeline.restoration.loading import load_restorer
 
     for module, what in ((baselines, "comparisons with OpenCV"), (figures, "figures")):
@@ -57,7 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
     empty = [name for name, samples in sets.items() if not samples]
     if empty:
         raise SourceError(f"there are no images in {', '.join(empty)}")
-    restorer = load_restorer(arguments.model or "compact", arguments.device)
+    gate = Recipe().gate  # in a chain, what is judged undamaged goes on as it is
+    restorer = load_restorer(arguments.model or "compact", arguments.device, gate.clean_above, gate.sure_gain)
     evaluation = evaluate(restorer, sets)
     text = f"Model: {restorer.name}, SHA-256 {restorer.digest}\n\n{as_markdown(evaluation)}"
     print(text)

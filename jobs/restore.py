@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 from jobs.console import FAILED_ROWS, OK, amount, duration, main
@@ -60,20 +62,21 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print_recipe:
         print(recipe.to_yaml(), end="")
         return OK
-    from pipeline.cluster import starting
+    from pipeline.cluster import start_ray
     from pipeline.drain import Drain
     from pipeline.plan import prepare
 
     drain = Drain(recipe.output.grace_seconds, arguments.deadline, arguments.max_megapixels)
-    with starting(recipe) as start:
 
-        def found(run: Run) -> None:
-            if run.is_needed and not arguments.dry_run:
-                start()
+    def found(run: Run) -> None:
+        if run.is_needed and not arguments.dry_run:
+            beside = threading.Thread(target=importlib.import_module, args=["pipeline.flow"])
+            beside.start()  # that takes its time, too
+            # Ray's processes end with the thread that has started them: it must be this one
+            start_ray(recipe)
+            beside.join()
 
-        run = prepare(recipe, arguments.fresh, arguments.retry_failed, found)
-        if run.is_needed:
-            import pipeline.flow  # noqa: F401  # that takes its time, too
+    run = prepare(recipe, arguments.fresh, arguments.retry_failed, found)
     if arguments.dry_run:
         return _dry_run(run)
     logs.configure(run_id=run.run_id)

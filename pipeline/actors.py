@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -15,7 +16,9 @@ from pipeline.recipe import Recipe
 from pipeline.stages.restore import RestoreStage
 from pipeline.workers import guard_of, tell_logs, whole
 
-SETTLED = 3
+log = logging.getLogger(__name__)
+
+SETTLED = 2
 """The call ahead of which the bare model's speed is measured: not while rows wait to begin, nor while all starts."""
 
 
@@ -54,8 +57,15 @@ class Restore:
         """Decoded rows, restored."""
         self._calls += 1
         if self._calls == SETTLED and self._desk is not None:
-            speed = self._stage.bare_speed()
-            if speed is not None:
-                self._desk.found_speed.remote(speed)
+            self._tell_speed()
         with self._meter.working():
             return whole(self._guard, table, self._stage)
+
+    def _tell_speed(self) -> None:
+        try:
+            speed = self._stage.bare_speed()
+        except RuntimeError as error:  # then the report does without
+            log.warning("the bare model's speed cannot be measured: %s", error)
+            return
+        if speed is not None:
+            self._desk.found_speed.remote(speed)

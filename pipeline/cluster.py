@@ -7,8 +7,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -39,24 +38,6 @@ def start_ray(recipe: Recipe) -> None:
             logging_level=logging.WARNING,
             log_to_driver=False,
         )
-
-
-@contextlib.contextmanager
-def starting(recipe: Recipe) -> Iterator[Callable[[], None]]:
-    """Gives what begins `start_ray` in a thread of its own: that takes seconds, in which others can be of use.
-
-    At the end of the block it has started, if it was begun; after an error it is gone again.
-    """
-    begun: list[Future[None]] = []
-    with ThreadPoolExecutor(1, "start ray") as beside:
-        try:
-            yield lambda: begun.append(beside.submit(start_ray, recipe))
-        except BaseException:
-            if begun and begun[0].exception() is None:
-                ray.shutdown()
-            raise
-        for start in begun:
-            start.result()
 
 
 def _is_told() -> bool:

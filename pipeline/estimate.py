@@ -107,16 +107,15 @@ def estimate(run: Run) -> Estimate:
     began = time.perf_counter()
     restore = RestoreStage(run.recipe, device, run.recipe.resources.threads)
     encode = EncodeStage(run.recipe, run.run_id)
-    restore.bare_speed()  # what is slow the first time, and what an actor does, too
     start = time.perf_counter() - began
     count, area, seconds = 0, 0.0, [0.0, 0.0, 0.0]
     tables = _samples(run, parts)
     first = next(tables)
-    for decoded in run.decode_stage(first[0].root)(first[1].slice(0, 1)):
+    for decoded in run.decode_stage(first[0].root, device)(first[1].slice(0, 1)):
         restore(decoded)  # warms up
     for part, rows in itertools.chain([first], tables):
         mark = time.perf_counter()
-        for decoded in run.decode_stage(part.root)(rows):
+        for decoded in run.decode_stage(part.root, device)(rows):
             marks = [mark, time.perf_counter()]
             restored = restore(decoded)
             marks.append(time.perf_counter())

@@ -292,10 +292,11 @@ def compose(
     stage = EncodeStage(recipe, run.run_id, publish, run.credentials())
     folders = dict(partitions(recipe.output.partition_by, recipe.output.table))
     desk = tally.desk if tally else None
-    rows = Rows(run.source.store, parts, run.columns, Decode(run, device, desk), stopped)
+    at_once = int(2 * ray.cluster_resources().get("CPU", 0))
+    rows = Rows(run.source.store, parts, run.columns, Decode(run, device, desk), stopped, at_once)
     return (
         ray.data.read_datasource(rows, num_cpus=resources.task_cpus, override_num_blocks=rows.tasks)
-        .map_batches(
+        .map_batches_internal(  # a whole block at a time, which `map_batches` does not do on GPUs
             Restore,
             fn_constructor_args=(RestoreSettings.of(run), device, desk),
             compute=ray.data.ActorPoolStrategy(size=actors),

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -142,7 +143,7 @@ def prepare(
         recipe: what to do.
         fresh: make all rows anew, to replace those that the output holds.
         retry: do such rows of the table again, and nothing else.
-        found: called when it is known what is to be done, and before the model is looked at, which takes seconds.
+        found: called when it is known what is to be done, while the model is looked at, which takes seconds.
 
     Raises:
         ConservatorError: one of them cannot be used.
@@ -155,20 +156,28 @@ def prepare(
     output = open_output(recipe.output.uri, recipe.output)
     turn = output.turn(_run_id(), recipe.digest(), fresh, retry is not None)
     run = plan(recipe, output, turn, retry)
-    if found is not None:
-        found(run)
+    with ThreadPoolExecutor(1, "check") as beside:
+        checked = beside.submit(_check_model, run)
+        if found is not None:
+            found(run)
+        checked.result()
+    return run
+
+
+def _check_model(run: Run) -> None:
+    """Whether what rows are restored with can be had; imports what takes seconds."""
     if run.source.files and not run.decided_in:
         import torch
 
         from pipeline.quality.appraise import Appraiser
         from pipeline.restoration.loading import check_generator, check_models
 
-        check_models(recipe.restoration.models, recipe.restoration.text_encoder)
-        if recipe.restoration.lost == "generate":
-            check_generator(recipe.restoration.generator or "")
-        Appraiser(recipe, torch.device("cpu"))
+        restoration = run.recipe.restoration
+        check_models(restoration.models, restoration.text_encoder)
+        if restoration.lost == "generate":
+            check_generator(restoration.generator)
+        Appraiser(run.recipe, torch.device("cpu"))
         run.credentials()
-    return run
 
 
 def plan(recipe: Recipe, output: Output, turn: Turn, retry: Retry | None) -> Run:

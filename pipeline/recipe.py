@@ -131,9 +131,9 @@ class Restoration(_Section):
     lost: Literal["fail", "generate"] = "fail"
     """What becomes of a row whose image is null or cannot be read at all, if it has a caption: `generate` makes a small
     picture of that, with the status `generated`."""
-    generator: str | None = None
-    """What makes it: a model by `conservator train --task generate`, a folder or URI; or `diffusers:FOLDER` with any
-    text-to-image pipeline of diffusers."""
+    generator: str = "generator"
+    """What makes it: the shipped one; a model by `conservator train --task generate`, a folder or URI; or
+    `diffusers:FOLDER` with any text-to-image pipeline of diffusers."""
     mark_generated: bool = True
     """Write into such pictures, visibly, that they are generated; their metadata say so in any case."""
     skip_undamaged: float | None = Field(default=None, gt=0, le=1)
@@ -148,6 +148,12 @@ class Restoration(_Section):
     """Where the model runs; `auto` takes a GPU if the cluster has one at the start. Name `cuda` where GPU machines
     are only started when they are asked for."""
 
+    @field_validator("generator", mode="before")
+    @classmethod
+    def _shipped(cls, value: object) -> object:
+        """Recipes of earlier versions name none."""
+        return "generator" if value is None else value
+
     @property
     def models(self) -> tuple[str, ...]:
         """What `model` names, one or several."""
@@ -157,8 +163,6 @@ class Restoration(_Section):
     def _margin_fits(self) -> Restoration:
         if not self.models:
             raise ValueError("model is an empty list")
-        if self.lost == "generate" and self.generator is None:
-            raise ValueError("lost is generate: name what makes the pictures, generator (docs/models.md)")
         if self.tile != "auto" and self.tile <= 2 * self.margin:
             raise ValueError(f"tile ({self.tile}) must be larger than twice the margin ({self.margin})")
         return self
@@ -297,6 +301,9 @@ class Output(_Section):
     """So long after a run has died without a word, another may write."""
 
 
+DEFAULTS = 1
+"""To be raised when a default that decides what rows hold becomes another one: then recipes are no longer what they
+were, and their digests must not be."""
 _PLACES = (
     *("uri", "storage", "table", "table_name", "catalog", "file_mb", "row_group", "partition_by"),
     *("mixed", "commit_minutes", "grace_seconds", "lease_seconds"),
@@ -330,7 +337,8 @@ class Resources(_Section):
     """CPU threads of a restoring actor without a GPU; 0: all cores of a machine."""
     decoder_mb: int | None = Field(default=None, ge=64)
     """Memory that a run of the decoder may take, in MB, about: how many tiles run together is measured within it. None:
-    half of a GPU's free memory, 1,000 on a CPU. Where it proves too much, batches are halved."""
+    half of a GPU's free memory; on a CPU, which is as fast with few, as little as it takes. Where it proves too much,
+    batches are halved."""
     task_cpus: float = Field(default=0.5, gt=0)
     """Share of a core that Ray reserves for a decoding or encoding task."""
     block_mb: int | None = Field(default=None, ge=1, le=1024)
@@ -391,13 +399,23 @@ class Recipe(_Section):
         return self
 
     def digest(self) -> str:
-        """SHA-256 over what decides a row's content: not over places, resources or how many rows."""
-        content = self.model_dump(mode="json", exclude={"resources": True, "output": {*_PLACES}})
-        content["source"] = {"filters": content["source"]["filters"]}
-        for name in ("rows", "row_seconds"):
-            content["limits"].pop(name)
-        content["output"]["signing"] = content["output"]["signing"] is not None
-        content["scoring"] |= {name: content["scoring"][name] is not None for name in ("clip", "lpips", "dists")}
+        """SHA-256 over what decides a row's content: not over places, resources or how many rows.
+
+        Only what differs from the defaults counts, so that a version with more keys goes on where another has begun.
+        """
+        places = {
+            "source": {*Source.model_fields} - {"filters"},
+            "output": {*_PLACES},
+            "limits": {"rows", "row_seconds"},
+        }
+        left_out: dict[str, Any] = {"resources": True, **places}
+        content = self.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
+        if self.output.signing is not None:
+            content["output"]["signing"] = True
+        for name in ("clip", "lpips", "dists"):
+            if getattr(self.scoring, name) is not None:
+                content["scoring"][name] = True
+        content = {name: section for name, section in content.items() if section} | {"defaults": DEFAULTS}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def result_digest(self) -> str:
@@ -406,7 +424,7 @@ class Recipe(_Section):
         others = {"lost", "mark_generated", "compile"}
         content = self.restoration.model_dump(mode="json", exclude=places | others, exclude_defaults=True)
         if self.restoration.colourise:  # whether colours go onto the repair or the original, the gate decides
-            content["gate"] = self.gate.model_dump(mode="json")
+            content |= {"gate": self.gate.model_dump(mode="json", exclude_defaults=True), "defaults": DEFAULTS}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self, shown: Callable[[str], str] = str) -> str:

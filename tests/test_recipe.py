@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import RecipeError
-from pipeline.recipe import Recipe, load_recipe, parse_recipe, ready_made
+from pipeline.recipe import _PLACES, DEFAULTS, Recipe, load_recipe, parse_recipe, ready_made
+from tests.conftest import ROOT
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_valid_name() -> None:
@@ -92,3 +95,31 @@ def test_a_catalog_that_would_import_a_class_is_refused(place: str) -> None:
 
 def test_more_patience_is_no_other_recipe() -> None:
     assert load_recipe(overrides=["limits.row_seconds=5000"]).digest() == load_recipe(overrides=[]).digest()
+
+
+def test_the_digest_stays_when_a_version_brings_more_keys() -> None:
+    """Else no run could go on after an upgrade: its table would hold rows of another recipe."""
+    assert Recipe().digest() == hashlib.sha256(b'{"defaults": 1}').hexdigest()
+    chosen = load_recipe(
+        overrides=["restoration.tile=256", "source.filters=[[a, '=', 1]]", "scoring.clip=/models/clip"]
+    )
+    content = {
+        "defaults": 1,
+        "restoration": {"tile": 256},
+        "scoring": {"clip": True},
+        "source": {"filters": [["a", "=", 1]]},
+    }
+    assert chosen.digest() == hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def test_a_default_that_becomes_another_raises_the_number() -> None:
+    """If this fails for a key that was there: raise `recipe.DEFAULTS`, and say so in the changelog. Then, or for a new
+    key, write it into tests/defaults.json."""
+    known = json.loads((ROOT / "tests/defaults.json").read_text())
+    assert known["defaults"] == DEFAULTS
+    left_out = {"resources": True, "source": True, "output": {*_PLACES}, "limits": {"rows", "row_seconds"}}
+    assert Recipe().model_dump(mode="json", exclude=left_out) == known["recipe"]
+
+
+def test_recipes_of_earlier_versions_are_read() -> None:
+    assert load_recipe(overrides=["restoration.generator=null"]) == Recipe()

@@ -39,7 +39,7 @@ BUFFER = 1_000_000
 """Bytes of a column read ahead."""
 SMALL = 1_000_000
 """Bytes of small files that are read by one task, at least: together they fill batches of the model."""
-TASKS = 5_000
+TASKS = 4_900
 """Ray keeps every task in the driver's memory: of more pieces several make a task."""
 
 Then = Callable[[pa.Table, str], Iterator[pa.Table]]
@@ -214,11 +214,21 @@ class Rows(Datasource):  # type: ignore[misc]  # Ray is untyped here
         columns: Sequence[str],
         then: Then,
         stopped: Callable[[], bool] = bool,
+        at_once: int = 0,
     ) -> None:
-        """`stopped` is asked before every part is read: when it says so, nothing more is."""
+        """For tasks to read.
+
+        Args:
+            store: where the parts lie.
+            parts: of `plan_parts`.
+            columns: that are read.
+            then: what is done with the rows.
+            stopped: asked before every part is read: when it says so, nothing more is.
+            at_once: how many tasks the cluster could run; there are `AT_ONCE` in any case.
+        """
         super().__init__()
         self._size = sum(part.size for part in parts)
-        share = min(PIECE, max(SMALL, self._size // AT_ONCE))
+        share = min(PIECE, max(SMALL, self._size // max(AT_ONCE, at_once)))
         first, others = _begin(parts)
         fewest = -(-len(parts) // TASKS)
         self._bundles = [*first, *_bundles(others, share, fewest)]

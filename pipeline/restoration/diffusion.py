@@ -151,7 +151,7 @@ def _loaded(kind: str, folder: Path, device: torch.device) -> Any:
 
     options: dict[str, Any] = {"torch_dtype": torch.float16 if device.type == "cuda" else torch.float32}
     files = [file.name for file in folder.rglob("*.safetensors")]
-    if files and all(f".{HALF}." in name for name in files):
+    if files and all(f".{HALF}." in name or f".{HALF}-" in name for name in files):
         options["variant"] = HALF
     try:
         pipe = getattr(diffusers, CLASSES[kind]).from_pretrained(

@@ -175,11 +175,12 @@ class Swin2SRModel(TiledModel):
             model = whole(Swin2SRForImageSuperResolution, folder)
         except (ModelError, OSError, ValueError) as error:
             raise ModelError(f"no Swin2SR in {folder}: {error}") from error
-        self.half, self.does = half, "enlarge"
+        self.half = half
         self._model: Callable[..., Any] = model.to(device).eval()
         self.name = f"Swin2SR {folder.name}"
         self.digest = files_sha256(sorted(folder.glob("*.safetensors")))
         self.scale = int(model.config.upscale)
+        self.does = "enlarge" if self.scale > 1 else "restore"
         self.multiple = self.smallest = int(model.config.window_size)
 
     def forward(self, tiles: Tensor, masks: Tensor) -> Tensor:

@@ -160,8 +160,8 @@ class Restorer(RestoresBatches):
     def tune(self, tile: int | Literal["auto"] = TILE, memory_mb: int | None = None) -> Tuning:
         """Find out how many tiles best run together here; what was found is remembered for the device and the model.
 
-        A CPU is as fast with any number (docs/performance.md): there it is done only if a side is looked for, or a memory
-        given.
+        A CPU is as fast with any number (docs/performance.md): there it is done only if a side is looked for, or a
+        memory given.
 
         Args:
             tile: the largest tiles' side, or "auto" to choose that, too. Another one changes results a little (their
@@ -204,7 +204,11 @@ class Restorer(RestoresBatches):
 
     def bare_speed(self) -> float:
         """Megapixels of result a second that the decoder alone makes of tiles in memory; takes about a second."""
-        return self._engine.speed_within(self.tile) * (1 - 2 * self.margin / self.tile) ** 2
+        batch = self._engine.batch_pixels
+        try:
+            return self._engine.speed_within(self.tile) * (1 - 2 * self.margin / self.tile) ** 2
+        finally:
+            self._engine.batch_pixels = batch  # a GPU's results follow from it
 
     @torch.inference_mode()
     def restore_batch(self, requests: Sequence[Request]) -> list[Restored]:

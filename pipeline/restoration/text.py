@@ -71,7 +71,7 @@ class TextEncoder(ABC):
                 self._cache.move_to_end(text)
                 tokens[row, : len(features)] = features
                 absent[row, : len(features)] = False
-        while len(self._cache) > self._cached_bytes // (2 * self.tokens * self.width):
+        while len(self._cache) > max(len(wanted), self._cached_bytes // (2 * self.tokens * self.width)):
             self._cache.popitem(last=False)
         return TextFeatures(tokens.to(self.device), absent.to(self.device))
 
@@ -104,8 +104,8 @@ class TransformersEncoder(TextEncoder):
             self._tokenizer.padding_side = "right"
             config = AutoConfig.from_pretrained(str(folder), **options)
             is_half = any(name.endswith("EncoderModel") for name in config.architectures or ())
-            halves = type(config) in AutoModelForTextEncoding._model_mapping and (is_half or config.is_encoder_decoder)
-            kind = AutoModelForTextEncoding if halves else AutoModel  # a decoder may not be there, and is not wanted
+            is_half = is_half and type(config) in AutoModelForTextEncoding._model_mapping
+            kind = AutoModelForTextEncoding if is_half else AutoModel  # it was saved without a decoder
             model = whole(kind, folder, optional=("pooler.",), trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError, ModelError) as error:
             raise ModelError(f"no text encoder of transformers in {folder}: {error}") from error

@@ -20,6 +20,8 @@ from pipeline.restoration.text import CACHED_BYTES, TextEncoder
 
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 """Letters and digits of any script, with apostrophes inside."""
+TOGETHER = 50_000
+"""Vectors that are put into one array while a file is read."""
 
 
 class WordVectors(TextEncoder):
@@ -48,7 +50,8 @@ class WordVectors(TextEncoder):
             else:
                 words, vectors = _read_glove(file)
                 self._vectors = KeyedVectors(vectors.shape[1])
-                self._vectors.add_vectors(words, vectors)
+                self._vectors.vectors, self._vectors.index_to_key = vectors, [*words]
+                self._vectors.key_to_index = words
         except (ValueError, EOFError, UnicodeDecodeError, IndexError, MemoryError) as error:
             kind = "word2vec's binary format" if binary else "GloVe's or word2vec's text format"
             raise ModelError(f"{file} is no file of word vectors in {kind}: {error}") from error
@@ -96,26 +99,38 @@ def _has_header(file: Path) -> bool:
     return len(first) == 2 and all(part.isdecimal() for part in first)
 
 
-def _read_glove(file: Path) -> tuple[list[str], npt.NDArray[np.float32]]:
-    """Words and vectors [N, width]. Of words with spaces in them, which some published files hold, none is ever asked
-    for: they are left out, as is what comes twice.
+def _read_glove(file: Path) -> tuple[dict[str, int], npt.NDArray[np.float32]]:
+    """The words' places, and vectors [N, width]. Of words with spaces in them, which some published files hold, none is
+    ever asked for: they are left out, as is what comes twice.
 
     Raises:
         ValueError: a line is none of a word and as many numbers as the first has.
     """
-    found: dict[str, npt.NDArray[np.float32]] = {}
-    width = 0
+    words: dict[str, int] = {}
+    parts, rows, width = list[npt.NDArray[np.float32]](), list[npt.NDArray[np.float32]](), 0
     with _lines(file) as lines:
         for number, line in enumerate(lines, start=1):
             width = width or len(line.split()) - 1
             word, *numbers = line.strip("\r\n ").rsplit(" ", width)
             if len(numbers) != width or not width:
                 raise ValueError(f"line {number} is no word with {width} numbers")
-            if " " not in word and word not in found:
-                try:
-                    found[word] = np.array(numbers, np.float32)
-                except ValueError as error:
-                    raise ValueError(f"line {number}: {error}") from error
-    if not found:
+            if " " in word or word in words:
+                continue
+            try:
+                rows.append(np.array(numbers, np.float32))
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+            words[word] = len(words)
+            if len(rows) == TOGETHER:
+                parts.append(np.stack(rows))
+                rows = []
+    if not words:
         raise ValueError("it is empty")
-    return list(found), np.stack(list(found.values()))
+    vectors = np.empty((len(words), width), np.float32)  # takes memory as it is filled, and the parts give theirs back
+    parts += [np.stack(rows)] if rows else []
+    start = 0
+    for place, part in enumerate(parts):
+        vectors[start : start + len(part)] = part
+        start += len(part)
+        parts[place] = part[:0]
+    return words, vectors

@@ -38,7 +38,8 @@ REFERENCE_SIDE = 512
 
 
 MADE = 1_000_000
-"""What a row counts whose picture is to be made, in bytes: that takes as long as to restore some of a megapixel."""
+"""Bytes that stand for a picture which is to be made, so that Ray does not put too many of them together: that takes as
+long as to restore some of a megapixel."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,6 @@ class DecodeStage:
             row = self._row(table, index) | {"source_row": _cell(table, ROW_KEY, index)}
             rows.append(row)
             size += len(row.get("pixels") or b"") + len(row.get("file") or b"")
-            size += MADE if row.get("lost") else 0
             if size >= limit:
                 yield self._table(table.slice(start, len(rows)), rows)
                 start, rows, size = index + 1, [], 0
@@ -120,7 +120,7 @@ class DecodeStage:
                 raise
             name = _cell(table, self.columns.id, index)
             told = f"generate {_cell(table, ROW_KEY, index) if name is None else name} {caption}"
-            row |= {"lost": error.message, "caption": caption, "notes": []}
+            row |= {"lost": error.message, "caption": caption, "notes": [], "pixels": bytes(MADE)}
             row["inputs_sha256"] = hashlib.sha256(told.encode()).hexdigest()
             return True
         return False
@@ -185,6 +185,7 @@ class DecodeStage:
                 except Unsupported as error:
                     raise UnsupportedImage(f"the image file cannot be read: {error}") from error
                 except (ValueError, IndexError) as error:
+                    row["source_sha256"], _ = file_sha256(file)
                     raise UnreadableImage(f"the image file cannot be read: {error}") from error
             sha256, _ = file_sha256(file)
         row |= {"source_sha256": sha256, "source_pixels_sha256": pixels_sha256, "source_layout": layout}

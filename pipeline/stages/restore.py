@@ -94,7 +94,7 @@ class RestoreStage:
         self._maker: Maker | None = None
         if options.lost == "generate":
             compact = self._restorer.judge if isinstance(self._restorer, Chain) else self._restorer
-            self._maker = picture_maker(options.generator or "", compact, downloads=options.downloads)
+            self._maker = picture_maker(options.generator, compact, downloads=options.downloads)
         self._decisions = decisions or {}
         self._appraiser = Appraiser(recipe, self._restorer.device)
         self._large = None

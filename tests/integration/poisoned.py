@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.cli import main
-from pipeline import flow, workers
+from pipeline import actors, flow, workers
 from pipeline.schema import INTERNAL
 from pipeline.stages.decode import DecodeStage
 from pipeline.stages.encode import EncodeStage
@@ -40,7 +40,7 @@ class Decode(workers.Decode):
         yield from workers.Decode._decoded(stage, table)
 
 
-class Restore(workers.Restore):
+class Restore(actors.Restore):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         stage = self._stage

@@ -21,7 +21,7 @@ from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 
 from jobs.cli import main
 from pipeline import flow
-from pipeline.errors import ConservatorError, RecipeError, SourceError
+from pipeline.errors import ConservatorError, ModelError, RecipeError, SourceError
 from pipeline.estimate import estimate
 from pipeline.lake.reader import plan_parts
 from pipeline.plan import prepare
@@ -137,6 +137,32 @@ def test_decoding_does_not_run_inside_the_restoring_actor(write_table: Write, tm
     actor = [name for name in operators if "(Restore)" in name]
     assert len(actor) == 1 and "decode" not in actor[0] and "encode" not in actor[0]
     assert any("Source" in name for name in operators)
+    assert not any("SplitBlocks" in name for name in operators)  # Ray does not cut up what is handed on
+
+
+def test_the_flow_can_be_composed_for_gpus(write_table: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_table([{"id": "a", "image": encoded(noise(40, 40))}])
+    run = prepare(recipe_of(tmp_path / "source", tmp_path / "out"))
+    monkeypatch.setattr(flow, "device_of", lambda recipe: ("cuda", 2))
+    (restore,) = [
+        operator
+        for operator in flow.compose(run, plan_parts(run.source.files, {}, {}))._logical_plan.dag.post_order_iter()
+        if "Restore" in operator.name
+    ]
+    assert restore.ray_remote_args["num_gpus"] == 1
+
+
+def test_what_is_found_is_told_before_the_model_is_looked_at(write_table: Write, tmp_path: Path) -> None:
+    write_table([{"id": "a", "image": encoded(noise(40, 40))}])
+    told: list[int] = []
+    run = prepare(recipe_of(tmp_path / "source", tmp_path / "out"), found=lambda run: told.append(run.rows))
+    assert told == [1] == [run.rows]
+    with pytest.raises(ModelError, match="no/model"):
+        prepare(
+            recipe_of(tmp_path / "source", tmp_path / "out", "restoration.model=/no/model"),
+            found=lambda run: told.append(run.rows),
+        )
+    assert told == [1, 1]
 
 
 def test_a_limit_takes_the_first_rows(write_table: Write, tmp_path: Path) -> None:

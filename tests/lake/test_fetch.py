@@ -92,7 +92,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             return
         body = {"/allowed/a.jpg": b"inside", "/allowed/../secret": b"secret", "/secret": b"secret"}.get(path)
-        self.send_response(404 if body is None else 200)
+        self.send_response(403 if path == "/allowed/expired" else 404 if body is None else 200)
         self.send_header("Content-Length", str(len(body or b"")))
         self.end_headers()
         if self.command == "GET" and body:
@@ -130,6 +130,14 @@ def test_nobody_leaves_the_allowed_places_of_the_web(tmp_path: Path, web: str, p
     assert read(f"{web}/allowed/a.jpg") == read(f"{web}/allowed/on?x=1") == b"inside"
     with pytest.raises(ForbiddenURI):
         read(f"{web}/allowed/{path}")
+
+
+def test_an_address_whose_time_is_over_may_be_tried_again(tmp_path: Path, web: str) -> None:
+    read = reader(tmp_path, allowed=(f"{web}/allowed",))
+    with pytest.raises(StoreUnavailable, match="no access"):
+        read(f"{web}/allowed/expired?X-Amz-Signature=abc")
+    with pytest.raises(UnreadableImage):
+        read(f"{web}/allowed/gone.jpg")
 
 
 def test_what_a_signed_url_says_of_itself_is_not_told(tmp_path: Path, web: str) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+import ray
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from transformers import (
     AutoTokenizer,
@@ -44,7 +46,10 @@ from pipeline import Restorer
 from pipeline.errors import ModelError
 from pipeline.restoration import local
 from pipeline.restoration.assembly import assemble
+from pipeline.restoration.chain import Chain
 from pipeline.restoration.config import ModelConfig
+from pipeline.restoration.model import CompactModel
+from pipeline.restoration.others import TiledModel
 from pipeline.restoration.request import Request
 from pipeline.restoration.text import MINILM, TransformersEncoder, minilm_folder, text_encoder, text_encoder_of
 from tests.conftest import noise
@@ -204,6 +209,53 @@ def test_every_combination_restores(
     assert np.abs(loaded.restore_batch(asked[:1])[0].array - captioned).max() < 0.02  # weights in half precision
     model = pickle.loads(pickle.dumps(restorer._model))
     assert np.array_equal(Restorer(model, device="cpu", tile=64, margin=8).restore_batch(asked[:1])[0].array, captioned)
+
+
+class Sharpen(TiledModel):
+    """Stands for models of others, of any scale."""
+
+    name, digest = "sharpen", "0"
+
+    def __init__(self, scale: int = 1, fills: bool = False) -> None:
+        super().__init__(CPU)
+        self.scale, self.fills = scale, fills
+
+    def forward(self, tiles: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        smooth = F.avg_pool2d(F.pad(tiles, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        return F.interpolate(2 * tiles - smooth, scale_factor=float(self.scale), mode="nearest")
+
+
+@pytest.mark.parametrize(
+    ("text", "image", "mapping"), [("word2vec", "ResNet", "graph"), ("BERT", "compact", "attention")]
+)
+@pytest.mark.parametrize(("scale", "fills"), [(1, False), (1, True), (2, False)])
+@pytest.mark.parametrize("repairs", [True, False])
+def test_every_decoder_goes_with_every_encoder_and_mapping(
+    places: dict[str, str], text: str, image: str, mapping: str, scale: int, fills: bool, repairs: bool
+) -> None:
+    chain = Chain(assembled(places, text, image, mapping), [Sharpen(scale, fills)], repairs)
+    asked = requests()
+    results = chain.restore_batch(asked)
+    for request, result in zip(asked, results, strict=True):
+        assert result.array.shape == (40, 70, 3) and np.isfinite(result.array).all()
+        assert (result.enlarged is None) == (scale == 1)
+        if result.enlarged is not None:
+            assert result.enlarged.shape == (40 * scale, 70 * scale, 3)
+        if request.mask is not None:
+            assert np.array_equal(result.pixels[~request.mask], request.pixels[~request.mask])
+    again = pickle.loads(pickle.dumps(chain)).restore_batch(asked[::-1])[::-1]
+    assert all(np.array_equal(one.array, other.array) for one, other in zip(results, again, strict=True))
+
+
+def test_models_go_through_ray(ray_session: None, places: dict[str, str]) -> None:
+    restorer = assembled(places, "GloVe", "ResNet", "graph")
+    (request, *_) = requests()
+
+    @ray.remote
+    def restored(model: CompactModel) -> np.ndarray:
+        return Restorer(model, device="cpu", tile=64, margin=8).restore_batch([request])[0].array
+
+    assert np.array_equal(ray.get(restored.remote(restorer._model)), restorer.restore_batch([request])[0].array)
 
 
 def test_loaded_backbones_have_their_weights(places: dict[str, str]) -> None:
