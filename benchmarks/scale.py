@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -38,7 +39,7 @@ class FixedTime:
 
     seconds_a_row = 0.0
 
-    def __init__(self, settings: Any, device: str, counter: Any, book: Any) -> None:
+    def __init__(self, settings: Any, device: str, desk: Any) -> None:
         pass
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -102,7 +103,8 @@ def one(source: Path, output: Path, nodes: int, seconds_a_row: float) -> dict[st
 
 
 def measure(rows: int, files: int, folder: Path, nodes: int = 0, seconds_a_row: float = 0.0) -> dict[str, Any]:
-    """The same in a process of its own; `worker_mb` is the most that one of its workers had in memory at a time."""
+    """The same in a process of its own; `worker_mb` is the most that one of its workers had of its own at a time,
+    without what all share (Ray's object store)."""
     source = folder / f"source-{rows}-{files}"
     if not source.exists():
         build(source, rows, files)
@@ -114,7 +116,7 @@ def measure(rows: int, files: int, folder: Path, nodes: int = 0, seconds_a_row: 
         job = subprocess.Popen([*command, str(seconds_a_row)], stdout=out, stderr=err, env=environment)
         largest = 0.0
         while job.poll() is None:
-            largest = max([largest, *(_memory(worker, "VmRSS") for worker in _workers())])
+            largest = max([largest, *(_memory(worker, "RssAnon") for worker in _workers(job.pid))])
             time.sleep(EVERY)
         out.seek(0), err.seek(0)
         if job.returncode:
@@ -125,16 +127,13 @@ def measure(rows: int, files: int, folder: Path, nodes: int = 0, seconds_a_row: 
     return {"files": files, "nodes": nodes, "worker_mb": largest, **found}
 
 
-def _workers() -> list[int]:
-    """Processes of Ray that run tasks and actors."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if place.read_bytes().startswith(b"ray::"):
-                found.append(int(place.parent.name))
-        except OSError:  # it has ended
-            continue
-    return found
+def _workers(driver: int) -> list[int]:
+    """A driver's processes that run tasks and actors."""
+    try:
+        beside = psutil.Process(driver).children(recursive=True)
+        return [process.pid for process in beside if "".join(process.cmdline()[:1]).startswith("ray::")]
+    except psutil.Error:  # one has ended
+        return []
 
 
 def _memory(process: int, kind: str) -> float:
