@@ -138,12 +138,13 @@ class Restoration(_Section):
     """Write into such pictures, visibly, that they are generated; their metadata say so in any case."""
     skip_undamaged: float | None = Field(default=None, gt=0, le=1)
     """Images judged undamaged with at least this probability are not decoded at all: the original is their result. That
-    saves nearly all of their time; 0.5 is a good value. None: all are."""
+    saves nearly all of their time; 0.5 is a good value (docs/performance.md). None: all are."""
     half: bool = False
     """Let models of spandrel and Swin2SR run in bfloat16 where the hardware is fast at it and the model allows it; else
     their results are those of plain PyTorch in single precision. Ours always do, and diffusers' on GPUs."""
     compile: bool = False
-    """Run the decoder through torch.compile: minutes at the start of every actor, and a C++ compiler is needed."""
+    """Run the decoder through torch.compile: a minute or more at the start of every actor, and a C++ compiler is needed
+    (docs/performance.md)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; `auto` takes a GPU if the cluster has one at the start. Name `cuda` where GPU machines
     are only started when they are asked for."""

@@ -53,8 +53,9 @@ class _Running(NamedTuple):
 class Engine:
     """A decoder on a device.
 
-    Tiles of one side always run in equally large batches (padded), so that there is one shape to compile for, and no
-    result depends on its company. While a GPU works on one batch, the next is cut and sent and the last is painted.
+    Tiles of one side run in equally large batches; the last of them, that is not full, in the next larger power of two,
+    or padded to a full one where each shape is compiled. On a CPU no result depends on its company, on a GPU but for
+    rounding. While a GPU works on one batch, the next is cut and sent and the last is painted.
     """
 
     def __init__(self, model: CompactModel, device: torch.device, batch_pixels: int, compiled: bool = False) -> None:
@@ -69,7 +70,7 @@ class Engine:
         self._model = model
         self._device = device
         self.batch_pixels = batch_pixels
-        self._is_ready = not compiled
+        self._compiled, self._is_ready = compiled, not compiled
 
     def batch(self, side: int) -> int:
         """How many tiles of this side run together."""
@@ -83,18 +84,19 @@ class Engine:
         """
         self.warm_up([])
         remaining, before = iter(jobs), None
-        while some := list(itertools.islice(remaining, self.batch(side))):
-            try:
-                running = self._launch(side, some)
-            except RuntimeError as error:
-                self._halve(side, error)
-                remaining = itertools.chain(some, remaining)
-                continue
+        with autocast(self._device):  # around all of them: weights are brought to half precision once
+            while some := list(itertools.islice(remaining, self.batch(side))):
+                try:
+                    running = self._launch(side, some)
+                except RuntimeError as error:
+                    self._halve(side, error)
+                    remaining = itertools.chain(some, remaining)
+                    continue
+                if before is not None:
+                    _paint(before)
+                before = running
             if before is not None:
                 _paint(before)
-            before = running
-        if before is not None:
-            _paint(before)
 
     def warm_up(self, sides: Iterable[int]) -> None:
         """Compile, if that is wanted, for tiles of these sides; not before it is known how many run together."""
@@ -126,11 +128,11 @@ class Engine:
         boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * count, device=self._device)
         grey = torch.zeros(count, dtype=torch.bool, device=self._device)
         seconds = []
-        for _ in range(rounds):
-            started = time.perf_counter()
-            with autocast(self._device):
+        with autocast(self._device):
+            for _ in range(rounds):
+                started = time.perf_counter()
                 float(self._model.decode(tiles, masks, guide, boxes, grey).pixels[0, 0, 0, 0])  # waits for a GPU
-            seconds.append(time.perf_counter() - started)
+                seconds.append(time.perf_counter() - started)
         return count * side**2 / min(seconds) / 1e6
 
     def speed_within(self, side: int) -> float:
@@ -156,14 +158,15 @@ class Engine:
 
     def _launch(self, side: int, jobs: Sequence[Job]) -> _Running:
         """Send a batch to the device and begin with it; a GPU is not waited for."""
-        padded = [*jobs, *[jobs[0]] * (self.batch(side) - len(jobs))]
+        full = self.batch(side)
+        count = full if self._compiled else min(full, 1 << (len(jobs) - 1).bit_length())
+        padded = [*jobs, *[jobs[0]] * (count - len(jobs))]
         pixels = self._sent(torch.stack([cut(job.request.pixels, job.tile, side) for job in padded]))
         masks = self._sent(torch.stack([_cut_mask(job.request, job.tile, side) for job in padded]))
         boxes = self._sent(torch.tensor([job.box for job in padded]))
         guide = Guide(*(torch.stack(parts) for parts in zip(*(job.guide for job in padded), strict=True)))
         grey = self._sent(torch.tensor([job.grey for job in padded]))
-        with autocast(self._device):
-            decoded = self._model.decode(pixels, masks, guide, boxes, grey)
+        decoded = self._model.decode(pixels, masks, guide, boxes, grey)
         kept = (
             decoded.pixels.float(),
             decoded.log_error.float().clamp(LEAST_LOG_ERROR, MOST_LOG_ERROR),
@@ -191,8 +194,9 @@ def out_of_memory(error: RuntimeError) -> bool:
 def _paint(running: _Running) -> None:
     if running.done is not None:
         running.done.synchronize()
-    for row, job in enumerate(running.jobs):
-        job.canvas.paint(job.tile, running.pixels[row], running.log_error[row, 0], running.lost[row, 0])
+    with torch.autocast("cpu", enabled=False):
+        for row, job in enumerate(running.jobs):
+            job.canvas.paint(job.tile, running.pixels[row], running.log_error[row, 0], running.lost[row, 0])
 
 
 def _cut_mask(request: Request, tile: Tile, side: int) -> Tensor:

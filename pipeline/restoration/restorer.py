@@ -99,9 +99,9 @@ class RestoresBatches(ABC):
 class Restorer(RestoresBatches):
     """A model with its text encoder on a device.
 
-    The same request on the same kind of CPU gives the same bits, whatever else is in its batch. On a GPU it does while
-    equally many tiles run together (`tune`): kernels are chosen by that, and round otherwise. With the mapping `graph`
-    it need not: torch_geometric sums there in any order.
+    The same request on the same kind of CPU gives the same bits, whatever else is in its batch. On a GPU it does but
+    for rounding: kernels are chosen by how many tiles run together, and torch_geometric (the mapping `graph`) sums in
+    any order there.
     """
 
     def __init__(

@@ -87,6 +87,21 @@ def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) 
     assert len(asked) == 1
 
 
+def test_a_batch_that_is_not_full_is_padded_to_little_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    restorer = Restorer.from_pretrained(device="cpu")
+    restorer._engine.batch_pixels = 8 * 272**2
+    decode, counts = restorer._model.decode, []
+    monkeypatch.setattr(
+        restorer._model, "decode", lambda tiles, *rest: (counts.append(len(tiles)), decode(tiles, *rest))[1]
+    )
+    pictures = [Request(noise(40, 50, number)) for number in range(11)]
+    together = restorer.restore_batch(pictures)
+    assert counts == [8, 4]
+    for request, result in zip(pictures, together, strict=True):
+        assert np.array_equal(restorer.restore_batch([request])[0].array, result.array)
+    assert counts[2:] == [1] * 11
+
+
 class Speeds:
     """Stands in for measuring: megapixels a second by side and batch."""
 
