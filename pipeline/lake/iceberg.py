@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 
@@ -33,8 +34,9 @@ LONGEST_WAIT = 60
 class IcebergTable:
     """One Iceberg table.
 
-    Without a catalog of the user's, the embedded one (SQLite in memory) is filled from the table's own folder: the
-    newest metadata file there is the table. That is right under the lease, since nobody else writes.
+    Without a catalog of the user's, the embedded one (SQLite, in a temporary folder: in memory each thread would have a
+    catalog to itself) is filled from the table's own folder: the newest metadata file there is the table. That is right
+    under the lease, since nobody else writes.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class IcebergTable:
         self._store, self._root, self._name, self._partition_by = store, root, name, tuple(partition_by)
         self._location = _location(store, root)
         self._embedded = not catalog
-        embedded = {"type": "sql", "uri": "sqlite:///:memory:"}
-        self._catalog: Catalog = open_catalog(catalog or embedded, storage or {}, "output.catalog")
+        if not catalog:
+            self._folder = tempfile.TemporaryDirectory(prefix="conservator-catalog-")
+            catalog = {"type": "sql", "uri": f"sqlite:///{self._folder.name}/catalog.db"}
+        self._catalog: Catalog = open_catalog(catalog, storage or {}, "output.catalog")
         self._catalog.create_namespace_if_not_exists(name.rpartition(".")[0])
         if self._embedded:
             newest = newest_metadata(store, root)

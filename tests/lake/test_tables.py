@@ -5,6 +5,7 @@ import functools
 import gzip
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -71,6 +72,19 @@ def test_commits_are_counted_and_seen_by_strangers(kind: str, tmp_path: Path) ->
     assert again.last_commit() == 3
     assert sorted(again.files()) == ["run_1.parquet", "run_2.parquet", "run_3.parquet"]
     assert ids(kind, root) == ["1a", "1b", "2a", "2b", "3a", "3b"]
+
+
+def test_commits_may_come_from_other_threads(kind: str, tmp_path: Path) -> None:
+    """As those at intervals do."""
+    root = tmp_path / "data"
+    table = KINDS[kind](root)
+    file, schema = write(root, "run_1", ["a"])
+    table.commit([file], schema, Commit(1, "run", "digest"))
+    file, schema = write(root, "run_2", ["b"])
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(table.commit, [file], schema, Commit(2, "run", "digest")).result()
+        assert beside.submit(table.last_commit).result() == 2
+    assert table.last_commit() == 2 and ids(kind, root) == ["a", "b"]
 
 
 def test_a_replacement_takes_the_place_of_everything(kind: str, tmp_path: Path) -> None:
