@@ -14,7 +14,8 @@ from pipeline import logs
 from pipeline.errors import ConservatorError
 
 OK, CRASH, WRONG, FAILED_ROWS, INTERRUPTED = 0, 1, 2, 3, 130
-"""Exit codes: done; an error nobody foresaw; wrong recipe, source or output; done, with failed rows; Ctrl-C."""
+"""Exit codes: done; an error nobody foresaw; wrong recipe, source or output; done, with failed rows; Ctrl-C. Also
+`errors.TRY_LATER`, and 4 of `errors.Stopped`."""
 
 
 class Job(Protocol):
@@ -64,14 +65,22 @@ def execute(run: Callable[[argparse.Namespace], int], arguments: argparse.Namesp
     try:
         return run(arguments)
     except ConservatorError as error:
-        print(f"conservator: {error.message}", file=sys.stderr)
+        _say(error.message, type(error).__name__)
         return error.exit_code
     except KeyboardInterrupt:
-        print("conservator: interrupted", file=sys.stderr)
+        _say("interrupted", "KeyboardInterrupt")
         return INTERRUPTED
     except Exception:
         logging.getLogger("conservator").exception("this should not have happened; please report it")
         return CRASH
+
+
+def _say(message: str, kind: str) -> None:
+    """Why a command ends."""
+    if logs.wants_json():
+        logging.getLogger("conservator").error("%s", message, extra={"error_type": kind})
+    else:
+        print(f"conservator: {message}", file=sys.stderr)
 
 
 def positive(text: str) -> int:

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     for module, what in ((baselines, "comparisons with OpenCV"), (figures, "figures")):
         if not module.available():
-            log.warning("%s are left out; to have them: pip install 'conservator[evaluation]'", what)
+            log.warning("%s are left out; to have them: pip install '.[evaluation]'", what)
     sets = {name: read_samples(tables, arguments.limit) for name, tables in find_sets(arguments.data).items()}
     empty = [name for name, samples in sets.items() if not samples]
     if empty:

@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     last = output.run() or {}
     found = [_told(run_id, output.summary(run_id)) for run_id in output.runs()]
     if last.get("state") == "running":  # or killed
-        found.append({"run": last["run_id"], "began": _began(last["run_id"]), "state": "not finished"})
+        found.append(_unfinished(last["run_id"], output.attempts(last["run_id"])))
     if arguments.json:
         for one in found:
             print(json.dumps(one))
@@ -50,6 +50,17 @@ def _told(run_id: str, summary: dict[str, Any]) -> dict[str, Any]:
         "cost": None if summary.get("cost") is None else round(summary["cost"], 2),
         "currency": summary.get("currency") or None,
     }
+
+
+def _unfinished(run_id: str, attempts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What its attempts have told that came to an end, such as at a deadline."""
+    told: dict[str, Any] = {"run": run_id, "began": _began(run_id), "state": "not finished"}
+    if attempts:
+        rows, area, seconds = (sum(one[name] for one in attempts) for name in ("rows", "megapixels", "seconds"))
+        told |= {"rows": rows, "MP": round(area, 2), "seconds": round(seconds, 1)}
+        told["MP/s"] = round(area / seconds, 3) if seconds else None
+        told["actor hours"] = round(sum(one["actor_hours"] for one in attempts), 3)
+    return told
 
 
 def _began(run_id: str) -> str | None:

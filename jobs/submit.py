@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import re
 import shlex
 import signal
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from jobs.cli import COMMANDS
 from jobs.console import CRASH, INTERRUPTED, OK, main
 from pipeline.errors import RecipeError, RunError
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 T = TypeVar("T")
+NAME = re.compile(r"[A-Za-z0-9._-]+")
 WAIT = 2.0
 """Seconds between two questions whether a job has ended."""
 ANSWER = 20.0
@@ -73,12 +76,16 @@ def run(arguments: argparse.Namespace) -> int:
         if not Path(arguments.working_dir).is_dir():
             raise RecipeError(f"--working-dir {arguments.working_dir} is no folder")
         environment["working_dir"] = arguments.working_dir
+    if arguments.name and not NAME.fullmatch(arguments.name):
+        raise RecipeError(f"--name {arguments.name}: it may hold letters, digits, `.`, `_` and `-`")
+    if words[0] not in COMMANDS:
+        raise RecipeError(f"conservator submit -- {words[0]}: no such command; give one of {', '.join(COMMANDS)}")
     client = _client(arguments.address)
     name = arguments.name or f"conservator-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:6]}"
     with _explained(arguments.address):
-        name, runs = _free_name(client, name)
+        name, runs = _in_time(lambda: _free_name(client, name))
         if not runs:
-            client.submit_job(
+            client.submit_job(  # sends the folder along, which takes its time
                 entrypoint=f"python -m jobs.cli {shlex.join(words)}",
                 submission_id=name,
                 runtime_env=environment,
@@ -86,8 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
             )
     print(f"job {name}{' runs already' if runs else ''}", file=sys.stderr)
     if arguments.no_wait:
+        print(name)
         return OK
-    code = _follow(client, name)
+    code = _follow(client, name, arguments.address)
     return OK if code in arguments.ok else code
 
 
@@ -116,13 +124,13 @@ def _explained(address: str | None) -> Iterator[None]:
             f"the cluster at {where} wants a token ({_said(error)}): set RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or "
             "RAY_AUTH_TOKEN_PATH"
         ) from error
-    except (ConnectionError, OSError, TimeoutError) as error:
+    except (ConnectionError, OSError, TimeoutError, TypeError, AttributeError, KeyError) as error:  # or no Ray answers
         raise RunError(
-            f"no Ray cluster takes jobs at {where} ({_said(error)}); give --address http://HEAD:8265"
+            f"no Ray cluster takes jobs at {where} ({_said(error)}); give --address http://HEAD:8265", later=True
         ) from error
     except (RuntimeError, ValueError) as error:
         if any(f"status code {code}" in str(error) for code in range(500, 600)):
-            raise RunError(f"the cluster at {where} could not take the job now: {_said(error)}") from error
+            raise RunError(f"the cluster at {where} could not take the job now: {_said(error)}", later=True) from error
         raise RecipeError(f"the cluster at {where} did not take the job: {_said(error)}") from error
 
 
@@ -134,8 +142,35 @@ def _client(address: str | None) -> JobSubmissionClient:
     """The cluster's job API; its token, where it wants one, is found as Ray finds it."""
     from ray.job_submission import JobSubmissionClient
 
+    where = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if where is not None and not where.startswith(("http://", "https://")):
+        raise RecipeError(f"{where!r} is no address of a job API; give --address http://HEAD:8265")
     with _explained(address):
-        return JobSubmissionClient(address)
+        return _in_time(lambda: JobSubmissionClient(address))
+
+
+def _in_time(ask: Callable[[], T]) -> T:
+    """What the cluster says; its client itself would wait for ever.
+
+    Raises:
+        TimeoutError: it did not within `ANSWER`. And what else the client raises.
+    """
+    found: list[T | Exception] = []
+
+    def run() -> None:
+        try:
+            found.append(ask())
+        except Exception as error:  # whatever the connection raises
+            found.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(ANSWER)
+    if not found:
+        raise TimeoutError(f"no answer in {ANSWER:g} s")
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
 
 
 def _free_name(client: JobSubmissionClient, name: str) -> tuple[str, bool]:
@@ -150,7 +185,7 @@ def _free_name(client: JobSubmissionClient, name: str) -> tuple[str, bool]:
     raise AssertionError
 
 
-def _follow(client: JobSubmissionClient, name: str) -> int:
+def _follow(client: JobSubmissionClient, name: str, address: str | None) -> int:
     """Print what the job says until it has ended. A signal is passed on: the job ends early, and that is waited for.
 
     Raises:
@@ -172,9 +207,11 @@ def _follow(client: JobSubmissionClient, name: str) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    info = client.get_job_info(name)
+    with _explained(address):
+        info = _in_time(lambda: client.get_job_info(name))
     if info.driver_exit_code is not None:
-        return int(info.driver_exit_code)
+        code = int(info.driver_exit_code)
+        return code if code >= 0 else 128 - code  # killed by a signal
     if str(info.status) == "STOPPED":
         return INTERRUPTED
     if str(info.status) != "SUCCEEDED":
@@ -203,23 +240,17 @@ def _wait(client: JobSubmissionClient, name: str, stop: threading.Event) -> None
         elif time.monotonic() - answered > PATIENCE:
             raise RunError(
                 f"the cluster has not answered for {PATIENCE:g} s; if it is lost, submit the job again: it goes on "
-                "where it was"
+                "where it was",
+                later=True,
             )
         time.sleep(WAIT)
 
 
 def _answer(ask: Callable[[], T]) -> T | None:
-    """What the cluster says; None if it does not within `ANSWER`: its client itself would wait for ever."""
-    found: list[T] = []
-
-    def run() -> None:
-        with contextlib.suppress(Exception):  # whatever the connection raises
-            found.append(ask())
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(ANSWER)
-    return found[0] if found else None
+    """What the cluster says; None if it does not."""
+    with contextlib.suppress(Exception):  # whatever the connection raises
+        return _in_time(ask)
+    return None
 
 
 class _Log:

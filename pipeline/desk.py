@@ -5,6 +5,7 @@ It is one, and imports little: each actor takes its time to start when all else 
 
 from __future__ import annotations
 
+import collections
 import time
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ class Counter:
         self._first: tuple[float, float] | None = None
         self._last = 0.0
         self._speeds: list[float] = []
+        self._statuses: collections.Counter[str] = collections.Counter()
 
     def found_speed(self, megapixels: float) -> None:
         """What the model alone does on one actor, in megapixels a second."""
@@ -39,9 +41,10 @@ class Counter:
         """Of the model alone, in the mean of the actors."""
         return sum(self._speeds) / len(self._speeds) if self._speeds else None
 
-    def add(self, rows: int, megapixels: float) -> None:
-        """So much is done."""
-        self._rows += rows
+    def add(self, statuses: dict[str, int], megapixels: float) -> None:
+        """So many rows are done, by status, and so many megapixels."""
+        self._rows += sum(statuses.values())
+        self._statuses.update(statuses)
         self._megapixels += megapixels
         self._last = time.time()
         self._first = self._first or (self._last, megapixels)
@@ -53,6 +56,10 @@ class Counter:
         first_at, begun = self._first
         seconds = self._last - first_at
         return Done(self._rows, self._megapixels, first_at, (self._megapixels - begun) / seconds if seconds else None)
+
+    def statuses(self) -> dict[str, int]:
+        """How many rows are done, by status."""
+        return dict(self._statuses)
 
     def rows(self) -> int:
         """How many are done."""

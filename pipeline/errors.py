@@ -4,6 +4,7 @@
     ├── RecipeError              the configuration is wrong                        exit code 2
     ├── SourceError              the source as a whole cannot be used              exit code 2
     ├── OutputError              the output place cannot be used                   exit code 2
+    │                            (75, of either: not now; another run writes, or the store does not answer)
     ├── ModelError               weights are missing, altered or of another version exit code 2
     ├── RunError                 the run broke its own promise (row counts)        exit code 1
     ├── Interrupted              it was told to end early                          exit code 130
@@ -25,15 +26,21 @@ Errors keep their facts as attributes and survive pickling between workers.
 
 from __future__ import annotations
 
+TRY_LATER = 75
+"""Exit code of what may work later: another run is writing, or a store does not answer. EX_TEMPFAIL of sysexits.h."""
+
 
 class ConservatorError(Exception):
     """Base of every error that this project raises on purpose; its message is meant for the user."""
 
     exit_code = 1
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, later: bool = False) -> None:
+        """`later`: the same may work later, with nothing changed; schedulers are told by the exit code."""
         super().__init__(message)
         self.message = message
+        if later:
+            self.exit_code = TRY_LATER
 
 
 class RecipeError(ConservatorError):

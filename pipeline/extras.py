@@ -19,4 +19,4 @@ def check_extra(key: str, extra: str, *packages: str) -> None:
         RecipeError: it is not.
     """
     if not are_installed(*packages):
-        raise RecipeError(f"{key} wants {packages[0]}, which is not installed: pip install 'conservator[{extra}]'")
+        raise RecipeError(f"{key} wants {packages[0]}, which is not installed: pip install '.[{extra}]'")

@@ -65,12 +65,15 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
     started = time.monotonic()
     drain = drain or Drain(0)
     recipe, output, turn = run.recipe, run.output, run.turn
+    actors = 0
     if run.source.files and not run.decided_in:
-        device_of(recipe)  # or there is none, before anything is written
+        _, actors = device_of(recipe)  # or there is none, before anything is written
     # the desk takes a second to start, in which the rest is looked at
     with beside_driver(Desk) as desk, output.lease(run.run_id) as lease:
         if output.run() != run.before:
-            raise OutputError(f"another run has written to {redacted(output.uri)} since this one looked; run again")
+            raise OutputError(
+                f"another run has written to {redacted(output.uri)} since this one looked; run again", True
+            )
         lease.when_lost(drain.give_up)
         table, staging, ledger = output.table(), output.staging(turn.generation), output.ledger(turn.generation)
         record: dict[str, object] = {"run_id": run.run_id, "recipe_digest": recipe.digest(), "started": _now()}
@@ -89,10 +92,13 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         if run.source.files:
             ledger.begin((file.input for file in run.source.files), table.last_commit())
         ended, tally = False, Tally(sum(part.rows for part in parts), desk)
-        meter = RunMeter(tally.rows_left, lease.left)
+        meter = RunMeter(tally.rows_left, lease.left, tally.statuses)
         if parts:
-            with Interval(committer, None if turn.replaces else 60 * recipe.output.commit_minutes), meter:
-                ended = _write(run, parts, staging.folder, drain, tally)
+            try:
+                with Interval(committer, None if turn.replaces else 60 * recipe.output.commit_minutes), meter:
+                    ended = _write(run, parts, staging.folder, drain, tally)
+            finally:
+                _tell_attempt(run, actors, tally, meter.cores)
             lease.check()
         if ended and turn.replaces:
             raise _ended(drain, f"run {run.run_id} replaces the table when all of its rows are done: run again")
@@ -107,7 +113,7 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         dataset = output.dataset(table, run.run_id)
         seen = survey(dataset, run.run_id, recipe.output.prefix)
         summary = seen.summary
-        _tell(summary, run, parts, tally, meter.cores)
+        _tell(summary, run, parts, tally)
         summary.seconds = time.monotonic() - started
         if tally.done.first_at is not None:
             summary.first_at = tally.done.first_at
@@ -146,7 +152,18 @@ def _recovered(run: Run, table: Table, lease: Lease, retry: Retry | None) -> tup
     return run, committer
 
 
-def _tell(summary: Summary, run: Run, parts: Sequence[Part], tally: Tally, cores: float) -> None:
+def _tell_attempt(run: Run, actors: int, tally: Tally, cores: float) -> None:
+    """Write down what this attempt has done and cost; the run may take several."""
+    hours = tally.seconds / 3600
+    told = {"ended": _now(), "seconds": tally.seconds, "rows": tally.done.rows, "megapixels": tally.done.megapixels}
+    told |= {"actor_hours": hours * actors, "core_hours": hours * cores if actors else 0.0}
+    try:
+        run.output.add_attempt(run.run_id, told)
+    except OutputError as error:  # then its cost is not known
+        log.warning("what this attempt has done could not be written down: %s", error)
+
+
+def _tell(summary: Summary, run: Run, parts: Sequence[Part], tally: Tally) -> None:
     """Add to a summary what the table does not tell."""
     if parts and not run.decided_in:
         summary.device, summary.actors = device_of(run.recipe)
@@ -154,9 +171,9 @@ def _tell(summary: Summary, run: Run, parts: Sequence[Part], tally: Tally, cores
     summary.flow_rows, summary.flow_megapixels = tally.done.rows, tally.done.megapixels
     summary.steady_speed = tally.done.steady_speed
     if summary.actors:
-        prices, hours = run.recipe.resources.prices, tally.seconds / 3600
-        summary.actor_hours = hours * summary.actors
-        summary.core_hours = hours * cores
+        prices, attempts = run.recipe.resources.prices, run.output.attempts(run.run_id)
+        summary.actor_hours = sum(one["actor_hours"] for one in attempts)
+        summary.core_hours = sum(one["core_hours"] for one in attempts)
         summary.cost = prices.cost(summary.actor_hours, summary.core_hours)
         summary.currency = "" if summary.cost is None else prices.currency
     summary.files_read = len({path for part in parts for path in part.paths})
@@ -294,7 +311,7 @@ def compose(
     desk = tally.desk if tally else None
     at_once = int(2 * ray.cluster_resources().get("CPU", 0))
     rows = Rows(run.source.store, parts, run.columns, Decode(run, device, desk), stopped, at_once)
-    return (
+    flow: ray.data.Dataset = (
         ray.data.read_datasource(rows, num_cpus=resources.task_cpus, override_num_blocks=rows.tasks)
         .map_batches_internal(  # a whole block at a time, which `map_batches` does not do on GPUs
             Restore,
@@ -313,6 +330,8 @@ def compose(
             udf_modifying_row_count=False,
         )
     )
+    flow.set_name(f"conservator {run.run_id}")  # in Ray's dashboard
+    return flow
 
 
 def report(output: Output, dataset: pads.Dataset, seen: Survey, recipe: Recipe, is_main: bool = True) -> None:

@@ -45,7 +45,7 @@ class _Ours(logging.StreamHandler[TextIO]):
 
 def wants_json() -> bool:
     """Whether lines are for collectors."""
-    return os.environ.get(FORMAT) == "json"
+    return os.environ.get(FORMAT, "").casefold() == "json"
 
 
 def configure(level: int | None = None, **common: str) -> None:

@@ -18,15 +18,24 @@ from pipeline.schema import megapixels
 
 log = logging.getLogger(__name__)
 
+STATUSES = ("restored", "kept", "review", "generated", "failed")
 INTERVAL = 10.0
 """Seconds between two looks at a run."""
 
 
 class RunMeter:
-    """Of a run, by its driver: tells while its block runs how much is left, and how safe its lease is."""
+    """Of a run, by its driver: tells while its block runs what is done, how much is left, and how safe its lease is.
 
-    def __init__(self, rows_left: Callable[[], int], lease_left: Callable[[], float]) -> None:
-        """Whom to ask: for rows, and for the share of the lease's time that is left, 0..1."""
+    Counters of workers begin with what they first count, which Prometheus does not see as an increase; what alerts go
+    by is told here.
+    """
+
+    def __init__(
+        self, rows_left: Callable[[], int], lease_left: Callable[[], float], statuses: Callable[[], dict[str, int]]
+    ) -> None:
+        """Whom to ask: for rows, for the share of the lease's time that is left, 0..1, and for rows done by status."""
+        self._statuses = statuses
+        self._done = Gauge("conservator_run_rows", "Rows that the run has done.", tag_keys=("status",))
         self._asked = (
             (Gauge("conservator_run_rows_left", "Rows that the run has yet to do."), rows_left),
             (Gauge("conservator_lease_left_share", "Share of its time after which the lease expires."), lease_left),
@@ -55,6 +64,8 @@ class RunMeter:
                 self._cores.append(ray.cluster_resources().get("CPU", 0.0))
                 for gauge, ask in self._asked:
                     gauge.set(ask())
+                for status, rows in {**dict.fromkeys(STATUSES, 0), **self._statuses()}.items():
+                    self._done.set(rows, tags={"status": status})
             except RayError as error:  # for show only
                 log.debug("what is told of the run is not known now: %s", error)
             if self._stop.wait(INTERVAL):
@@ -91,11 +102,21 @@ class ActorMeter(StageMeter):
         self._busy = Gauge("conservator_restorer_busy_share", "Share of its life that a restoring actor has worked.")
         self._started = time.monotonic()
         self._sum = 0.0
+        threading.Thread(target=self._tell, name="actor meter", daemon=True).start()
 
     def _worked(self, seconds: float) -> None:
         super()._worked(seconds)
         self._sum += seconds
-        self._busy.set(min(1.0, self._sum / max(time.monotonic() - self._started, seconds)))
+        self._set()
+
+    def _set(self) -> None:
+        self._busy.set(min(1.0, self._sum / max(time.monotonic() - self._started, 1e-9)))
+
+    def _tell(self) -> None:
+        """Also of an actor that waits, and for ever."""
+        while True:
+            time.sleep(INTERVAL)
+            self._set()
 
 
 class RowMeter:

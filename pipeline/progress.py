@@ -64,6 +64,11 @@ class Tally:
         """How many rows are still to do."""
         return max(0, self._rows - self._rows_done())
 
+    def statuses(self) -> dict[str, int]:
+        """How many rows are done, by status."""
+        found: dict[str, int] = ray.get(self.desk.statuses.remote(), timeout=INTERVAL)
+        return found
+
     def megapixels(self) -> float:
         """That are done so far."""
         done: Done = ray.get(self.desk.done.remote(), timeout=INTERVAL)

@@ -103,7 +103,7 @@ class Columns(_Section):
 class Restoration(_Section):
     """What is done to an image."""
 
-    model: str | tuple[str, ...] = "compact"
+    model: Annotated[str, Field(min_length=1)] | tuple[Annotated[str, Field(min_length=1)], ...] = "compact"
     """A shipped model's name, or a folder or URI with `config.json` and `model.safetensors`. Or a model of others:
     `spandrel:FILE`, `swin2sr:FOLDER`, `diffusers-inpaint:FOLDER`, `diffusers-redraw:FOLDER` or
     `diffusers-enlarge:FOLDER`, paths or URIs (docs/models.md). Or several, of which one takes what the other gives:

@@ -6,6 +6,8 @@ import re
 from urllib.parse import urlsplit
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,20}://[^\s'\"<>]+")
+_PAIR = re.compile(r"[^\s'\"/@:]+:[^\s'\"/@]+@(?=[A-Za-z0-9])")
+"""A user's name with a password, as libraries repeat them without the rest of their URL."""
 LONGEST_MESSAGE = 4000
 """Characters of what a library says that are shown."""
 
@@ -29,4 +31,4 @@ def without_secrets(text: str) -> str:
         bare = url.rstrip(")],;:.")
         return redacted(bare) + url[len(bare) :]
 
-    return _URL.sub(shown, text[:LONGEST_MESSAGE])
+    return _PAIR.sub("…@", _URL.sub(shown, text[:LONGEST_MESSAGE]))

@@ -5,6 +5,7 @@ Without torch, whose import takes each of many processes seconds and 200 MB.
 
 from __future__ import annotations
 
+import collections
 import functools
 import logging
 import uuid
@@ -107,7 +108,9 @@ def encode(table: pa.Table, stage: EncodeStage, folders: dict[str, str], desk: A
     _log_failures(out, stage.recipe)
     RowMeter().count(out, stage.recipe.output.prefix)
     if desk is not None:
-        desk.add.remote(out.num_rows, pc.sum(megapixels(out, stage.recipe.output.prefix)).as_py() or 0.0)
+        prefix = stage.recipe.output.prefix
+        statuses = collections.Counter(out[prefix + "status"].to_pylist())
+        desk.add.remote(dict(statuses), pc.sum(megapixels(out, prefix)).as_py() or 0.0)
     return _with_folders(out, folders)
 
 

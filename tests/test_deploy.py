@@ -179,6 +179,17 @@ def test_pods_ask_for_what_they_need_and_hold_no_secret() -> None:
     assert [limit.get("nvidia.com/gpu") for limit in limits] == [None, "1"]
 
 
+def test_who_submits_is_let_in_and_who_is_asked_for_metrics_has_the_port() -> None:
+    allowed = MANIFESTS["network.yaml-NetworkPolicy"]["spec"]["ingress"]
+    labels = [peer["podSelector"]["matchLabels"] for rule in allowed for peer in rule["from"]]
+    night = MANIFESTS["nightly.yaml-CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
+    assert night in labels
+    for name in ("once.yaml-RayJob", "nightly-ray.yaml-RayCronJob"):  # by the operator, which may
+        spec = MANIFESTS[name]["spec"]
+        assert spec.get("jobTemplate", spec)["submissionMode"] == "HTTPMode"
+    assert {"app.kubernetes.io/name": "kuberay-operator"} in labels
+
+
 def test_the_recipe_of_the_night_asks_for_the_gpus_that_there_may_be() -> None:
     recipe = load_recipe(str(KUBERNETES / "nightly.recipe.yaml"), [])
     groups = MANIFESTS["cluster.yaml-RayCluster"]["spec"]["workerGroupSpecs"]
@@ -235,14 +246,15 @@ def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
             tests.append(expected)
         return {"interval": "1m", "input_series": list(told), "alert_rule_test": tests}
 
-    good = series("rows_total", "0+90x80", ',status="restored"')
+    good = series("run_rows", "0+90x80", ',status="restored"')
     left, held = series("run_rows_left", "500x80"), series("lease_left_share", "0.9x80")
     cases = [
-        case(None, good, series("rows_total", "0+2x80", ',status="failed"'), left, held),
-        case("ConservatorRowsFail", good, series("rows_total", "0+10x80", ',status="failed"'), left, held),
-        case("ConservatorStalls", series("rows_total", "90x80", ',status="restored"'), left, held),
-        case(None, series("rows_total", "90x80", ',status="restored"'), series("run_rows_left", "0x80"), held),
-        case("ConservatorLeaseRunsOut", good, left, series("lease_left_share", "0.9x60 0.1x20")),
+        case(None, good, series("run_rows", "0+2x80", ',status="failed"'), left, held),
+        case("ConservatorRowsFail", good, series("run_rows", "0+10x80", ',status="failed"'), left, held),
+        case("ConservatorStalls", series("run_rows", "90x80", ',status="restored"'), left, held),
+        case(None, series("run_rows", "90x80", ',status="restored"'), series("run_rows_left", "0x80"), held),
+        # the job ends as its lease does: what it said last is all that is heard of it
+        case("ConservatorLeaseRunsOut", good, left, series("lease_left_share", "0.9x66 0.1 stale")),
     ]
     (tmp_path / "test.yaml").write_text(json.dumps({"rule_files": ["rules.yaml"], "tests": cases}))
     done = subprocess.run(["promtool", "test", "rules", tmp_path / "test.yaml"], capture_output=True, text=True)

@@ -133,6 +133,11 @@ def test_runs_of_an_output_are_told(write_table: Write, tmp_path: Path, capsys: 
     (out / "state").mkdir()
     last = {"run_id": "20260103T000000Z-cccccc", "state": "running", "generation": 0}
     (out / "state/run.json").write_text(json.dumps(last))
+    (out / "state/attempts").mkdir()
+    for number in range(2):
+        told = {"rows": 7, "megapixels": 2.0, "seconds": 10.0, "actor_hours": 0.5, "core_hours": 1.0}
+        path = out / f"state/attempts/20260103T000000Z-cccccc-{number}.json"
+        path.write_text(json.dumps(told | {"ended": "2026-01-03T00:00:00Z"}))
     assert main(["runs", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == [
@@ -144,4 +149,5 @@ def test_runs_of_an_output_are_told(write_table: Write, tmp_path: Path, capsys: 
     assert main(["runs", str(out), "--json"]) == 0
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert told[1]["rows"] == 5 and told[1]["statuses"] == {"restored": 5} and told[2]["state"] == "not finished"
+    assert (told[2]["rows"], told[2]["MP"], told[2]["MP/s"], told[2]["actor hours"]) == (14, 4.0, 0.2, 1.0)
     assert main(["runs", str(tmp_path / "nowhere")]) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from typing import Any
 
 import pyarrow as pa
@@ -84,15 +85,26 @@ def test_a_run_tells_what_is_left_and_how_many_cores_it_has(
 
     monkeypatch.setattr(metrics.ray, "cluster_resources", resources)
     monkeypatch.setattr(metrics, "INTERVAL", 0.01)
-    with metrics.RunMeter(lambda: 7, lambda: 0.8) as meter:
+    with metrics.RunMeter(lambda: 7, lambda: 0.8, lambda: {"kept": 3}) as meter:
         assert looked.wait(10)
     assert meter.cores == 8
     assert recorded["conservator_run_rows_left"] == [(7, {}), (7, {}), (0, {})], "none when the flow has ended"
     assert recorded["conservator_lease_left_share"] == [(0.8, {}), (0.8, {})]
+    done = {tags["status"]: rows for rows, tags in recorded["conservator_run_rows"]}
+    assert done == {"restored": 0, "kept": 3, "review": 0, "generated": 0, "failed": 0}
+
+
+def test_an_actor_that_waits_is_told_to(recorded: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "INTERVAL", 0.01)
+    metrics.ActorMeter("restore")
+    deadline = time.monotonic() + 10
+    while "conservator_restorer_busy_share" not in recorded and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert recorded["conservator_restorer_busy_share"][0] == (0, {})
 
 
 def test_the_dashboard_asks_for_metrics_that_there_are(recorded: dict[str, Any]) -> None:
-    dashboard = json.loads((ROOT / "deploy/grafana/conservator.json").read_text())
+    dashboard = json.loads((ROOT / "deploy/kubernetes/dashboard.json").read_text())
     asked = {
         name
         for panel in dashboard["panels"]

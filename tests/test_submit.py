@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +18,9 @@ import pytest
 from ray.cluster_utils import Cluster
 from ray.job_submission import JobSubmissionClient
 
+import jobs.submit
 from jobs.cli import main
+from pipeline.errors import TRY_LATER
 from tests.conftest import ROOT, encoded, free_port, noise
 
 Write = Callable[..., Path]
@@ -101,10 +106,41 @@ def test_an_archive_is_restored_by_a_job(address: str, write_table: Write, tmp_p
 
 def test_what_is_wrong_is_told_before_anything_is_sent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, said, code in (
-        (["--address", "http://127.0.0.1:1", "--", "models"], "127.0.0.1:1", 1),  # it may be there later
+        (["--address", "http://127.0.0.1:1", "--", "models"], "127.0.0.1:1", TRY_LATER),
+        (["--address", "127.0.0.1:1", "--", "models"], "http://HEAD:8265", 2),
+        (["--address", "http://127.0.0.1:1", "--name", "a/b", "--", "models"], "--name a/b", 2),
+        (["--address", "http://127.0.0.1:1", "--", "restor"], "no such command", 2),
         (["--address", "http://127.0.0.1:1"], "which command", 2),
         (["--env", "A", "--", "models"], "NAME=VALUE", 2),
         (["--working-dir", str(tmp_path / "nowhere"), "--", "models"], "no folder", 2),
     ):
         assert main(["submit", *words]) == code
         assert said in capsys.readouterr().err
+
+
+def test_what_answers_and_is_no_cluster_or_says_nothing_is_not_waited_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs.submit, "ANSWER", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert main(["submit", "--address", address, "--", "models"]) == TRY_LATER
+        assert address in capsys.readouterr().err
+
+    class Odd(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(b'{"ray_version": "2.60.0", "version": "4", "odd": 1}')
+
+        def log_message(self, format: str, *values: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        assert main(["submit", "--address", f"http://127.0.0.1:{server.server_port}", "--", "models"]) in (2, TRY_LATER)
+        assert "should not have happened" not in capsys.readouterr().err
+    finally:
+        server.shutdown()

@@ -96,7 +96,7 @@ class Lease:
         self._number = (numbers[-1] if numbers else 0) + 1
         self._renewed = _seconds()
         if not put_new(self._store, self._path(self._number), self._content(self._holder)):
-            raise OutputError(self._held_by(self._read(self._number)))
+            raise OutputError(self._held_by(self._read(self._number)), later=True)
         if len(numbers) >= KEPT:
             self._store.rm([self._path(number) for number in numbers[: 1 - KEPT]])
         self._thread.start()
@@ -125,7 +125,9 @@ class Lease:
             )
 
     def left(self) -> float:
-        """Share of the time after which it expires if it is not renewed, 0..1."""
+        """Share of the time after which it expires if it is not renewed, 0..1; 0 when it is lost."""
+        if self._lost.is_set():
+            return 0.0
         return max(0.0, 1 - (_seconds() - self._renewed) / self._holder.seconds)
 
     def confirm(self) -> None:
@@ -171,7 +173,7 @@ class Lease:
             return
         age = self._age(number)
         if age < holder.seconds:
-            raise OutputError(self._held_by(holder, holder.seconds - age))
+            raise OutputError(self._held_by(holder, holder.seconds - age), later=True)
         log.warning("the lease of %s expired %.0f s ago and is taken over", holder, age - holder.seconds)
 
     def _held_by(self, holder: Holder, left: float | None = None) -> str:

@@ -5,6 +5,7 @@ reviews/               what persons have decided about rows marked `review`
 reports/RUN/           summary and report of each run; those of the last beside data/
 state/run.json         the last run: its id, recipe, generation, and whether it is finished
 state/recipe.yaml      its recipe
+state/attempts/        what the attempts of runs have done and cost
 state/lease/           who may write
 images/0001/           restored images, if they are not in the table
 state/ledger/0001/     input files that are finished, by generation of the table
@@ -50,6 +51,7 @@ _MADE = (REWRITTEN, COLUMNS)
 RUN = "state/run.json"
 RECIPE = "state/recipe.yaml"
 REPORTS = "reports"
+ATTEMPTS = "state/attempts"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,6 +213,17 @@ class Output:
                 return {}
         return dict(summary)
 
+    def add_attempt(self, run_id: str, told: dict[str, Any]) -> None:
+        """Write down what an attempt of a run has done, whether it was the last one or not."""
+        self.write(f"{ATTEMPTS}/{run_id}-{told['ended'].replace(':', '')}.json", json.dumps(told) + "\n")
+
+    def attempts(self, run_id: str) -> list[dict[str, Any]]:
+        """Of a run, all that have ended with a word, oldest first."""
+        with explained(self.uri, OutputError):
+            folder = join(self.root, ATTEMPTS)
+            names = [name for name in names_in(self.store, folder) if name.startswith(f"{run_id}-")]
+            return [json.loads(self.store.cat_file(join(folder, name))) for name in sorted(names)]
+
     @property
     def _kind(self) -> dict[str, Any]:
         settings = self.settings
@@ -272,7 +285,7 @@ class Output:
                     )
         except ImportError as error:
             kind = settings.table
-            raise OutputError(f"output.table is {kind}, but {error}; pip install 'conservator[{kind}]'") from error
+            raise OutputError(f"output.table is {kind}, but {error}; pip install '.[{kind}]'") from error
         return ManifestTable(self.store, self.data)
 
     def dataset(self, table: Table, run_id: str | None = None) -> pads.Dataset:

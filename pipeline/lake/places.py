@@ -38,7 +38,7 @@ def open_store(uri: str, storage: Options | None = None) -> tuple[fsspec.Abstrac
     try:
         store, path = url_to_fs(uri, **options)
     except (ImportError, TypeError, ValueError) as error:
-        extra = "; pip install 'conservator[s3]'" if uri.startswith("s3") else ""
+        extra = "; pip install '.[s3]'" if uri.startswith("s3") else ""
         raise SourceError(f"cannot open {redacted(uri)}: {without_secrets(str(error))}{extra}") from error
     return store, local_path(uri) if is_local(store) else path
 
@@ -148,6 +148,9 @@ def join(folder: str, *names: str) -> str:
     return posixpath.join(folder, *names)
 
 
+_PASSING = ("Timeout", "Connect", "Endpoint", "Unavailable", "SlowDown", "Throttl", "ServerError")
+
+
 @contextlib.contextmanager
 def explained(uri: str, kind: type[SourceError] | type[OutputError]) -> Iterator[None]:
     """Turns what stores raise into an error that names the place and the remedy."""
@@ -162,4 +165,11 @@ def explained(uri: str, kind: type[SourceError] | type[OutputError]) -> Iterator
         raise
     except Exception as error:  # drivers raise what their libraries do: no credentials, no such host, …
         said = without_secrets(str(error))
-        raise kind(f"cannot use {redacted(uri)}: {type(error).__name__}: {said}") from error
+        later = is_passing(error)
+        raise kind(f"cannot use {redacted(uri)}: {type(error).__name__}: {said}", later) from error
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a store did not answer, which may pass, as far as the names of its library's errors tell."""
+    names = " ".join(one.__name__ for one in type(error).__mro__)
+    return isinstance(error, ConnectionError | TimeoutError) or any(word in names for word in _PASSING)

@@ -76,7 +76,7 @@ def delta_files(uri: str, version: int | str | None, storage: Options) -> Files:
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError
     except ImportError as error:
-        raise SourceError(f"{redacted(uri)} is a Delta table; pip install 'conservator[delta]'") from error
+        raise SourceError(f"{redacted(uri)} is a Delta table; pip install '.[delta]'") from error
     if isinstance(version, str):
         raise SourceError(f"source.version is {version!r}; versions of a Delta table are numbers")
     store, root = open_store(uri, storage)
@@ -126,7 +126,7 @@ def iceberg_files(uri: str, version: int | str | None, catalog: Options, storage
         from pyiceberg.exceptions import NoSuchTableError
         from pyiceberg.table import StaticTable
     except ImportError as error:
-        raise SourceError(f"{redacted(uri)} is an Iceberg table; pip install 'conservator[iceberg]'") from error
+        raise SourceError(f"{redacted(uri)} is an Iceberg table; pip install '.[iceberg]'") from error
     with explained(uri, SourceError):
         if catalog:
             try:

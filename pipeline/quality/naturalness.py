@@ -1,4 +1,4 @@
-"""BRISQUE, by the package of that name (Apache-2.0), which is an extra: pip install 'conservator[brisque]'.
+"""BRISQUE, by the package of that name (Apache-2.0), which is an extra: pip install '.[brisque]'.
 
 Mittal, Moorthy, Bovik: No-reference image quality assessment in the spatial domain, 2012.
 """

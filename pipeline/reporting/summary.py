@@ -69,7 +69,7 @@ class Summary:
     """Megapixels a second of the bare model on tiles in memory, on one actor, measured when it has settled."""
 
     actor_hours: float = 0.0
-    """Hours of restoring actors while rows were on their way,"""
+    """Hours of restoring actors while rows were on their way, in all attempts that ended with a word,"""
     core_hours: float = 0.0
     """and of all cores that were there, in the mean."""
     cost: float | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -117,7 +118,9 @@ def describe(name: str) -> str:
         return _other(name)
     if name.startswith(DIFFUSERS):
         check_other(name)
-        return _told({"kind": "text-to-image pipeline of diffusers", **_files("diffusers", name)})
+        index = json.loads((here("diffusers", name.partition(":")[2]) / "model_index.json").read_text())
+        told = {"kind": "pipeline of diffusers", "name": str(index.get("_class_name", "unknown"))}
+        return _told({**told, **_files("diffusers", name)})
     parts = [entry for entry in entries() if entry.name == name and name not in shipped_models()]
     if parts:
         return "\n\n".join(
@@ -127,6 +130,13 @@ def describe(name: str) -> str:
         encoder = text_encoder(name, ModelConfig().text_tokens, torch.device("cpu"))
         told = {"kind": "text encoder", "name": encoder.name, "features": f"{encoder.width} a token"}
         return _told(told | {"sha256": encoder.digest})
+    folder = Path(local_path(name))
+    if (folder / "config.json").is_file() and "model_type" in (
+        kind := json.loads((folder / "config.json").read_text())
+    ):
+        return _told(
+            {"kind": "model of transformers", "name": str(kind["model_type"]), **_files("transformers", f":{name}")}
+        )
     model, digest = load_any(name)
     lines = [f"{field:<18} {value}" for field, value in dataclasses.asdict(model.config).items() if value is not None]
     parameters = sum(weight.numel() for weight in model.parameters())
@@ -162,7 +172,7 @@ def _minilm() -> Entry:
 
 
 def _missing(extra: str, *packages: str) -> str:
-    return "" if are_installed(*packages) else f"pip install 'conservator[{extra}]'"
+    return "" if are_installed(*packages) else f"pip install '.[{extra}]'"
 
 
 def _other(name: str) -> str:

@@ -253,6 +253,8 @@ def here(kind: str, where: str) -> Path:
         found = local_copy(where)
     except Exception as error:  # a driver that is missing, a scheme unknown, or what a store raises
         raise ModelError(f"no model at {redacted(where)!r} ({said(error)})") from error
+    if kind.startswith("diffusers") and not (found / "model_index.json").is_file():
+        raise ModelError(f"{redacted(where)!r} is no folder with a pipeline of diffusers: it has no model_index.json")
     if kind == "spandrel" and found.suffix.lower() not in WEIGHTS:
         raise ModelError(f"{redacted(where)!r} should be a file of weights: {', '.join(WEIGHTS)}")
     return found

@@ -77,7 +77,11 @@ def shape_of(config: str) -> ModelConfig | GeneratorConfig:
     Raises:
         ValueError: as `Stored.from_json`.
     """
-    return (ModelConfig if _task(config) == "restore" else GeneratorConfig).from_json(config)
+    kinds: dict[str, type[ModelConfig | GeneratorConfig]] = {"restore": ModelConfig, "generate": GeneratorConfig}
+    task = _task(config)
+    if task not in kinds:
+        raise ValueError(f"it was made to {task}, which this version does not know")
+    return kinds[task].from_json(config)
 
 
 def _restoring(config: str) -> CompactModel:
@@ -111,7 +115,15 @@ def _loaded(place: str | Path, task: str | None, build: Callable[[str], Network]
         model = build(text)
         tensors: dict[str, Tensor] = load(content["model.safetensors"])
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    except (ValueError, TypeError, AttributeError, KeyError, SafetensorError, RuntimeError) as error:
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        ArithmeticError,
+        SafetensorError,
+        RuntimeError,
+    ) as error:
         raise ModelError(f"the model at {root!r} cannot be loaded: {error}") from error
     return model, hashlib.sha256(content["model.safetensors"]).hexdigest()
 

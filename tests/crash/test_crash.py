@@ -26,6 +26,7 @@ import pytest
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
+from pipeline.errors import TRY_LATER
 from pipeline.lake.decisions import Decisions, Reviewed
 from tests.conftest import ROOT, encoded, noise
 from tests.crash.killer import POINTS
@@ -285,9 +286,9 @@ def test_two_runs_at_once_one_works_and_the_other_names_it(archive: Archive) -> 
     options = archive.options("delta", "two")
     first, second = archive.start("jobs.restore", *options), archive.start("jobs.restore", *options)
     logs = ["".join(process.communicate(timeout=300)) for process in (first, second)]
-    assert sorted((first.returncode, second.returncode)) == [2, 3], logs
-    loser = logs[0] if first.returncode == 2 else logs[1]
-    winner = first if second.returncode == 2 else second
+    assert sorted((first.returncode, second.returncode)) == [3, TRY_LATER], logs
+    loser = logs[0] if first.returncode == TRY_LATER else logs[1]
+    winner = first if second.returncode == TRY_LATER else second
     assert "is writing to this output" in loser and f"process {winner.pid}" in loser
     archive.check("delta", "two")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import json
 import os
 import re
 import signal
@@ -349,6 +350,8 @@ def test_a_run_ends_at_its_deadline_or_budget_and_the_next_goes_on(
     assert said in done.stderr and "Traceback" not in done.stderr
     summary = flow.restore(prepare(recipe_of(tmp_path, "output.file_mb=1")))
     assert ids(tmp_path) == [f"{part:02d}" for part in range(16)] and summary.rows == 16
+    attempts = [json.loads(path.read_text()) for path in (tmp_path / "out/state/attempts").iterdir()]
+    assert len(attempts) == 2 and summary.actor_hours == pytest.approx(sum(one["actor_hours"] for one in attempts))
 
 
 @pytest.mark.parametrize("words", [["--deadline", "soon"], ["--deadline", "0h"], ["--max-megapixels", "0"]])

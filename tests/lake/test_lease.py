@@ -9,7 +9,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipeline.errors import OutputError, RunError
+from pipeline.errors import TRY_LATER, OutputError, RunError
 from pipeline.lake.lease import Lease
 
 STORE = fsspec.filesystem("file")
@@ -33,9 +33,10 @@ def held_by_another_machine(folder: Path, age: float, **changes: object) -> Path
 def test_the_second_run_is_told_who_holds_the_output(tmp_path: Path) -> None:
     with (
         lease(tmp_path),
-        pytest.raises(OutputError, match=rf"run first \(process {os.getpid()} on .* expires in \d+ s"),
+        pytest.raises(OutputError, match=rf"run first \(process {os.getpid()} on .* expires in \d+ s") as told,
     ):
         lease(tmp_path, "second").__enter__()
+    assert told.value.exit_code == TRY_LATER
 
 
 def test_a_lease_that_was_given_back_is_free(tmp_path: Path) -> None:

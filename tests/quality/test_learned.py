@@ -130,7 +130,7 @@ def test_a_folder_without_clip_is_refused(tmp_path: Path) -> None:
 
 
 def test_brisque_tells_noise_from_none(photo: np.ndarray) -> None:
-    pytest.importorskip("brisque", reason="pip install 'conservator[brisque]'")
+    pytest.importorskip("brisque", reason="pip install '.[brisque]'")
     scorer = Scorer(CPU, Scoring(brisque=True))
     clean, worse, flat, small = scorer.blind(
         [photo, noisy(photo), np.full((64, 64, 3), 90, np.uint8), photo[:20, :20]], [None] * 4
@@ -168,7 +168,7 @@ def test_captions_tell_of_faces_and_text(caption: str | None, kinds: set[str]) -
 
 
 def test_text_is_found_where_it_is() -> None:
-    pytest.importorskip("rapidocr", reason="pip install 'conservator[text]'")
+    pytest.importorskip("rapidocr", reason="pip install '.[text]'")
     picture = Image.new("RGB", (1000, 700), (210, 200, 180))
     ImageDraw.Draw(picture).text((100, 200), "Paris 1889 Exposition", (20, 20, 20), ImageFont.load_default(60))
     found = SubjectFinder(find_text=True)(np.asarray(picture), None)
