@@ -200,4 +200,5 @@ class CompactModel(nn.Module):
 def _rebuilt(config: ModelConfig, weights: dict[str, Tensor], training: bool) -> CompactModel:
     model = CompactModel(config)
     model.load_state_dict(weights)
-    return model.train(training)
+    rebuilt: CompactModel = model.train(training).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return rebuilt  # as it runs: other layouts round otherwise
