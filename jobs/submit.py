@@ -116,7 +116,7 @@ def _explained(address: str | None) -> Iterator[None]:
     """
     from ray.exceptions import AuthenticationError
 
-    where = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "this machine"
+    where = _address(address) or "this machine"
     try:
         yield
     except AuthenticationError as error:
@@ -134,6 +134,10 @@ def _explained(address: str | None) -> Iterator[None]:
         raise RecipeError(f"the cluster at {where} did not take the job: {_said(error)}") from error
 
 
+def _address(given: str | None) -> str | None:
+    return given or os.environ.get("RAY_API_SERVER_ADDRESS")
+
+
 def _said(error: BaseException) -> str:
     return str(error)[:300]
 
@@ -142,7 +146,7 @@ def _client(address: str | None) -> JobSubmissionClient:
     """The cluster's job API; its token, where it wants one, is found as Ray finds it."""
     from ray.job_submission import JobSubmissionClient
 
-    where = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    where = _address(address)
     if where is not None and not where.startswith(("http://", "https://")):
         raise RecipeError(f"{where!r} is no address of a job API; give --address http://HEAD:8265")
     with _explained(address):

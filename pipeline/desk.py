@@ -27,7 +27,7 @@ class Counter:
     """Counts the rows that the tasks say are done. A task that is repeated counts again: this is for show only."""
 
     def __init__(self) -> None:
-        self._rows, self._megapixels = 0, 0.0
+        self._megapixels = 0.0
         self._first: tuple[float, float] | None = None
         self._last = 0.0
         self._speeds: list[float] = []
@@ -43,7 +43,6 @@ class Counter:
 
     def add(self, statuses: dict[str, int], megapixels: float) -> None:
         """So many rows are done, by status, and so many megapixels."""
-        self._rows += sum(statuses.values())
         self._statuses.update(statuses)
         self._megapixels += megapixels
         self._last = time.time()
@@ -55,7 +54,7 @@ class Counter:
             return Done()
         first_at, begun = self._first
         seconds = self._last - first_at
-        return Done(self._rows, self._megapixels, first_at, (self._megapixels - begun) / seconds if seconds else None)
+        return Done(self.rows(), self._megapixels, first_at, (self._megapixels - begun) / seconds if seconds else None)
 
     def statuses(self) -> dict[str, int]:
         """How many rows are done, by status."""
@@ -63,7 +62,7 @@ class Counter:
 
     def rows(self) -> int:
         """How many are done."""
-        return self._rows
+        return self._statuses.total()
 
 
 class Flag:

@@ -85,12 +85,12 @@ class Piece:
             # No whole row group at once: those of other writers may be larger than memory.
             parquet = pq.ParquetFile(opened, pre_buffer=False, buffer_size=BUFFER)
             for table in self.file.read(parquet, self.groups, columns, rows):
-                if not self.wanted[start:].any():
-                    return
                 numbers = np.flatnonzero(self.wanted[start : start + table.num_rows])
                 if len(numbers):
                     yield self._table(table.take(pa.array(numbers)), numbers + self.first + start)
                 start += table.num_rows
+                if not self.wanted[start:].any():  # what is left need not be read
+                    return
 
     def split(self, rows: int) -> tuple[Piece, Piece]:
         """The first so many of its rows, and the others."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -118,9 +119,10 @@ def describe(name: str) -> str:
         return _other(name)
     if name.startswith(DIFFUSERS):
         check_other(name)
-        index = json.loads((here("diffusers", name.partition(":")[2]) / "model_index.json").read_text())
+        found = here("diffusers", name.removeprefix(DIFFUSERS))
+        index = json.loads((found / "model_index.json").read_text())
         told = {"kind": "pipeline of diffusers", "name": str(index.get("_class_name", "unknown"))}
-        return _told({**told, **_files("diffusers", name)})
+        return _told(told | _files(found))
     parts = [entry for entry in entries() if entry.name == name and name not in shipped_models()]
     if parts:
         return "\n\n".join(
@@ -131,12 +133,11 @@ def describe(name: str) -> str:
         told = {"kind": "text encoder", "name": encoder.name, "features": f"{encoder.width} a token"}
         return _told(told | {"sha256": encoder.digest})
     folder = Path(local_path(name))
-    if (folder / "config.json").is_file() and "model_type" in (
-        kind := json.loads((folder / "config.json").read_text())
-    ):
-        return _told(
-            {"kind": "model of transformers", "name": str(kind["model_type"]), **_files("transformers", f":{name}")}
-        )
+    config: dict[str, object] = {}
+    with contextlib.suppress(OSError, ValueError):  # of which loading it tells
+        config = json.loads((folder / "config.json").read_text())
+    if "model_type" in config:  # ours have none
+        return _told({"kind": "model of transformers", "name": str(config["model_type"])} | _files(folder))
     model, digest = load_any(name)
     lines = [f"{field:<18} {value}" for field, value in dataclasses.asdict(model.config).items() if value is not None]
     parameters = sum(weight.numel() for weight in model.parameters())
@@ -176,9 +177,9 @@ def _missing(extra: str, *packages: str) -> str:
 
 
 def _other(name: str) -> str:
-    kind = name.partition(":")[0]
+    kind, _, where = name.partition(":")
     model = other_model(name, torch.device("cpu"))
-    told = {"name": model.name, "sha256": model.digest, **_files(kind, name)}
+    told = {"name": model.name, "sha256": model.digest} | _files(here(kind, where))
     if model.license != "unknown":
         told["license"] = model.license
     told["enlarges"] = f"{model.scale} times" if model.scale > 1 else "no"
@@ -194,14 +195,12 @@ def _other(name: str) -> str:
     return _told(told)
 
 
-def _files(kind: str, name: str) -> dict[str, str]:
-    """Size and licence, as far as the files tell."""
-    found = here(kind, name.partition(":")[2])
+def _files(found: Path) -> dict[str, str]:
+    """Size and licence of a file or folder, as far as it tells."""
     weights = [found] if found.is_file() else [*found.rglob("*.safetensors")]
-    folder = found.parent if found.is_file() else found
     told = {"size": f"{sum(file.stat().st_size for file in weights) / 1e6:.1f} MB", "license": "unknown"}
-    card = folder / "README.md"
-    if found.is_dir() and card.is_file():
+    card = found / "README.md"
+    if card.is_file():
         named = re.search(r"^license:[ \t]*(\S+)", card.read_text(errors="replace"), re.MULTILINE)
         told["license"] = named[1] if named else told["license"]
     return told

@@ -77,6 +77,15 @@ def swin2sr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def covered(photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A picture with a black part, and the mask of that."""
+    mask = np.zeros(photo.shape[:2], bool)
+    mask[40:90, 30:120] = True
+    hidden = photo.copy()
+    hidden[mask] = 0
+    return hidden, mask
+
+
 def verdict(request: Request, chain: Chain) -> tuple[str, dict[str, float | None]]:
     result = chain.restore_batch([request])[0]
     (found,) = Appraiser(Recipe(), CPU)([Case(before=request.pixels, result=result)])
@@ -228,10 +237,7 @@ def test_what_cannot_be_loaded_is_named(swin2sr: Path, tmp_path: Path) -> None:
 def test_what_a_mask_asks_for_is_done_ahead_of_the_others_even_if_the_rest_is_undamaged(
     judge: Restorer, photo: np.ndarray
 ) -> None:
-    mask = np.zeros(photo.shape[:2], bool)
-    mask[40:90, 30:120] = True
-    hidden = photo.copy()
-    hidden[mask] = 0
+    hidden, mask = covered(photo)
     step = Fixed(as_floats(photo))
     Chain(judge, [step], True, undamaged_above=0.0).restore_batch([Request(hidden, mask=mask)])
     assert not np.array_equal(step.picture[mask], hidden[mask])
@@ -255,10 +261,7 @@ def test_a_grey_picture_gets_its_colours_whoever_restores_it(judge: Restorer, ph
 def test_without_a_model_that_fills_compact_fills_what_a_mask_covers_and_is_named(
     judge: Restorer, photo: np.ndarray
 ) -> None:
-    mask = np.zeros(photo.shape[:2], bool)
-    mask[40:90, 30:120] = True
-    hidden = photo.copy()
-    hidden[mask] = 0
+    hidden, mask = covered(photo)
     result = Chain(judge, [Blur()], False).restore_batch([Request(hidden, mask=mask)])[0]
     assert result.helper == judge.name and not result.repaired and result.damage.missing == pytest.approx(mask.mean())
     filled, hole = (np.square(one[mask] / 255.0 - photo[mask] / 255.0).mean() for one in (result.pixels, hidden))
