@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from pipeline.cluster import Pool
 from pipeline.lake.fetch import UriReader
 from pipeline.lake.images import ImageWriter
 from pipeline.metrics import ActorMeter
@@ -43,12 +44,12 @@ class RestoreSettings(NamedTuple):
 class Restore:
     """What an actor of the cluster holds."""
 
-    def __init__(self, settings: RestoreSettings, device: str, desk: Any = None) -> None:
+    def __init__(self, settings: RestoreSettings, pool: Pool, desk: Any = None) -> None:
         """`desk`: see `workers.Decode`."""
         tell_logs(settings.run_id, "restore")
         recipe = settings.recipe
-        threads, publish = recipe.resources.threads, settings.images.file
-        self._stage = RestoreStage(recipe, device, threads, settings.decisions, settings.readers, publish)
+        decisions, readers, publish = settings.decisions, settings.readers, settings.images.file
+        self._stage = RestoreStage(recipe, pool.device, (pool.threads, pool.cores), decisions, readers, publish)
         self._desk, self._calls = desk, 0
         self._meter = ActorMeter("restore")
         self._guard = guard_of(desk, "restore", recipe, self._stage.failed)

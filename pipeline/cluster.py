@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -67,22 +67,69 @@ def _check_address(address: str) -> None:
             ) from error
 
 
-def device_of(recipe: Recipe) -> tuple[str, int]:
-    """Where the model runs, and how many actors do."""
+ACTOR_CPUS = 0.4
+"""What Ray reserves for a restoring actor on CPUs, so that tasks find room beside one actor a core."""
+ACTOR_MB = 4000
+"""Memory of a machine for each of them: what their libraries and models take, and one of the largest images."""
+
+
+class Pool(NamedTuple):
+    """The restoring actors of a run."""
+
+    device: str
+    """Where they run the model: `cpu` or `cuda`."""
+    actors: int
+    threads: int
+    """CPU threads of each, where there is no GPU,"""
+    cores: int
+    """and what it may have for an image so large that it is restored in bands: the cores of a machine."""
+
+    def at_most(self, actors: int) -> Pool:
+        """The same with no more actors than this: others would have nothing to do."""
+        return self._replace(actors=min(self.actors, actors))
+
+    @property
+    def demands(self) -> dict[str, float]:
+        """What Ray reserves for each."""
+        return {"num_cpus": 1, "num_gpus": 1} if self.device == "cuda" else {"num_cpus": ACTOR_CPUS, "num_gpus": 0}
+
+
+def pool_of(recipe: Recipe) -> Pool:
+    """The actors that a run may have of the cluster.
+
+    On CPUs one a core with a single thread: threads of one actor wait for each other, in every layer, whenever
+    anything else needs a core. Models of others may be large, and have one actor a machine.
+
+    Raises:
+        RecipeError: there is no GPU, or there are not as many CPUs as this takes.
+    """
     wanted, actors = recipe.restoration.device, recipe.resources.actors
     gpus = int(ray.cluster_resources().get("GPU", 0))
     cpus = ray.cluster_resources().get("CPU", 0)
     if wanted == "cuda" and not gpus and not os.environ.get("RAY_ADDRESS"):
         raise RecipeError("restoration.device is cuda, but this machine has no GPU; use auto or cpu")
     if wanted == "cuda" or (wanted == "auto" and gpus):  # a cluster may start its GPU machines when they are asked for
-        return "cuda", actors or max(gpus, 1)
-    actors = actors or len([node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")])
-    if actors + 2 * recipe.resources.task_cpus > cpus and not os.environ.get("RAY_ADDRESS"):
+        return Pool("cuda", actors or max(gpus, 1), 0, 0)
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    machines = [(int(has["CPU"]), has.get("memory", 0) / 1e6) for has in resources]
+    actors = actors or sum(_actors_on(*machine, recipe) for machine in machines) or 1
+    taken, task_cpus = actors * ACTOR_CPUS, recipe.resources.task_cpus
+    if taken + 2 * task_cpus > cpus and not os.environ.get("RAY_ADDRESS"):
         raise RecipeError(
-            f"resources.actors ({actors}) and twice resources.task_cpus ({recipe.resources.task_cpus:g}) are more than "
-            f"the {cpus:g} CPUs; set one of them lower"
+            f"resources.actors ({actors}, of {ACTOR_CPUS} CPUs) and twice resources.task_cpus ({task_cpus:g}) are more "
+            f"than the {cpus:g} CPUs; set one of them lower"
         )
-    return "cpu", max(actors, 1)
+    largest = max((cores for cores, _ in machines), default=1)
+    threads = recipe.resources.threads or max(1, min(largest, int(cpus // actors)))
+    return Pool("cpu", actors, threads, max(threads, largest))
+
+
+def _actors_on(cores: int, memory_mb: float, recipe: Recipe) -> int:
+    from pipeline.restoration.others import is_other  # imports torch, which the start of Ray does not wait for
+
+    if any(is_other(name) for name in recipe.restoration.models):
+        return 1
+    return max(1, min(cores, int(memory_mb // ACTOR_MB)))
 
 
 @contextlib.contextmanager

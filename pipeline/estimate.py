@@ -105,7 +105,7 @@ def estimate(run: Run) -> Estimate:
     if not parts:
         return Estimate(run, device)
     began = time.perf_counter()
-    restore = RestoreStage(run.recipe, device, run.recipe.resources.threads)
+    restore = RestoreStage(run.recipe, device)
     encode = EncodeStage(run.recipe, run.run_id)
     start = time.perf_counter() - began
     count, area, seconds = 0, 0.0, [0.0, 0.0, 0.0]

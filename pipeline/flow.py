@@ -20,7 +20,7 @@ import ray.exceptions
 from ray.data.checkpoint import CheckpointConfig
 
 from pipeline.actors import Restore, RestoreSettings
-from pipeline.cluster import beside_driver, device_of
+from pipeline.cluster import beside_driver, pool_of
 from pipeline.desk import Desk
 from pipeline.drain import Drain
 from pipeline.errors import ConservatorError, Interrupted, OutputError, RunError, Stopped
@@ -65,9 +65,8 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
     started = time.monotonic()
     drain = drain or Drain(0)
     recipe, output, turn = run.recipe, run.output, run.turn
-    actors = 0
     if run.source.files and not run.decided_in:
-        _, actors = device_of(recipe)  # or there is none, before anything is written
+        pool_of(recipe)  # or there is none, before anything is written
     # the desk takes a second to start, in which the rest is looked at
     with beside_driver(Desk) as desk, output.lease(run.run_id) as lease:
         if output.run() != run.before:
@@ -98,7 +97,7 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
                 with Interval(committer, None if turn.replaces else 60 * recipe.output.commit_minutes), meter:
                     ended = _write(run, parts, staging.folder, drain, tally)
             finally:
-                _tell_attempt(run, actors, tally, meter.cores)
+                _tell_attempt(run, tally, meter.cores)
             lease.check()
         if ended and turn.replaces:
             raise _ended(drain, f"run {run.run_id} replaces the table when all of its rows are done: run again")
@@ -152,10 +151,11 @@ def _recovered(run: Run, table: Table, lease: Lease, retry: Retry | None) -> tup
     return run, committer
 
 
-def _tell_attempt(run: Run, actors: int, tally: Tally, cores: float) -> None:
+def _tell_attempt(run: Run, tally: Tally, cores: float) -> None:
     """Write down what this attempt has done and cost; the run may take several."""
     hours = tally.seconds / 3600
     told = {"ended": _now(), "seconds": tally.seconds, "rows": tally.done.rows, "megapixels": tally.done.megapixels}
+    actors = tally.pool.actors if tally.pool else 0
     told |= {"actor_hours": hours * actors, "core_hours": hours * cores if actors else 0.0}
     try:
         run.output.add_attempt(run.run_id, told)
@@ -165,8 +165,8 @@ def _tell_attempt(run: Run, actors: int, tally: Tally, cores: float) -> None:
 
 def _tell(summary: Summary, run: Run, parts: Sequence[Part], tally: Tally) -> None:
     """Add to a summary what the table does not tell."""
-    if parts and not run.decided_in:
-        summary.device, summary.actors = device_of(run.recipe)
+    if tally.pool:
+        summary.device, summary.actors = tally.pool.device, tally.pool.actors
     summary.flow_seconds, summary.bare_speed = tally.seconds, tally.bare_speed
     summary.flow_rows, summary.flow_megapixels = tally.done.rows, tally.done.megapixels
     summary.steady_speed = tally.done.steady_speed
@@ -303,24 +303,27 @@ def compose(
         context.target_max_block_size = resources.block_bytes("cpu")
         edits = Rows(run.source.store, parts, run.columns, Decide(run), stopped)
         return ray.data.read_datasource(edits, num_cpus=resources.task_cpus, override_num_blocks=edits.tasks)
-    device, actors = device_of(recipe)
-    context.target_max_block_size = resources.block_bytes(device)  # else small blocks are put together again
+    pool = pool_of(recipe)
+    context.target_max_block_size = resources.block_bytes(pool.device)  # else small blocks are put together again
     publish = run.output.image_writer(run.turn.generation) if recipe.output.images == "files" else None
     stage = EncodeStage(recipe, run.run_id, publish, run.credentials())
     folders = dict(partitions(recipe.output.partition_by, recipe.output.table))
     desk = tally.desk if tally else None
     at_once = int(2 * ray.cluster_resources().get("CPU", 0))
-    rows = Rows(run.source.store, parts, run.columns, Decode(run, device, desk), stopped, at_once)
+    rows = Rows(run.source.store, parts, run.columns, Decode(run, pool.device, desk), stopped, at_once)
+    pool = pool.at_most(rows.tasks)
+    if tally:
+        tally.pool = pool
     flow: ray.data.Dataset = (
         ray.data.read_datasource(rows, num_cpus=resources.task_cpus, override_num_blocks=rows.tasks)
         .map_batches_internal(  # a whole block at a time, which `map_batches` does not do on GPUs
             Restore,
-            fn_constructor_args=(RestoreSettings.of(run), device, desk),
-            compute=ray.data.ActorPoolStrategy(size=actors),
+            fn_constructor_args=(RestoreSettings.of(run), pool, desk),
+            compute=ray.data.ActorPoolStrategy(size=pool.actors),
             batch_format="pyarrow",
-            num_cpus=1,
-            num_gpus=1 if device == "cuda" else 0,
             udf_modifying_row_count=False,
+            scheduling_strategy="SPREAD",  # what differs from the readers' is not fused with them
+            **pool.demands,
         )
         .map_batches(
             encode,

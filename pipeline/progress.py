@@ -13,6 +13,7 @@ import ray
 import ray.data
 import ray.exceptions
 
+from pipeline.cluster import Pool
 from pipeline.desk import Done
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ class Tally:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._started = time.monotonic()
+        self.pool: Pool | None = None
+        """The restoring actors, once there are some."""
         self.seconds = 0.0
         """That the block took."""
         self.bare_speed: float | None = None

@@ -333,9 +333,10 @@ class Resources(_Section):
     """What a run may take of the cluster."""
 
     actors: int = Field(default=0, ge=0)
-    """Restoring actors; 0: one a GPU, or one a machine of CPUs, of those that run at the start."""
+    """Restoring actors; 0: one a GPU of those that are there at the start, or without GPUs one a core, if the machine
+    has 4 GB of memory for each; with models of others one a machine."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads of a restoring actor without a GPU; 0: all cores of a machine."""
+    """CPU threads of a restoring actor without a GPU; 0: as many as there are cores for each."""
     decoder_mb: int | None = Field(default=None, ge=64)
     """Memory that a run of the decoder may take, in MB, about: how many tiles run together is measured within it. None:
     half of a GPU's free memory; on a CPU, which is as fast with few, as little as it takes. Where it proves too much,

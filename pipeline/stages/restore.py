@@ -46,7 +46,7 @@ class RestoreStage:
         self,
         recipe: Recipe,
         device: str,
-        threads: int = 0,
+        threads: tuple[int, int] | None = None,
         decisions: Mapping[str, Decision] | None = None,
         readers: Mapping[str, Reader] | None = None,
         publish: Publish | None = None,
@@ -56,7 +56,8 @@ class RestoreStage:
         Args:
             recipe: model, tiles, rules.
             device: `cpu` or `cuda`.
-            threads: CPU threads if there is no GPU; 0: all cores that this process may use.
+            threads: CPU threads if there is no GPU, and those for an image that is restored in bands. None: of all
+                cores that this process may use.
             decisions: what persons have decided, by `result_id`.
             readers: how files of large images are opened, by the place in the source below which their rows lie.
             publish: where results of large images go; without it they fail.
@@ -65,8 +66,9 @@ class RestoreStage:
             ModelError: there is none, or it cannot be loaded.
             RecipeError: a package that scores need is missing.
         """
-        if device == "cpu":
-            torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        self._threads = threads or (len(os.sched_getaffinity(0)),) * 2 if device == "cpu" else None
+        if self._threads:
+            torch.set_num_threads(self._threads[0])
         options = recipe.restoration
         self._recipe = recipe
         self._restorer = load_restorer(
@@ -229,10 +231,15 @@ class RestoreStage:
             return failure("restore", PermanentRowError("images this large have to be written beside a table"))
         request = self._asked(cell, np.zeros((1, 1, 3), np.uint8), None)
         result_id = self._result_id(cell)
+        if self._threads:
+            torch.set_num_threads(self._threads[1])  # else the run may end with one core at work, for hours
         try:
             answer = self._large(cell, request, self._decisions.get(result_id), self._made_by)
         except Exception as error:  # one image's surprise must not cost the others
             return _surprise(error)
+        finally:
+            if self._threads:
+                torch.set_num_threads(self._threads[0])
         return answer | {"result_id": result_id}
 
     def _appraise(self, cases: Sequence[Case]) -> list[Verdict]:

@@ -21,6 +21,7 @@ from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 
 from jobs.cli import main
 from pipeline import flow
+from pipeline.cluster import Pool
 from pipeline.errors import ConservatorError, ModelError, RecipeError, SourceError
 from pipeline.estimate import estimate
 from pipeline.lake.reader import plan_parts
@@ -143,7 +144,7 @@ def test_decoding_does_not_run_inside_the_restoring_actor(write_table: Write, tm
 def test_the_flow_can_be_composed_for_gpus(write_table: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_table([{"id": "a", "image": encoded(noise(40, 40))}])
     run = prepare(recipe_of(tmp_path / "source", tmp_path / "out"))
-    monkeypatch.setattr(flow, "device_of", lambda recipe: ("cuda", 2))
+    monkeypatch.setattr(flow, "pool_of", lambda recipe: Pool("cuda", 2, 0, 0))
     (restore,) = [
         operator
         for operator in flow.compose(run, plan_parts(run.source.files, {}, {}))._logical_plan.dag.post_order_iter()
