@@ -78,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     run = prepare(recipe, arguments.fresh, arguments.retry_failed, found)
     if arguments.dry_run:
+        start_ray(recipe)
         return _dry_run(run)
     logs.configure(run_id=run.run_id)
     code = _restore(run, arguments.retry_failed, drain)
@@ -133,9 +134,16 @@ def _carry_out_decisions(recipe: Recipe, run: Run) -> int:
 
 
 def _dry_run(run: Run) -> int:
+    from pipeline.errors import OutputError
     from pipeline.estimate import estimate
 
-    print(estimate(run).as_text())
+    found = estimate(run)
+    print(found.as_text())
+    if found.sampled:
+        try:
+            run.output.keep_estimate(found.as_dict())
+        except OutputError as error:  # then reports do without
+            log.warning("the estimate could not be kept: %s", error)
     return OK
 
 

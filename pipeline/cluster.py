@@ -132,6 +132,12 @@ def _actors_on(cores: int, memory_mb: float, recipe: Recipe) -> int:
     return max(1, min(cores, int(memory_mb // ACTOR_MB)))
 
 
+def cause_of(error: BaseException) -> BaseException:
+    """What lies at the bottom of an error that came through Ray."""
+    deeper = getattr(error, "cause", None) or error.__cause__
+    return cause_of(deeper) if isinstance(deeper, BaseException) else error
+
+
 @contextlib.contextmanager
 def beside_driver(kind: type) -> Iterator[Any]:
     """An actor of this class, without a CPU, that is lost with no other machine than the driver's; for a block."""

@@ -20,7 +20,7 @@ import ray.exceptions
 from ray.data.checkpoint import CheckpointConfig
 
 from pipeline.actors import Restore, RestoreSettings
-from pipeline.cluster import beside_driver, pool_of
+from pipeline.cluster import beside_driver, cause_of, pool_of
 from pipeline.desk import Desk
 from pipeline.drain import Drain
 from pipeline.errors import ConservatorError, Interrupted, OutputError, RunError, Stopped
@@ -176,6 +176,10 @@ def _tell(summary: Summary, run: Run, parts: Sequence[Part], tally: Tally) -> No
         summary.core_hours = sum(one["core_hours"] for one in attempts)
         summary.cost = prices.cost(summary.actor_hours, summary.core_hours)
         summary.currency = "" if summary.cost is None else prices.currency
+        if told := run.output.estimate(run.recipe.digest(), summary.device):
+            hours = [told[f"{name}_hours_a_row"] * summary.rows for name in ("actor", "core")]
+            summary.estimate = {"made": told["made"], "actor_hours": hours[0], "core_hours": hours[1]}
+            summary.estimate["cost"] = prices.cost(*hours)
     summary.files_read = len({path for part in parts for path in part.paths})
     summary.bytes_read = sum(part.size for part in parts)
     summary.duplicate_ids = run.duplicates.count if run.duplicates else 0
@@ -268,7 +272,7 @@ def _write(run: Run, parts: Sequence[Part], checkpoint: str, drain: Drain, tally
                 ray_remote_args={"num_cpus": run.recipe.resources.task_cpus},
             )
     except ray.exceptions.RayError as error:
-        cause = _cause(error)
+        cause = cause_of(error)
         if isinstance(cause, ConservatorError):
             raise cause from error
         if isinstance(cause, OSError):
@@ -282,12 +286,6 @@ def _write(run: Run, parts: Sequence[Part], checkpoint: str, drain: Drain, tally
     finally:
         context.checkpoint_config = None
     return drain.requested
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What lies at the bottom of an error that came through Ray."""
-    deeper = getattr(error, "cause", None) or error.__cause__
-    return _cause(deeper) if isinstance(deeper, BaseException) else error
 
 
 def compose(

@@ -6,6 +6,7 @@ reports/RUN/           summary and report of each run; those of the last beside 
 state/run.json         the last run: its id, recipe, generation, and whether it is finished
 state/recipe.yaml      its recipe
 state/attempts/        what the attempts of runs have done and cost
+state/estimate.json    what the last `--dry-run` has found, for reports to tell beside it
 state/lease/           who may write
 images/0001/           restored images, if they are not in the table
 state/ledger/0001/     input files that are finished, by generation of the table
@@ -52,6 +53,7 @@ RUN = "state/run.json"
 RECIPE = "state/recipe.yaml"
 REPORTS = "reports"
 ATTEMPTS = "state/attempts"
+ESTIMATE = "state/estimate.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,6 +225,19 @@ class Output:
             folder = join(self.root, ATTEMPTS)
             names = [name for name in names_in(self.store, folder) if name.startswith(f"{run_id}-")]
             return [json.loads(self.store.cat_file(join(folder, name))) for name in sorted(names)]
+
+    def keep_estimate(self, told: dict[str, Any]) -> None:
+        """Write down what a run is expected to take."""
+        self.write(ESTIMATE, json.dumps(told, indent=2) + "\n")
+
+    def estimate(self, recipe_digest: str, device: str) -> dict[str, Any] | None:
+        """What was expected of runs with this recipe on such a device; None: nothing."""
+        with explained(self.uri, OutputError):
+            try:
+                told: dict[str, Any] = json.loads(self.store.cat_file(join(self.root, ESTIMATE)))
+            except (FileNotFoundError, json.JSONDecodeError):
+                return None
+        return told if (told.get("recipe_digest"), told.get("device")) == (recipe_digest, device) else None
 
     @property
     def _kind(self) -> dict[str, Any]:

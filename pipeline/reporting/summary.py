@@ -76,6 +76,8 @@ class Summary:
     """Of these, by the recipe's prices."""
     currency: str = ""
     """Of the cost."""
+    estimate: dict[str, Any] | None = None
+    """What `--dry-run` had expected of as many rows: `actor_hours`, `core_hours`, `cost`, and when it was `made`."""
 
     @property
     def measured(self) -> dict[str, Any]:
@@ -83,7 +85,7 @@ class Summary:
         names = (
             *("seconds", "flow_seconds", "flow_rows", "flow_megapixels", "files_read", "bytes_read", "duplicate_ids"),
             *("first_seconds", "first_at", "steady_speed", "actors", "device", "bare_speed"),
-            *("actor_hours", "core_hours", "cost", "currency"),
+            *("actor_hours", "core_hours", "cost", "currency", "estimate"),
         )
         return {name: getattr(self, name) for name in names}
 
@@ -162,8 +164,13 @@ def as_lines(summary: Summary) -> list[tuple[str, str]]:
         lines.append(("speed", speed_line(summary)))
     if summary.actor_hours:
         lines.append(("hours of actors / of cores", f"{summary.actor_hours:.3g} / {summary.core_hours:.3g}"))
+        if told := summary.estimate:
+            hours = f"{told['actor_hours']:.3g} / {told['core_hours']:.3g}"
+            lines.append((f"  as estimated {told['made'][:10]}", hours))
     if summary.cost is not None:
         lines.append(("cost", f"{summary.cost:.2f} {summary.currency}"))
+        if summary.estimate and summary.estimate["cost"] is not None:
+            lines.append(("  as estimated", f"{summary.estimate['cost']:.2f} {summary.currency}"))
     return lines
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -324,7 +325,8 @@ def test_an_estimate_is_made_of_rows_from_all_over_the_source(write_table: Write
     found = estimate(run)
     assert found.sampled == 24 and found.megapixels == pytest.approx((40**2 + 120**2) / 2 / 1e6)
     assert min(found.start, found.decode, found.restore, found.encode) > 0
-    assert found.seconds > found.flow_seconds > 120 * found.restore
+    assert found.seconds > found.flow_seconds > 120 * found.restore / found.pool.actors
+    assert found.actor_hours == pytest.approx(found.flow_seconds * found.pool.actors / 3600)
     assert " EUR" in found.as_text() and "hours of cores" in found.as_text()
 
 
@@ -338,14 +340,42 @@ def test_a_run_tells_what_it_cost(write_table: Write, tmp_path: Path) -> None:
     assert told["cost"] == summary.cost and told["currency"] == "CHF"
 
 
-def test_a_dry_run_shows_the_plan_and_writes_nothing(
+def test_a_dry_run_shows_the_plan_and_writes_its_estimate_alone(
     write_table: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_table([{"id": f"{n}", "image": encoded(noise(60, 60, n))} for n in range(5)])
     assert main(["restore", "--source", str(path), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "5 rows of 1 files" in shown and "estimate" in shown and "seconds" in shown
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["estimate.json"]
+
+
+def test_a_report_tells_what_was_estimated_beside_what_it_took(
+    write_table: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_table([{"id": f"{n}", "image": encoded(noise(60, 60, n))} for n in range(5)])
+    prices = ["--set", "resources.prices.core_hour=1000"]
+    job = ["restore", "--source", str(path), "--output", str(tmp_path / "out"), *prices]
+    assert main([*job, "--dry-run"]) == 0
+    told = json.loads((tmp_path / "out/state/estimate.json").read_text())
+    assert main([*job, "--limit", "3"]) == 0
+    assert "as estimated" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["estimate"]["core_hours"] == pytest.approx(3 * told["core_hours_a_row"])
+    assert summary["estimate"]["cost"] == pytest.approx(3000 * told["core_hours_a_row"])
+    assert "as estimated" in (tmp_path / "out/report.html").read_text()
+    # what another recipe would have taken is not told
+    assert main([*job, "--set", "gate.clean_above=0.9", "--fresh"]) == 0
+    assert json.loads((tmp_path / "out/summary.json").read_text())["estimate"] is None
+
+
+def test_an_estimate_without_its_model_is_refused(write_table: Write, tmp_path: Path) -> None:
+    write_table([{"id": "a", "image": encoded(noise(40, 40))}])
+    run = prepare(recipe_of(tmp_path / "source", tmp_path / "out"))
+    gone = dataclasses.replace(run, recipe=run.recipe.model_copy(deep=True))
+    gone.recipe.restoration.__dict__["model"] = "/no/model"
+    with pytest.raises(ModelError, match="/no/model"):
+        estimate(gone)
 
 
 def test_a_job_of_its_own_process_is_quiet_about_deprecations(write_table: Write, tmp_path: Path) -> None:
