@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,8 @@ from pipeline.errors import TRY_LATER
 from tests.conftest import ROOT, encoded, free_port, noise
 
 Write = Callable[..., Path]
+
+TOKEN = "0123456789abcdef" * 4
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +105,51 @@ def test_an_archive_is_restored_by_a_job(address: str, write_table: Write, tmp_p
     words = ["restore", "--source", str(tmp_path / "source"), "--output", str(tmp_path / "out")]
     assert submit(address, *words) == 0
     assert sorted(pq.read_table(tmp_path / "out/data")["id"].to_pylist()) == list("01234")
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """A cluster that wants a token, and an environment without one."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "token"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    ports = {name: free_port() for name in ("port", "dashboard-port", "dashboard-agent-listen-port")}
+    options = ["--include-dashboard=true", "--num-cpus=3", "--object-store-memory=300000000", "--block"]
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # sockets' names must be short
+        start = ["ray", "start", "--head", f"--temp-dir={folder}", *options]
+        start += [f"--{name}={port}" for name, port in ports.items()]
+        with (tmp_path / "ray.log").open("w") as log:
+            ray = subprocess.Popen(start, env=environment | {"RAY_AUTH_TOKEN": TOKEN}, stdout=log, stderr=log)
+        try:
+            while "Ray runtime started" not in (said := (tmp_path / "ray.log").read_text()):
+                assert ray.poll() is None, said
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{ports['dashboard-port']}", environment
+        finally:
+            ray.terminate()  # and its processes with it
+            ray.wait(60)
+
+
+def test_a_cluster_with_a_token_lets_in_who_has_it(guarded: tuple[str, dict[str, str]], tmp_path: Path) -> None:
+    address, environment = guarded
+    (tmp_path / "right").write_text(TOKEN)
+
+    def sent(**given: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "jobs.cli", "submit", "--address", address, "--env", f"PYTHONPATH={ROOT}"]
+        command += ["--env", f"PATH={environment['PATH']}", "--", "models", "show", "compact"]
+        done = subprocess.run(
+            command, env=environment | given, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    for given in ({"RAY_AUTH_TOKEN": TOKEN}, {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "right")}):
+        code, said = sent(**given)
+        assert code == 0 and "# compact" in said, said
+        assert TOKEN not in said
+    for given in ({}, {"RAY_AUTH_TOKEN": TOKEN[::-1]}, {"RAY_AUTH_MODE": "disabled"}):
+        code, said = sent(**given)
+        assert code == 2 and "wants a token" in said and "RAY_AUTH_TOKEN_PATH" in said, said
+        assert "Traceback" not in said and TOKEN[::-1] not in said
 
 
 def test_what_is_wrong_is_told_before_anything_is_sent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
