@@ -11,7 +11,7 @@ from pipeline.cluster import Pool
 from pipeline.lake.fetch import UriReader
 from pipeline.lake.images import ImageWriter
 from pipeline.metrics import ActorMeter
-from pipeline.plan import Run
+from pipeline.plan import Run, stores_of_models
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
 from pipeline.stages.restore import RestoreStage
@@ -49,7 +49,9 @@ class Restore:
         tell_logs(settings.run_id, "restore")
         recipe = settings.recipe
         decisions, readers, publish = settings.decisions, settings.readers, settings.images.file
-        self._stage = RestoreStage(recipe, pool.device, (pool.threads, pool.cores), decisions, readers, publish)
+        threads = (pool.threads, pool.cores) if pool.threads else None
+        with stores_of_models(recipe):
+            self._stage = RestoreStage(recipe, pool.device, threads, decisions, readers, publish)
         self._desk, self._calls = desk, 0
         self._meter = ActorMeter("restore")
         self._guard = guard_of(desk, "restore", recipe, self._stage.failed)

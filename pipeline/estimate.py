@@ -18,7 +18,7 @@ from pipeline.actors import RestoreSettings
 from pipeline.cluster import Pool, cause_of, pool_of
 from pipeline.errors import ConservatorError, RunError
 from pipeline.lake.reader import Part, plan_parts
-from pipeline.plan import Run
+from pipeline.plan import Run, stores_of_models
 from pipeline.recipe import shown_model
 from pipeline.redaction import redacted, without_secrets
 from pipeline.schema import INTERNAL
@@ -169,7 +169,8 @@ class Sampler:
         settings, pool = self._settings, self._pool
         threads = (pool.threads, pool.cores) if pool.threads else None
         decisions, readers = settings.decisions, settings.readers
-        self._restore = RestoreStage(settings.recipe, pool.device, threads, decisions, readers)
+        with stores_of_models(settings.recipe):
+            self._restore = RestoreStage(settings.recipe, pool.device, threads, decisions, readers)
         self._encode = EncodeStage(settings.recipe, settings.run_id)
         seconds = time.perf_counter() - began
         self._try(rows, root)

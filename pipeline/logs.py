@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import json
 import logging
 import os
 import sys
 from typing import Any, TextIO
+
+from pipeline.redaction import without_secrets
 
 FORMAT = "CONSERVATOR_LOG_FORMAT"
 """Environment variable: `text` (default) or `json`; workers of a cluster are told by the driver."""
@@ -16,7 +19,21 @@ FACTS = ("run_id", "stage", "row_id", "error_type")
 NOISY = ("httpx", "botocore", "aiobotocore", "s3fs", "fsspec", "PIL", "asyncio", "filelock", "urllib3")
 
 
-class JsonLines(logging.Formatter):
+class Lines(logging.Formatter):
+    """Lines whose tracebacks name no secrets: what libraries raise may hold addresses with passwords."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and the traceback below it; another handler may have kept one in the record that tells more."""
+        record = copy.copy(record)
+        record.exc_text = None
+        return super().format(record)
+
+    def formatException(self, ei: Any) -> str:
+        """The traceback."""
+        return without_secrets(super().formatException(ei), longest=None)
+
+
+class JsonLines(Lines):
     """One JSON object a record; `common` facts stand in all of them."""
 
     def __init__(self, **common: str) -> None:
@@ -59,7 +76,7 @@ def configure(level: int | None = None, **common: str) -> None:
     for handler in [handler for handler in root.handlers if isinstance(handler, _Ours)]:
         root.removeHandler(handler)
     handler = _Ours(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    text = Lines("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonLines(**common) if wants_json() else text)
     root.addHandler(handler)
     root.setLevel(level)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import time
@@ -10,6 +11,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +30,7 @@ from pipeline.lake.ledger import InputFile
 from pipeline.lake.output import Output, Turn, open_output
 from pipeline.lake.places import as_uri, join
 from pipeline.lake.source import Source, open_source
-from pipeline.lake.storage import check_options, resolved
+from pipeline.lake.storage import check_options, for_fsspec, resolved
 from pipeline.lake.table import Table, fitted, partitions, storable
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
@@ -150,6 +152,7 @@ def prepare(
     """
     for options, key in (
         *((recipe.source.storage, "source.storage"), (recipe.output.storage, "output.storage")),
+        (recipe.restoration.storage, "restoration.storage"),
         *((recipe.source.catalog, "source.catalog"), (recipe.output.catalog, "output.catalog")),
     ):
         check_options(options, key)
@@ -173,11 +176,19 @@ def _check_model(run: Run) -> None:
         from pipeline.restoration.loading import check_generator, check_models
 
         restoration = run.recipe.restoration
-        check_models(restoration.models, restoration.text_encoder)
-        if restoration.lost == "generate":
-            check_generator(restoration.generator)
-        Appraiser(run.recipe, torch.device("cpu"))
+        with stores_of_models(run.recipe):
+            check_models(restoration.models, restoration.text_encoder)
+            if restoration.lost == "generate":
+                check_generator(restoration.generator)
+            Appraiser(run.recipe, torch.device("cpu"))
         run.credentials()
+
+
+def stores_of_models(recipe: Recipe) -> AbstractContextManager[None]:
+    """For a block, models are fetched as the recipe says."""
+    from pipeline.restoration.local import stores_reached
+
+    return stores_reached(functools.partial(for_fsspec, options=recipe.restoration.storage))
 
 
 def plan(recipe: Recipe, output: Output, turn: Turn, retry: Retry | None) -> Run:

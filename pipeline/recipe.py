@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +18,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import RecipeError
+from pipeline.redaction import sounds_secret, without_secrets
 from pipeline.schema import EVIDENCE
 
 
@@ -111,6 +112,8 @@ class Restoration(_Section):
     text_encoder: str | None = None
     """Where the text encoder lies that the model was trained with, if not where it lay then: a folder or URI with a
     model of transformers, or a file of word vectors."""
+    storage: dict[str, str | int | bool] = Field(default_factory=dict)
+    """Options of the store that models lie in, as for the source."""
     downloads: bool = False
     """A text encoder that has a name on the Hugging Face hub may be fetched from there; else nothing is."""
     tile: Annotated[int, Field(ge=64, le=4096, multiple_of=8)] | Literal["auto"] = 560
@@ -409,6 +412,7 @@ class Recipe(_Section):
             "source": {*Source.model_fields} - {"filters"},
             "output": {*_PLACES},
             "limits": {"rows", "row_seconds"},
+            "restoration": {"storage"},
         }
         left_out: dict[str, Any] = {"resources": True, **places}
         content = self.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
@@ -422,7 +426,7 @@ class Recipe(_Section):
 
     def result_digest(self) -> str:
         """SHA-256 over what decides a result's pixels, beside model and inputs."""
-        places = {"device", "model", "text_encoder", "generator", "downloads"}
+        places = {"device", "model", "text_encoder", "generator", "storage", "downloads"}
         others = {"lost", "mark_generated", "compile"}
         content = self.restoration.model_dump(mode="json", exclude=places | others, exclude_defaults=True)
         if self.restoration.colourise:  # whether colours go onto the repair or the original, the gate decides
@@ -516,7 +520,10 @@ def _parse(text: str, place: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise RecipeError(f"the recipe {place!r} is not YAML: {error}") from error
+        said = getattr(error, "problem", None) or type(error).__name__  # the rest would show the line, with its secrets
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise RecipeError(f"the recipe {place!r} is not YAML: {said}{where}") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"the recipe {place!r} must hold sections such as 'restoration:', not {type(tree).__name__}")
     return tree
@@ -543,8 +550,17 @@ def _explain(error: ValidationError) -> str:
             lines.append(f"unknown key {path!r}" + (f"; did you mean {near!r}?" if near else ""))
         else:
             hint = "; put text that YAML takes for something else in quotes" if problem["type"] == "string_type" else ""
-            lines.append(f"{path or 'recipe'}: {problem['msg']} (found {problem['input']!r}{hint})")
+            lines.append(f"{path or 'recipe'}: {problem['msg']}{_found(problem['loc'], problem['input'], hint)}")
     return "the recipe is wrong: " + "; ".join(lines)
+
+
+def _found(place: Sequence[str | int], value: object, hint: str) -> str:
+    """What stands at a place of the recipe, unless it may be a secret: sections may hold some."""
+    names = [str(part) for part in place]
+    is_option = len(names) > 2 and names[1] in ("storage", "catalog")
+    if isinstance(value, Mapping) or is_option or any(map(sounds_secret, names)):
+        return f" ({hint.removeprefix('; ')})" if hint else ""
+    return f" (found {without_secrets(repr(value))}{hint})"
 
 
 def _nearest(path: str) -> str | None:

@@ -8,12 +8,27 @@ from urllib.parse import urlsplit
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,20}://[^\s'\"<>]+")
 _PAIR = re.compile(r"[^\s'\"/@:]+:[^\s'\"/@]+@(?=[A-Za-z0-9])")
 """A user's name with a password, as libraries repeat them without the rest of their URL."""
+_SECRET = re.compile(
+    r"secret|token|pass(word|phrase|wd)|authorization|cookie|(^|_|-|\.)(key|credential|sas)|connection_string|account_key",
+    re.IGNORECASE,
+)
+_PORT = re.compile(r"[^:]*:\d*|\[.*")
+"""How a host's name, or an address of IPv6, may go on."""
 LONGEST_MESSAGE = 4000
 """Characters of what a library says that are shown."""
 
 
+def sounds_secret(name: str) -> bool:
+    """Whether an option of this name holds what nobody may see."""
+    return _SECRET.search(name) is not None
+
+
 def redacted(uri: str) -> str:
     """A URI without user name, password or query, as it may stand in messages and tables."""
+    scheme, separator, rest = uri.partition("://")
+    first = rest.partition("/")[0]
+    if separator and ":" in first and "@" not in first and "@" in rest and not _PORT.fullmatch(first):
+        uri = f"{scheme}://{rest.rpartition('@')[2]}"  # a password with a slash in it, as keys of S3 may have
     try:
         parts = urlsplit(uri)
     except ValueError:  # no address has such brackets
@@ -23,12 +38,12 @@ def redacted(uri: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def without_secrets(text: str) -> str:
-    """What a library said, with every URL in it redacted."""
+def without_secrets(text: str, longest: int | None = LONGEST_MESSAGE) -> str:
+    """What a library said, with every URL in it redacted; no more characters of it than `longest`."""
 
     def shown(found: re.Match[str]) -> str:
         url = found.group()
         bare = url.rstrip(")],;:.")
         return redacted(bare) + url[len(bare) :]
 
-    return _PAIR.sub("…@", _URL.sub(shown, text[:LONGEST_MESSAGE]))
+    return _PAIR.sub("…@", _URL.sub(shown, text[:longest]))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import COMMANDS, main
+from jobs.console import execute
 from pipeline import Restorer
 from pipeline.cluster import start_ray
 from pipeline.errors import RecipeError
@@ -109,6 +111,19 @@ def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch: pytest.Monkey
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(RecipeError, match=address):
         start_ray(Recipe())
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_what_nobody_foresaw_is_told_without_secrets(
+    style: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(arguments: argparse.Namespace) -> int:
+        raise RuntimeError("no answer from https://me:hush@store.example/a?sig=hush")
+
+    monkeypatch.setenv("CONSERVATOR_LOG_FORMAT", style)
+    assert execute(fail, argparse.Namespace(log_format=style, verbose=False)) == 1
+    said = capsys.readouterr().err
+    assert "no answer from https://store.example/a" in said and "Traceback" in said and "hush" not in said
 
 
 def test_models_are_listed_and_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +46,31 @@ def test_a_broken_file_is_refused_by_its_name(tmp_path: Path, content: str) -> N
     file.write_text(content)
     with pytest.raises(RecipeError):
         load_recipe(str(file))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "source: {storage: {secret: [hush]}}",
+        "source: {storage: {headers: {x: hush}}}",
+        "source: {storage: hush://me:hush@there}",
+        "output: {catalog: {uri: [hush]}}",
+        "output: {signing: {key: {hush: hush}}}",
+        "restoration: {storage: {token: {a: hush}}}",
+        "output: {storage: {secret: hush, 3: hush}, file_mb: 0}",
+        "source: {storage: {secret: hush}\noutput: }",
+        "source: {uri: {a: hush}}",
+        "source: {uri: 3, storage: {secret: hush}}",
+        "restoration: {model: compact, tile: 's3://key:hush/hush@bucket'}",
+        "gate: {rules: [{score: a, storage: hush}]}",
+    ],
+)
+def test_what_is_wrong_is_told_without_the_secrets_beside_it(tmp_path: Path, text: str) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text.replace("\\n", "\n"))
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(str(recipe))
+    assert "hush" not in raised.value.message.replace("hush://", "")
 
 
 def test_a_missing_file_is_refused_with_the_ready_made_ones() -> None:
@@ -117,7 +143,8 @@ def test_a_default_that_becomes_another_raises_the_number() -> None:
     key, write it into tests/defaults.json."""
     known = json.loads((ROOT / "tests/defaults.json").read_text())
     assert known["defaults"] == DEFAULTS
-    left_out = {"resources": True, "source": True, "output": {*_PLACES}, "limits": {"rows", "row_seconds"}}
+    left_out: dict[str, Any] = {"resources": True, "source": True, "restoration": {"storage"}}
+    left_out |= {"output": {*_PLACES}, "limits": {"rows", "row_seconds"}}
     assert Recipe().model_dump(mode="json", exclude=left_out) == known["recipe"]
 
 

@@ -11,14 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import RecipeError
+from pipeline.redaction import sounds_secret
 
 Options = Mapping[str, str | int | bool]
 
 _REFERENCE = re.compile(r"\$\{(\w+)\}")
-_SECRET = re.compile(
-    r"secret|token|pass(word|phrase|wd)|authorization|cookie|(^|_|-|\.)(key|credential|sas)|connection_string|account_key",
-    re.IGNORECASE,
-)
 _WITH_PASSWORD = re.compile(r"://[^/@\s]*:(?!\$\{\w+\}@)[^/@\s]*@")
 """A URL with a password in it that is no reference."""
 _ICEBERG = {
@@ -50,7 +47,7 @@ def check_options(options: Options, key: str) -> None:
         RecipeError: the value of an option that sounds secret is no reference.
     """
     for name, value in options.items():
-        is_secret = _SECRET.search(name) and not _REFERENCE.search(str(value))
+        is_secret = sounds_secret(name) and not _REFERENCE.search(str(value))
         if value not in ("", None) and (is_secret or _WITH_PASSWORD.search(str(value))):
             raise RecipeError(
                 f"{key}.{name} is written out, and the recipe is kept beside the output; put it in an environment "

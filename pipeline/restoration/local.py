@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -47,6 +49,20 @@ def local_path(place: str) -> str:
     return urlsplit(place).path if place.startswith("file:") else place
 
 
+OptionsOf = Callable[[str], dict[str, Any]]
+_OPTIONS: ContextVar[OptionsOf] = ContextVar("_OPTIONS", default=lambda protocol: {})
+
+
+@contextlib.contextmanager
+def stores_reached(options_of: OptionsOf) -> Iterator[None]:
+    """For a block, files of models are fetched with these options of a store, by its protocol."""
+    token = _OPTIONS.set(options_of)
+    try:
+        yield
+    finally:
+        _OPTIONS.reset(token)
+
+
 def local_copy(place: str, names: Sequence[str] | None = None) -> Path:
     """A file or folder at a path or a URI, on this machine. Raises whatever its store raises.
 
@@ -62,7 +78,7 @@ def local_copy(place: str, names: Sequence[str] | None = None) -> Path:
         for needed in [path / name for name in names or ()] or [path]:
             needed.stat()
         return path
-    store, root = fsspec.core.url_to_fs(place)
+    store, root = fsspec.core.url_to_fs(place, **_OPTIONS.get()(urlsplit(place).scheme))
     root = root.rstrip("/")
     if names is None:
         found = {path: info for path, info in store.find(root, detail=True).items() if info["type"] == "file"}

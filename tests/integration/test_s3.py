@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -37,6 +39,31 @@ def test_an_archive_on_s3_is_restored_to_s3(s3: Seaweed) -> None:
     assert sorted((row["id"], row["shelf"]) for row in table) == sorted((row["id"], row["shelf"]) for row in rows)
     assert {"report.html", "summary.json", "data", "state"} <= {Path(path).name for path in store.ls("archive/out")}
     assert KEYS["AWS_SECRET_ACCESS_KEY"] not in done.stderr + done.stdout
+
+
+def test_a_model_lies_in_a_store_of_its_own(s3: Seaweed, write_table: Callable[..., Path], tmp_path: Path) -> None:
+    """The job has no keys but those that the recipe names for models."""
+    s3.store().put(str(ROOT / "pipeline/restoration/models/compact"), "archive/models/mine", recursive=True)
+    write_table([{"id": "a", "image": encoded(noise(50, 60))}])
+    recipe = tmp_path / "recipe.yaml"
+    storage = {"endpoint_url": s3.environment["AWS_ENDPOINT_URL"], "key": "${MODELS_KEY}", "secret": "${MODELS_SECRET}"}
+    recipe.write_text(json.dumps({"restoration": {"model": "s3://archive/models/mine", "storage": storage}}))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "MODELS_KEY": KEYS["AWS_ACCESS_KEY_ID"]}
+    command = [sys.executable, "-m", "jobs.restore", "--recipe", str(recipe)]
+    command += ["--source", str(tmp_path / "source"), "--output", str(tmp_path / "out")]
+
+    def done(secret: str, *options: str) -> subprocess.CompletedProcess[str]:
+        told = environment | {"MODELS_SECRET": secret}
+        return subprocess.run([*command, *options], capture_output=True, text=True, cwd=ROOT, env=told, check=False)
+
+    refused = done("wrong")
+    assert refused.returncode == 2 and "s3://archive/models/mine" in refused.stderr and "wrong" not in refused.stderr
+    assert done(KEYS["AWS_SECRET_ACCESS_KEY"], "--dry-run").returncode == 0
+    restored = done(KEYS["AWS_SECRET_ACCESS_KEY"])
+    assert restored.returncode == 0, restored.stderr
+    assert pq.read_table(tmp_path / "out/data").num_rows == 1
+    assert KEYS["AWS_SECRET_ACCESS_KEY"] not in (tmp_path / "out/state/recipe.yaml").read_text()
 
 
 def test_wrong_keys_are_refused_with_exit_code_two_and_not_shown(s3: Seaweed) -> None:
