@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import logging
 import os
 import sys
@@ -37,6 +38,16 @@ def duration(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no time: give it as 90s, 15m, 4h or 1d")
     return seconds
+
+
+def until(text: str) -> float:
+    """Seconds from now to a time of day, from a command line: `08:00`."""
+    now = datetime.datetime.now()  # by the clock of this place
+    try:
+        end = datetime.datetime.combine(now, datetime.datetime.strptime(text, "%H:%M").time())
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time of day: give it as 08:00") from None
+    return ((end - now) % datetime.timedelta(days=1)).total_seconds()
 
 
 def amount(text: str) -> float:

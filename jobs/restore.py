@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from jobs.console import FAILED_ROWS, OK, amount, duration, main
+from jobs.console import FAILED_ROWS, OK, amount, duration, main, until
 from pipeline import logs
 from pipeline.recipe import load_recipe, ready_made
 from pipeline.redaction import redacted
@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
     parser.add_argument(
         "--deadline", type=duration, metavar="TIME", help="end after so long, such as 4h or 90m; the next run goes on"
+    )
+    parser.add_argument(
+        "--until",
+        type=until,
+        metavar="HH:MM",
+        help="end when it is next that time here; as --deadline",
     )
     parser.add_argument(
         "--max-megapixels", type=amount, metavar="N", help="end when about so many are done; the next run goes on"
@@ -66,7 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     from pipeline.drain import Drain
     from pipeline.plan import prepare
 
-    drain = Drain(recipe.output.grace_seconds, arguments.deadline, arguments.max_megapixels)
+    ends = [end for end in (arguments.deadline, arguments.until) if end is not None]
+    drain = Drain(recipe.output.grace_seconds, min(ends, default=None), arguments.max_megapixels)
 
     def found(run: Run) -> None:
         if run.is_needed and not arguments.dry_run:
@@ -82,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _dry_run(run)
     logs.configure(run_id=run.run_id)
     code = _restore(run, arguments.retry_failed, drain)
-    return max(code, _carry_out_decisions(recipe, run)) if arguments.retry_failed is None else code
+    return max(code, _carry_out_decisions(recipe, run, drain)) if arguments.retry_failed is None else code
 
 
 def _restore(run: Run, retry: Retry | None, drain: Drain) -> int:
@@ -117,9 +124,8 @@ def _restore(run: Run, retry: Retry | None, drain: Drain) -> int:
     return FAILED_ROWS if summary.by_status.get("failed") else OK
 
 
-def _carry_out_decisions(recipe: Recipe, run: Run) -> int:
+def _carry_out_decisions(recipe: Recipe, run: Run, drain: Drain) -> int:
     """What persons have decided since about rows of the table."""
-    from pipeline.drain import Drain
     from pipeline.plan import prepare
 
     if not run.decisions or (run.output.run() or {}).get("decided") == run.decided:
@@ -130,7 +136,7 @@ def _carry_out_decisions(recipe: Recipe, run: Run) -> int:
     if not decided.rows:
         return OK
     log.info("%d rows are decided", decided.rows)
-    return _restore(decided, "reviewed", Drain(recipe.output.grace_seconds))
+    return _restore(decided, "reviewed", drain.again())
 
 
 def _dry_run(run: Run) -> int:
@@ -139,7 +145,7 @@ def _dry_run(run: Run) -> int:
 
     found = estimate(run)
     print(found.as_text())
-    if found.sampled:
+    if found.sampled and not run.turn.retries:  # rows that have failed are not like others
         try:
             run.output.keep_estimate(found.as_dict())
         except OutputError as error:  # then reports do without

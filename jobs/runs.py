@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import sys
@@ -10,6 +11,9 @@ from typing import Any
 
 from jobs.console import OK, main, print_table
 from jobs.report import add_place, bare_output_at
+from pipeline.errors import ConservatorError
+from pipeline.lake.output import Output
+from pipeline.recipe import parse_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     output = bare_output_at(arguments.output, arguments.set)
     last = output.run() or {}
     found = [_told(run_id, output.summary(run_id)) for run_id in output.runs()]
-    if last.get("state") == "running":  # or killed
-        found.append(_unfinished(last["run_id"], output.attempts(last["run_id"])))
+    if last.get("state") == "running":
+        found.append(_unfinished(output, last["run_id"]))
     if arguments.json:
         for one in found:
             print(json.dumps(one))
@@ -52,14 +56,23 @@ def _told(run_id: str, summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _unfinished(run_id: str, attempts: list[dict[str, Any]]) -> dict[str, Any]:
-    """What its attempts have told that came to an end, such as at a deadline."""
+def _unfinished(output: Output, run_id: str) -> dict[str, Any]:
+    """A run that is at work, has ended early, as at a deadline, or was killed; with what its attempts have told."""
+    attempts, held = output.attempts(run_id), output.lease(run_id).last()
     told: dict[str, Any] = {"run": run_id, "began": _began(run_id), "state": "not finished"}
+    if held and held[0].run_id == run_id:
+        holder, lives = held
+        told |= {"state": "running" if lives else "stopped" if holder.released else "died", "host": holder.host}
     if attempts:
         rows, area, seconds = (sum(one[name] for one in attempts) for name in ("rows", "megapixels", "seconds"))
-        told |= {"rows": rows, "MP": round(area, 2), "seconds": round(seconds, 1)}
+        told |= {"rows": rows, "MP": round(area, 2), "seconds": round(seconds, 1), "attempts": attempts}
         told["MP/s"] = round(area / seconds, 3) if seconds else None
-        told["actor hours"] = round(sum(one["actor_hours"] for one in attempts), 3)
+        actors, cores = (sum(one[f"{name}_hours"] for one in attempts) for name in ("actor", "core"))
+        told |= {"actor hours": round(actors, 3), "core hours": round(cores, 3)}
+        with contextlib.suppress(ConservatorError):  # a recipe of another version
+            prices = parse_recipe(output.recipe()).resources.prices
+            cost = prices.cost(actors, cores)
+            told |= {} if cost is None else {"cost": round(cost, 2), "currency": prices.currency}
     return told
 
 

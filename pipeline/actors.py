@@ -14,6 +14,7 @@ from pipeline.metrics import ActorMeter
 from pipeline.plan import Run, stores_of_models
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
+from pipeline.restoration.local import OptionsOf, stores_reached
 from pipeline.stages.restore import RestoreStage
 from pipeline.workers import guard_of, tell_logs, whole
 
@@ -32,13 +33,16 @@ class RestoreSettings(NamedTuple):
     """By the place in the source below which rows lie."""
     images: ImageWriter
     """Where large results go."""
+    stores: OptionsOf
+    """How stores of models are reached."""
     run_id: str
 
     @classmethod
     def of(cls, run: Run) -> RestoreSettings:
         """Of this run."""
         readers = {root: run.reader(root) for root in {file.root for file in run.source.files}}
-        return cls(run.recipe, run.decisions, readers, run.output.image_writer(run.turn.generation), run.run_id)
+        images, stores = run.output.image_writer(run.turn.generation), stores_of_models(run.recipe)
+        return cls(run.recipe, run.decisions, readers, images, stores, run.run_id)
 
 
 class Restore:
@@ -49,9 +53,8 @@ class Restore:
         tell_logs(settings.run_id, "restore")
         recipe = settings.recipe
         decisions, readers, publish = settings.decisions, settings.readers, settings.images.file
-        threads = (pool.threads, pool.cores) if pool.threads else None
-        with stores_of_models(recipe):
-            self._stage = RestoreStage(recipe, pool.device, threads, decisions, readers, publish)
+        with stores_reached(settings.stores):
+            self._stage = RestoreStage(recipe, pool.device, pool.threads_here(), decisions, readers, publish)
         self._desk, self._calls = desk, 0
         self._meter = ActorMeter("restore")
         self._guard = guard_of(desk, "restore", recipe, self._stage.failed)

@@ -7,14 +7,15 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import logs
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, RunError
 from pipeline.recipe import Recipe
 
 
@@ -50,7 +51,8 @@ def _check_address(address: str) -> None:
     """Refuse what Ray would try for minutes.
 
     Raises:
-        RecipeError: nothing answers there, or it is not the address of a cluster's control store.
+        RecipeError: it is not the address of a cluster's control store.
+        RunError: nothing answers there now.
     """
     if "://" in address:
         raise RecipeError(
@@ -62,15 +64,15 @@ def _check_address(address: str) -> None:
         try:
             socket.create_connection((host, int(port)), timeout=10).close()
         except OSError as error:
-            raise RecipeError(
-                f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); start it, or unset the variable"
+            raise RunError(
+                f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); start it, or unset the variable", True
             ) from error
 
 
 ACTOR_CPUS = 0.4
 """What Ray reserves for a restoring actor on CPUs, so that tasks find room beside one actor a core."""
-ACTOR_MB = 4000
-"""Memory of a machine for each of them: what their libraries and models take, and one of the largest images."""
+ACTOR_BYTES, MEGAPIXEL_BYTES = 1_000_000_000, 30_000_000
+"""What such an actor takes: libraries and models, and by the megapixel of its largest image."""
 
 
 class Pool(NamedTuple):
@@ -79,26 +81,34 @@ class Pool(NamedTuple):
     device: str
     """Where they run the model: `cpu` or `cuda`."""
     actors: int
-    threads: int
-    """CPU threads of each, where there is no GPU,"""
-    cores: int
-    """and what it may have for an image so large that it is restored in bands: the cores of a machine."""
-
-    def at_most(self, actors: int) -> Pool:
-        """The same with no more actors than this: others would have nothing to do."""
-        return self._replace(actors=min(self.actors, actors))
+    threads: int = 0
+    """CPU threads of each, where there is no GPU; 0: as many as its machine has cores."""
+    memory: int = 0
+    """Bytes of it that Ray reserves for each."""
 
     @property
-    def demands(self) -> dict[str, float]:
+    def demands(self) -> dict[str, float | None]:
         """What Ray reserves for each."""
-        return {"num_cpus": 1, "num_gpus": 1} if self.device == "cuda" else {"num_cpus": ACTOR_CPUS, "num_gpus": 0}
+        if self.device == "cuda":
+            return {"num_cpus": 1, "num_gpus": 1, "memory": None}
+        return {"num_cpus": ACTOR_CPUS, "num_gpus": 0, "memory": self.memory or None}
+
+    def threads_here(self) -> tuple[int, int] | None:
+        """In one of them: its threads, and those for an image that is restored in bands. None: it has a GPU."""
+        if self.device == "cuda":
+            return None
+        here = ray.get_runtime_context().get_node_id()
+        counted = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["NodeID"] == here]
+        cores = max(1, int(counted[0])) if counted else len(os.sched_getaffinity(0))
+        return min(self.threads or cores, cores), cores
 
 
-def pool_of(recipe: Recipe) -> Pool:
-    """The actors that a run may have of the cluster.
+def pool_of(recipe: Recipe, rows: int | None = None) -> Pool:
+    """The actors that a run may have of the cluster; no more than rows.
 
     On CPUs one a core with a single thread: threads of one actor wait for each other, in every layer, whenever
-    anything else needs a core. Models of others may be large, and have one actor a machine.
+    anything else needs a core. Where memory does not do there are fewer, with more threads. Models of others may be
+    large, and have one actor a machine.
 
     Raises:
         RecipeError: there is no GPU, or there are not as many CPUs as this takes.
@@ -106,30 +116,38 @@ def pool_of(recipe: Recipe) -> Pool:
     wanted, actors = recipe.restoration.device, recipe.resources.actors
     gpus = int(ray.cluster_resources().get("GPU", 0))
     cpus = ray.cluster_resources().get("CPU", 0)
+    most = max(1, rows) if rows is not None else None
     if wanted == "cuda" and not gpus and not os.environ.get("RAY_ADDRESS"):
         raise RecipeError("restoration.device is cuda, but this machine has no GPU; use auto or cpu")
     if wanted == "cuda" or (wanted == "auto" and gpus):  # a cluster may start its GPU machines when they are asked for
-        return Pool("cuda", actors or max(gpus, 1), 0, 0)
+        return Pool("cuda", min(actors or max(gpus, 1), most or sys.maxsize))
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    machines = [(int(has["CPU"]), has.get("memory", 0) / 1e6) for has in resources]
-    actors = actors or sum(_actors_on(*machine, recipe) for machine in machines) or 1
+    machines = [(int(has["CPU"]), int(has.get("memory", 0))) for has in resources]
+    memory = 0
+    if not actors:
+        actors, memory = _share_out(machines, recipe)
+    actors = min(actors, most or sys.maxsize)
     taken, task_cpus = actors * ACTOR_CPUS, recipe.resources.task_cpus
     if taken + 2 * task_cpus > cpus and not os.environ.get("RAY_ADDRESS"):
         raise RecipeError(
             f"resources.actors ({actors}, of {ACTOR_CPUS} CPUs) and twice resources.task_cpus ({task_cpus:g}) are more "
             f"than the {cpus:g} CPUs; set one of them lower"
         )
-    largest = max((cores for cores, _ in machines), default=1)
-    threads = recipe.resources.threads or max(1, min(largest, int(cpus // actors)))
-    return Pool("cpu", actors, threads, max(threads, largest))
+    threads = recipe.resources.threads or max(1, int(cpus // actors)) if machines else 0  # or they are still to come
+    return Pool("cpu", actors, threads, memory)
 
 
-def _actors_on(cores: int, memory_mb: float, recipe: Recipe) -> int:
+def _share_out(machines: Sequence[tuple[int, int]], recipe: Recipe) -> tuple[int, int]:
+    """How many actors machines with so many cores and bytes have, and the bytes of each."""
     from pipeline.restoration.others import is_other  # imports torch, which the start of Ray does not wait for
 
-    if any(is_other(name) for name in recipe.restoration.models):
-        return 1
-    return max(1, min(cores, int(memory_mb // ACTOR_MB)))
+    options = recipe.restoration
+    generators = [options.generator] if options.lost == "generate" else []
+    if any(is_other(name) or name.startswith("diffusers:") for name in (*options.models, *generators)):
+        return max(1, len(machines)), int(0.6 * min((memory for _, memory in machines), default=0))  # no two on one
+    each = ACTOR_BYTES + int(MEGAPIXEL_BYTES * recipe.limits.max_megapixels)
+    actors = sum(min(max(1, cores // (recipe.resources.threads or 1)), memory // each) for cores, memory in machines)
+    return (actors, each) if actors else (max(1, len(machines)), 0)
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -47,6 +47,11 @@ class Drain:
         self._begun = threading.Event()
         self._over = threading.Event()
 
+    def again(self) -> Drain:
+        """For what comes after, in what is left of the time."""
+        left = None if self._until is None else max(0.0, self._until - time.monotonic())
+        return Drain(self._grace, left)
+
     @property
     def requested(self) -> bool:
         """Whether the run is to end."""

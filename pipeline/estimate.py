@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import ray
 import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.actors import RestoreSettings
 from pipeline.cluster import Pool, cause_of, pool_of
 from pipeline.errors import ConservatorError, RunError
 from pipeline.lake.reader import Part, plan_parts
-from pipeline.plan import Run, stores_of_models
+from pipeline.plan import Run
 from pipeline.recipe import shown_model
 from pipeline.redaction import redacted, without_secrets
+from pipeline.restoration.local import stores_reached
 from pipeline.schema import INTERNAL
 from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage
@@ -34,14 +36,16 @@ PLACES = 4
 """Parts of the source that they are taken from, at most."""
 ENOUGH = 90.0
 """Seconds of trying after which no further place is tried."""
-AT_ONCE = 8
+SLOW = 5.0
+"""Seconds for one row, from which on rows are tried one by one."""
+AT_ONCE = 16
 """Actors that try rows, at most, where they share a machine's cores: one alone would be faster than among others."""
 RAY = 6.0
 """Seconds that Ray needs to start, on a small machine."""
 RAY_CORES = 0.12
 """Cores that Ray's own processes take while rows are on their way, measured on a machine of two."""
 WAIT = 900.0
-"""Seconds in which a restoring actor has to be there."""
+"""Seconds in which a restoring actor has to be there, and to be done with each step."""
 
 _TABLES = {"parquet": "Parquet files", "iceberg": "an Iceberg table", "delta": "a Delta table"}
 
@@ -55,12 +59,14 @@ class Spent(NamedTuple):
     """Seconds, as the others."""
     restore: float
     encode: float
+    bands: int = 0
+    """Rows too large to be tried."""
 
     def plus(self, other: Spent) -> Spent:
         """Both together."""
         return Spent(
             *(self.rows + other.rows, self.pixels + other.pixels, self.decode + other.decode),
-            *(self.restore + other.restore, self.encode + other.encode),
+            *(self.restore + other.restore, self.encode + other.encode, self.bands + other.bands),
         )
 
 
@@ -77,6 +83,8 @@ class Estimate:
     """Of one row, in the mean."""
     start: float = 0.0
     """Seconds until a restoring actor is ready."""
+    bands: int = 0
+    """Of the rows tried, those that a run restores in bands: reckoned by the speed of the model."""
     decode: float = 0.0
     """Seconds a row, in the mean, on one core."""
     restore: float = 0.0
@@ -100,19 +108,24 @@ class Estimate:
         return self.run.rows * self.row_seconds
 
     @property
+    def paid_seconds(self) -> float:
+        """That restoring actors are there, their start included."""
+        return self.start + self.flow_seconds
+
+    @property
     def seconds(self) -> float:
         """Of the whole run."""
-        return RAY + self.start + self.flow_seconds
+        return RAY + self.paid_seconds
 
     @property
     def actor_hours(self) -> float:
         """Of all restoring actors."""
-        return self.flow_seconds * self.pool.actors / 3600
+        return self.paid_seconds * self.pool.actors / 3600
 
     @property
     def core_hours(self) -> float:
         """Of all cores, whatever they do."""
-        return self.flow_seconds * self.cores / 3600
+        return self.paid_seconds * self.cores / 3600
 
     def as_dict(self) -> dict[str, Any]:
         """What a later run's report needs to tell beside what the run took: by the row, as it may have others."""
@@ -121,8 +134,10 @@ class Estimate:
             "recipe_digest": self.run.recipe.digest(),
             "device": self.pool.device,
             "rows_sampled": self.sampled,
-            "actor_hours_a_row": self.row_seconds * self.pool.actors / 3600,
-            "core_hours_a_row": self.row_seconds * self.cores / 3600,
+            "actors": self.pool.actors,
+            "cores": self.cores,
+            "start_seconds": self.start,
+            "row_seconds": self.row_seconds,
         }
 
     def as_text(self) -> str:
@@ -133,6 +148,7 @@ class Estimate:
         places = ", ".join(redacted(uri) for uri in recipe.source.uri)
         source = f"{run.rows} rows of {len(read)} files ({sum(file.size for file in read) / 1e6:.1f} MB)"
         sample = f"{self.sampled} rows of {self.megapixels:.2f} MP in the mean"
+        sample += f", {self.bands} of them in bands, not tried" if self.bands else ""
         actors = f"{pool.actors} restoring actor{'s' if pool.actors > 1 else ''}"
         lines = [
             f"read     {source} at {places}",
@@ -158,35 +174,43 @@ class Sampler:
 
     def __init__(self, settings: RestoreSettings, pool: Pool, decode: Decode) -> None:
         self._settings, self._pool, self._decode = settings, pool, decode
+        self._at_once = SAMPLE
+
+    def machine(self) -> tuple[str, float, float]:
+        """Which it runs on, and the CPUs and GPUs of that."""
+        here = ray.get_runtime_context().get_node_id()
+        (has,) = [node["Resources"] for node in ray.nodes() if node["NodeID"] == here]
+        return here, has.get("CPU", 0), has.get("GPU", 0)
 
     def start(self, rows: pa.Table, root: str) -> float:
-        """Load the model and try these rows with it; the seconds that the loading took.
+        """Load the model and try a row with it; the seconds that the loading took.
 
         Raises:
             ConservatorError: it cannot be loaded. (An error of `__init__` would come without its cause.)
         """
         began = time.perf_counter()
         settings, pool = self._settings, self._pool
-        threads = (pool.threads, pool.cores) if pool.threads else None
-        decisions, readers = settings.decisions, settings.readers
-        with stores_of_models(settings.recipe):
-            self._restore = RestoreStage(settings.recipe, pool.device, threads, decisions, readers)
+        with stores_reached(settings.stores):
+            self._restore = RestoreStage(settings.recipe, pool.device, pool.threads_here(), settings.decisions)
         self._encode = EncodeStage(settings.recipe, settings.run_id)
-        seconds = time.perf_counter() - began
+        loaded = time.perf_counter()
         self._try(rows, root)
-        return seconds
+        if time.perf_counter() - loaded > SLOW:
+            self._at_once = 1
+        return loaded - began
 
     def try_rows(self, samples: Sequence[tuple[pa.Table, str]]) -> Spent:
         """Rows with the places in the source below which they lie."""
         total = Spent(0, 0, 0.0, 0.0, 0.0)
         for rows, root in samples:
-            total = total.plus(self._try(rows, root))
-            if total.decode + total.restore + total.encode > ENOUGH:
-                break
+            for first in range(0, rows.num_rows, self._at_once):
+                total = total.plus(self._try(rows.slice(first, self._at_once), root))
+                if total.decode + total.restore + total.encode > ENOUGH:
+                    return total
         return total
 
     def _try(self, rows: pa.Table, root: str) -> Spent:
-        count, pixels, seconds = 0, 0, [0.0, 0.0, 0.0]
+        count, pixels, bands, seconds = 0, 0, 0, [0.0, 0.0, 0.0]
         mark = time.perf_counter()
         for decoded in self._decode(rows, root):
             marks = [mark, time.perf_counter()]
@@ -197,10 +221,14 @@ class Sampler:
             steps = [after - before for before, after in itertools.pairwise(marks)]
             seconds = [total + step for total, step in zip(seconds, steps, strict=True)]
             count += decoded.num_rows
-            sides = [decoded[INTERNAL + name].to_pylist() for name in ("height", "width")]
-            pixels += sum((height or 0) * (width or 0) for height, width in zip(*sides, strict=True))
+            names = [INTERNAL + name for name in ("height", "width", "large")]
+            for height, width, large in zip(*(decoded[name].to_pylist() for name in names), strict=True):
+                pixels += (height or 0) * (width or 0)
+                if large is not None and (speed := self._restore.bare_speed()):  # nothing can be written here
+                    bands += 1
+                    seconds[1] += height * width / 1e6 / speed
             mark = time.perf_counter()
-        return Spent(count, pixels, *seconds)
+        return Spent(count, pixels, seconds[0], seconds[1], seconds[2], bands)
 
 
 def estimate(run: Run) -> Estimate:
@@ -210,33 +238,41 @@ def estimate(run: Run) -> Estimate:
         RunError: no such actor could start, or the rows end it.
         ConservatorError: a model or a package is missing there.
     """
-    recipe = run.recipe
-    pool, cores = pool_of(recipe).at_most(max(run.rows, 1)), ray.cluster_resources().get("CPU", 1)
+    pool = pool_of(run.recipe, run.rows)
     parts = plan_parts(run.source.files, run.wanted, {})
     if not parts or run.decided_in:
-        return Estimate(run, pool, cores)
+        return Estimate(run, pool, ray.cluster_resources().get("CPU", 0))
     samples = _samples(run, parts)
     actors: list[Any] = []
     try:
-        settings, decode = RestoreSettings.of(run), Decode(run, pool.device)
-        kind = ray.remote(**pool.demands, scheduling_strategy="SPREAD")(Sampler)
-        copies = 1 if pool.device == "cuda" else min(pool.actors, AT_ONCE, sum(rows.num_rows for rows, _ in samples))
-        actors = [kind.remote(settings, pool, decode) for _ in range(copies)]
+        kind = ray.remote(**pool.demands)(Sampler).options
+        told = (RestoreSettings.of(run), pool, Decode(run, pool.device))
+        actors.append(kind(scheduling_strategy="SPREAD").remote(*told))
+        machine, cpus, gpus = ray.get(actors[0].machine.remote(), timeout=WAIT)
+        cores = _cores(pool, cpus, gpus)
+        if pool.device == "cpu":  # what the run has on a machine works on it at once
+            many = min(int(pool.actors * cpus / cores) or 1, AT_ONCE, sum(rows.num_rows for rows, _ in samples))
+            here = kind(scheduling_strategy=NodeAffinitySchedulingStrategy(machine, soft=True))
+            actors += [here.remote(*told) for _ in range(many - 1)]
         first, root = samples[0]
         started = ray.get([actor.start.remote(first.slice(0, 1), root) for actor in actors], timeout=WAIT)
-        dealt = [_deal(samples, turn, copies) for turn in range(copies)]
-        spent = ray.get([actor.try_rows.remote(mine) for actor, mine in zip(actors, dealt, strict=True)])
+        dealt = [_deal(samples, turn, len(actors)) for turn in range(len(actors))]
+        trying = [actor.try_rows.remote(mine) for actor, mine in zip(actors, dealt, strict=True)]
+        spent = ray.get(trying, timeout=WAIT)
     except ray.exceptions.GetTimeoutError as error:
-        demands = ", ".join(f"{amount:g} {name.removeprefix('num_')}" for name, amount in pool.demands.items())
+        demands = ", ".join(
+            f"{amount:g} {name.removeprefix('num_')}" for name, amount in pool.demands.items() if amount
+        )
         raise RunError(
-            f"no restoring actor ({demands}) was there within {WAIT / 60:.0f} minutes; see that the cluster has or "
-            "starts machines for it, or set restoration.device",
+            f"no restoring actor (of {demands}) had tried some rows within {WAIT / 60:.0f} minutes; see with "
+            "`ray status` whether the cluster has or starts machines for it",
             True,
         ) from error
     except ray.exceptions.RayActorError as error:
         raise RunError(
-            f"the worker that tried some rows has died ({without_secrets(str(error)).splitlines()[0]}); a run would "
-            "go on without a row on which that happens"
+            f"a worker that tried some rows has died ({without_secrets(str(error)).splitlines()[0]}): its machine was "
+            "lost, or a row ends it, without which a run would go on",
+            True,
         ) from error
     except ray.exceptions.RayError as error:
         cause = cause_of(error)
@@ -245,8 +281,15 @@ def estimate(run: Run) -> Estimate:
         for actor in actors:
             ray.kill(actor)
     total = functools.reduce(Spent.plus, spent)
-    rows, seconds = total.rows, (total.decode, total.restore, total.encode)
-    return Estimate(run, pool, cores, rows, total.pixels / rows / 1e6, max(started), *(each / rows for each in seconds))
+    means = (seconds / total.rows for seconds in (total.decode, total.restore, total.encode))
+    megapixels = total.pixels / total.rows / 1e6
+    return Estimate(run, pool, cores, total.rows, megapixels, max(started), total.bands, *means)
+
+
+def _cores(pool: Pool, cpus: float, gpus: float) -> float:
+    """Of the cluster, when all actors are there: machines with GPUs may only just have been asked for."""
+    there = float(ray.cluster_resources().get("CPU", 0))
+    return max(there, cpus / gpus * pool.actors) if pool.device == "cuda" and gpus else max(there, cpus)
 
 
 def _samples(run: Run, parts: Sequence[Part]) -> list[tuple[pa.Table, str]]:

@@ -91,13 +91,16 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         if run.source.files:
             ledger.begin((file.input for file in run.source.files), table.last_commit())
         ended, tally = False, Tally(sum(part.rows for part in parts), desk)
-        meter = RunMeter(tally.rows_left, lease.left, tally.statuses)
+        attempt = Attempt(run, tally)
+        meter = RunMeter(run.run_id, tally.rows_left, lease.left, tally.statuses, attempt.tell)
         if parts:
+            end = "failed"
             try:
                 with Interval(committer, None if turn.replaces else 60 * recipe.output.commit_minutes), meter:
                     ended = _write(run, parts, staging.folder, drain, tally)
+                    end = (drain.reason or "told to stop") if ended else "done"
             finally:
-                _tell_attempt(run, tally, meter.cores)
+                attempt.tell(meter, end)
             lease.check()
         if ended and turn.replaces:
             raise _ended(drain, f"run {run.run_id} replaces the table when all of its rows are done: run again")
@@ -151,16 +154,25 @@ def _recovered(run: Run, table: Table, lease: Lease, retry: Retry | None) -> tup
     return run, committer
 
 
-def _tell_attempt(run: Run, tally: Tally, cores: float) -> None:
-    """Write down what this attempt has done and cost; the run may take several."""
-    hours = tally.seconds / 3600
-    told = {"ended": _now(), "seconds": tally.seconds, "rows": tally.done.rows, "megapixels": tally.done.megapixels}
-    actors = tally.pool.actors if tally.pool else 0
-    told |= {"actor_hours": hours * actors, "core_hours": hours * cores if actors else 0.0}
-    try:
-        run.output.add_attempt(run.run_id, told)
-    except OutputError as error:  # then its cost is not known
-        log.warning("what this attempt has done could not be written down: %s", error)
+class Attempt:
+    """Writes down what this attempt of a run has done and cost; the run may take several, and any may be killed."""
+
+    def __init__(self, run: Run, tally: Tally) -> None:
+        self._run, self._tally, self._began = run, tally, _now()
+
+    def tell(self, meter: RunMeter, end: str | None = None) -> None:
+        """What is done so far; `end`: how it has ended, if it has."""
+        pool = self._tally.pool
+        try:
+            seconds, done = self._tally.so_far()
+            told = {"began": self._began, "ended": _now(), "end": end, "seconds": seconds}
+            told |= {"rows": done.rows, "megapixels": done.megapixels, "actor_hours": 0.0, "core_hours": 0.0}
+            if pool:  # of GPUs that were wanted, only those that were there are paid for
+                actors = min(pool.actors, meter.there("GPU")) if pool.device == "cuda" else pool.actors
+                told |= {"actor_hours": seconds / 3600 * actors, "core_hours": seconds / 3600 * meter.there("CPU")}
+            self._run.output.tell_attempt(self._run.run_id, told)
+        except (OutputError, ray.exceptions.RayError) as error:  # then its cost is not known
+            log.warning("what this attempt has done could not be written down: %s", error)
 
 
 def _tell(summary: Summary, run: Run, parts: Sequence[Part], tally: Tally) -> None:
@@ -176,10 +188,12 @@ def _tell(summary: Summary, run: Run, parts: Sequence[Part], tally: Tally) -> No
         summary.core_hours = sum(one["core_hours"] for one in attempts)
         summary.cost = prices.cost(summary.actor_hours, summary.core_hours)
         summary.currency = "" if summary.cost is None else prices.currency
-        if told := run.output.estimate(run.recipe.digest(), summary.device):
-            hours = [told[f"{name}_hours_a_row"] * summary.rows for name in ("actor", "core")]
-            summary.estimate = {"made": told["made"], "actor_hours": hours[0], "core_hours": hours[1]}
-            summary.estimate["cost"] = prices.cost(*hours)
+        told = None if run.turn.retries else run.output.estimate(run.recipe.digest(), summary.device)
+        if told:  # of as many rows as attempts have told of: those that were killed have not
+            seconds = told["start_seconds"] + told["row_seconds"] * sum(one["rows"] for one in attempts)
+            hours = seconds / 3600 * told["actors"], seconds / 3600 * told["cores"]
+            summary.estimate = {"made": told["made"], "actors": told["actors"], "cores": told["cores"]}
+            summary.estimate |= {"actor_hours": hours[0], "core_hours": hours[1], "cost": prices.cost(*hours)}
     summary.files_read = len({path for part in parts for path in part.paths})
     summary.bytes_read = sum(part.size for part in parts)
     summary.duplicate_ids = run.duplicates.count if run.duplicates else 0
@@ -301,7 +315,7 @@ def compose(
         context.target_max_block_size = resources.block_bytes("cpu")
         edits = Rows(run.source.store, parts, run.columns, Decide(run), stopped)
         return ray.data.read_datasource(edits, num_cpus=resources.task_cpus, override_num_blocks=edits.tasks)
-    pool = pool_of(recipe)
+    pool = pool_of(recipe, sum(part.rows for part in parts))
     context.target_max_block_size = resources.block_bytes(pool.device)  # else small blocks are put together again
     publish = run.output.image_writer(run.turn.generation) if recipe.output.images == "files" else None
     stage = EncodeStage(recipe, run.run_id, publish, run.credentials())
@@ -309,7 +323,6 @@ def compose(
     desk = tally.desk if tally else None
     at_once = int(2 * ray.cluster_resources().get("CPU", 0))
     rows = Rows(run.source.store, parts, run.columns, Decode(run, pool.device, desk), stopped, at_once)
-    pool = pool.at_most(rows.tasks)
     if tally:
         tally.pool = pool
     flow: ray.data.Dataset = (

@@ -30,7 +30,7 @@ class Lines(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:
         """The traceback."""
-        return without_secrets(super().formatException(ei), longest=None)
+        return "\n".join(without_secrets(line) for line in super().formatException(ei).split("\n"))
 
 
 class JsonLines(Lines):

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 STATUSES = ("restored", "kept", "review", "generated", "failed")
 INTERVAL = 10.0
 """Seconds between two looks at a run."""
+MINUTE = 60.0
 
 
 class RunMeter:
@@ -31,16 +32,32 @@ class RunMeter:
     """
 
     def __init__(
-        self, rows_left: Callable[[], int], lease_left: Callable[[], float], statuses: Callable[[], dict[str, int]]
+        self,
+        run_id: str,
+        rows_left: Callable[[], int],
+        lease_left: Callable[[], float],
+        statuses: Callable[[], dict[str, int]],
+        heartbeat: Callable[[RunMeter], None] | None = None,
     ) -> None:
-        """Whom to ask: for rows, for the share of the lease's time that is left, 0..1, and for rows done by status."""
-        self._statuses = statuses
-        self._done = Gauge("conservator_run_rows", "Rows that the run has done.", tag_keys=("status",))
+        """What is told, and whom to ask.
+
+        Args:
+            run_id: stands at all that is told.
+            rows_left: for rows.
+            lease_left: for the share of the lease's time that is left, 0..1.
+            statuses: for rows done, by status.
+            heartbeat: is called every minute with this meter.
+        """
+        self._statuses, self._heartbeat = statuses, heartbeat
+        self._done = self._gauge("conservator_run_rows", "Rows that the run has done.", run_id, "status")
         self._asked = (
-            (Gauge("conservator_run_rows_left", "Rows that the run has yet to do."), rows_left),
-            (Gauge("conservator_lease_left_share", "Share of its time after which the lease expires."), lease_left),
+            (self._gauge("conservator_run_rows_left", "Rows that the run has yet to do.", run_id), rows_left),
+            (
+                self._gauge("conservator_lease_left_share", "Share of its time after which the lease expires.", run_id),
+                lease_left,
+            ),
         )
-        self._cores: list[float] = []
+        self._looks: list[dict[str, float]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._tell, name="run meter", daemon=True)
 
@@ -53,21 +70,31 @@ class RunMeter:
         self._thread.join()
         self._asked[0][0].set(0)  # what comes after the flow makes no rows
 
-    @property
-    def cores(self) -> float:
-        """CPU cores that were there, in the mean of all looks: machines come and go."""
-        return sum(self._cores) / len(self._cores) if self._cores else 0.0
+    @staticmethod
+    def _gauge(name: str, description: str, run_id: str, *tags: str) -> Gauge:
+        gauge = Gauge(name, description, tag_keys=("run_id", *tags))
+        gauge.set_default_tags({"run_id": run_id})
+        return gauge
+
+    def there(self, resource: str) -> float:
+        """How many of a resource, such as `CPU`, were there in the mean of all looks: machines come and go."""
+        looks = [look.get(resource, 0.0) for look in list(self._looks)]
+        return sum(looks) / len(looks) if looks else 0.0
 
     def _tell(self) -> None:
+        beaten = time.monotonic()
         while True:
             try:
-                self._cores.append(ray.cluster_resources().get("CPU", 0.0))
+                self._looks.append(ray.cluster_resources())
                 for gauge, ask in self._asked:
                     gauge.set(ask())
                 for status, rows in {**dict.fromkeys(STATUSES, 0), **self._statuses()}.items():
                     self._done.set(rows, tags={"status": status})
             except RayError as error:  # for show only
                 log.debug("what is told of the run is not known now: %s", error)
+            if self._heartbeat is not None and time.monotonic() - beaten > MINUTE:
+                beaten = time.monotonic()
+                self._heartbeat(self)
             if self._stop.wait(INTERVAL):
                 return
 

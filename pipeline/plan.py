@@ -11,7 +11,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import numpy as np
@@ -174,9 +173,10 @@ def _check_model(run: Run) -> None:
 
         from pipeline.quality.appraise import Appraiser
         from pipeline.restoration.loading import check_generator, check_models
+        from pipeline.restoration.local import stores_reached
 
         restoration = run.recipe.restoration
-        with stores_of_models(run.recipe):
+        with stores_reached(stores_of_models(run.recipe)):
             check_models(restoration.models, restoration.text_encoder)
             if restoration.lost == "generate":
                 check_generator(restoration.generator)
@@ -184,11 +184,14 @@ def _check_model(run: Run) -> None:
         run.credentials()
 
 
-def stores_of_models(recipe: Recipe) -> AbstractContextManager[None]:
-    """For a block, models are fetched as the recipe says."""
-    from pipeline.restoration.local import stores_reached
+def stores_of_models(recipe: Recipe) -> Callable[[str], dict[str, Any]]:
+    """Options of the stores that models lie in, by their protocol, with the secrets of this process's environment.
 
-    return stores_reached(functools.partial(for_fsspec, options=recipe.restoration.storage))
+    Raises:
+        RecipeError: an environment variable that the recipe names is not set.
+    """
+    options = resolved(recipe.restoration.storage, "restoration.storage")
+    return functools.partial(for_fsspec, options=options)
 
 
 def plan(recipe: Recipe, output: Output, turn: Turn, retry: Retry | None) -> Run:

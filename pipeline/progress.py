@@ -63,6 +63,13 @@ class Tally:
         except ray.exceptions.RayError as problem:  # for show only
             log.debug("the desk does not answer: %s", problem)
 
+    def so_far(self) -> tuple[float, Done]:
+        """Seconds since the block began, or that it took, and what has come out in them."""
+        if self.seconds:
+            return self.seconds, self.done
+        done: Done = ray.get(self.desk.done.remote(), timeout=INTERVAL)
+        return time.monotonic() - self._started, done
+
     def rows_left(self) -> int:
         """How many rows are still to do."""
         return max(0, self._rows - self._rows_done())

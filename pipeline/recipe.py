@@ -468,11 +468,11 @@ def load_recipe(place: str | None = None, overrides: Sequence[str] = (), **given
     for override in overrides:
         path, separator, text = override.partition("=")
         if not separator:
-            raise RecipeError(f"--set {override}: expected KEY=VALUE, such as restoration.tile=256")
+            raise RecipeError(f"--set {without_secrets(path)}: expected KEY=VALUE, such as restoration.tile=256")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise RecipeError(f"--set {override}: the value is not YAML: {error}") from error
+            raise RecipeError(f"--set {path}=…: the value is not YAML: {_not_yaml(error)}") from error
         _put(tree, path.strip(), value)
     for name, value in given.items():
         if value is not None:
@@ -520,13 +520,19 @@ def _parse(text: str, place: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        said = getattr(error, "problem", None) or type(error).__name__  # the rest would show the line, with its secrets
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise RecipeError(f"the recipe {place!r} is not YAML: {said}{where}") from error
+        raise RecipeError(f"the recipe {place!r} is not YAML: {_not_yaml(error)}") from error
     if not isinstance(tree, dict):
         raise RecipeError(f"the recipe {place!r} must hold sections such as 'restoration:', not {type(tree).__name__}")
     return tree
+
+
+def _not_yaml(error: yaml.YAMLError) -> str:
+    """Why, and where; what PyYAML says beside it would show the line, with its secrets."""
+    said = getattr(error, "problem", None)
+    if not isinstance(error, yaml.scanner.ScannerError | yaml.parser.ParserError):
+        said = "a tag or a name (`!…`, `*…`) that is not known; put the value in quotes"
+    mark = getattr(error, "problem_mark", None)
+    return f"{said}, in line {mark.line + 1}, column {mark.column + 1}" if mark else str(said)
 
 
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:
@@ -557,10 +563,16 @@ def _explain(error: ValidationError) -> str:
 def _found(place: Sequence[str | int], value: object, hint: str) -> str:
     """What stands at a place of the recipe, unless it may be a secret: sections may hold some."""
     names = [str(part) for part in place]
-    is_option = len(names) > 2 and names[1] in ("storage", "catalog")
-    if isinstance(value, Mapping) or is_option or any(map(sounds_secret, names)):
+    is_option = bool({"storage", "catalog"}.intersection(names))
+    if is_option or any(map(sounds_secret, names)) or _holds_sections(value):
         return f" ({hint.removeprefix('; ')})" if hint else ""
     return f" (found {without_secrets(repr(value))}{hint})"
+
+
+def _holds_sections(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_holds_sections, value))
+    return isinstance(value, Mapping)
 
 
 def _nearest(path: str) -> str | None:

@@ -12,8 +12,10 @@ _SECRET = re.compile(
     r"secret|token|pass(word|phrase|wd)|authorization|cookie|(^|_|-|\.)(key|credential|sas)|connection_string|account_key",
     re.IGNORECASE,
 )
-_PORT = re.compile(r"[^:]*:\d*|\[.*")
-"""How a host's name, or an address of IPv6, may go on."""
+_BUCKETS = ("s3", "s3a", "s3n", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci")
+"""Protocols whose addresses begin with a bucket, never with a host and its port."""
+_HOST = re.compile(r"[^:]*:\d*|\[.*")
+"""A host's name with its port, or an address of IPv6."""
 LONGEST_MESSAGE = 4000
 """Characters of what a library says that are shown."""
 
@@ -26,8 +28,9 @@ def sounds_secret(name: str) -> bool:
 def redacted(uri: str) -> str:
     """A URI without user name, password or query, as it may stand in messages and tables."""
     scheme, separator, rest = uri.partition("://")
-    first = rest.partition("/")[0]
-    if separator and ":" in first and "@" not in first and "@" in rest and not _PORT.fullmatch(first):
+    first = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    with_port = scheme not in _BUCKETS and _HOST.fullmatch(first)
+    if separator and ":" in first and "@" not in first and "@" in rest and not with_port:
         uri = f"{scheme}://{rest.rpartition('@')[2]}"  # a password with a slash in it, as keys of S3 may have
     try:
         parts = urlsplit(uri)
@@ -38,12 +41,12 @@ def redacted(uri: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def without_secrets(text: str, longest: int | None = LONGEST_MESSAGE) -> str:
-    """What a library said, with every URL in it redacted; no more characters of it than `longest`."""
+def without_secrets(text: str) -> str:
+    """What a library said, with every URL in it redacted."""
 
     def shown(found: re.Match[str]) -> str:
         url = found.group()
         bare = url.rstrip(")],;:.")
         return redacted(bare) + url[len(bare) :]
 
-    return _PAIR.sub("…@", _URL.sub(shown, text[:longest]))
+    return _PAIR.sub("…@", _URL.sub(shown, text[:LONGEST_MESSAGE]))

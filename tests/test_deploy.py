@@ -15,6 +15,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from pipeline import __version__
 from pipeline.recipe import load_recipe
 from tests.conftest import ROOT
 
@@ -44,6 +45,7 @@ CLUSTER = shape(
                 "idleTimeoutSeconds": COUNT,
                 "upscalingMode": {"enum": ["Default", "Aggressive", "Conservative"]},
                 "resources": {"type": "object"},
+                "securityContext": {"type": "object"},
             }
         ),
         "headGroupSpec": shape(GROUP, "template"),
@@ -109,11 +111,13 @@ SPECS = {
 
 
 def manifests() -> Iterator[tuple[str, dict[str, Any]]]:
+    seen: set[str] = set()
     for path in sorted(KUBERNETES.glob("*.yaml")):
         if path.name not in ("kustomization.yaml", "nightly.recipe.yaml"):
             for document in yaml.safe_load_all(path.read_text()):
-                another = "-2" if document["metadata"].get("name") == "conservator-head" else ""
-                yield f"{path.name}-{document['kind']}{another}", document
+                name = f"{path.name}-{document['kind']}"
+                yield name if name not in seen else f"{name}-{document['metadata']['name']}", document
+                seen.add(name)
 
 
 MANIFESTS = dict(manifests())
@@ -172,6 +176,10 @@ def test_pods_ask_for_what_they_need_and_hold_no_secret() -> None:
                 assert template["spec"]["securityContext"]["runAsNonRoot"], name
                 for variable in container.get("env", []):
                     assert "valueFrom" in variable or not re.search("TOKEN|KEY|SECRET", variable["name"])
+    for name in ("cluster.yaml-RayCluster", "once.yaml-RayJob"):  # the operator puts a container beside the head's
+        spec = MANIFESTS[name]["spec"]
+        confined = spec.get("rayClusterSpec", spec)["autoscalerOptions"]["securityContext"]
+        assert confined["allowPrivilegeEscalation"] is False and confined["capabilities"]["drop"] == ["ALL"]
     restoring = [
         group for group in MANIFESTS["cluster.yaml-RayCluster"]["spec"]["workerGroupSpecs"] if group["maxReplicas"]
     ]
@@ -214,11 +222,39 @@ def test_alerts_ask_for_metrics_that_there_are() -> None:
     asked = set(re.findall(r"ray_conservator_\w+", (KUBERNETES / "monitoring.yaml").read_text()))
     source = (ROOT / "pipeline/metrics.py").read_text()
     there = {f"ray_{name}_total" for name in re.findall(r'Counter\(\s*"(\w+)"', source)}
-    there |= {f"ray_{name}" for name in re.findall(r'Gauge\(\s*"(\w+)"', source)}
+    there |= {f"ray_{name}" for name in re.findall(r'[Gg]auge\(\s*"(\w+)"', source)}
     assert asked and asked <= there
 
 
-CLUSTER_LABEL = 'ray_io_cluster="archive"'
+def test_images_have_a_tag_of_this_version() -> None:
+    (image,) = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())["images"]
+    once = {
+        container["image"] for pod in pods(MANIFESTS["once.yaml-RayJob"]) for container in pod["spec"]["containers"]
+    }
+    assert once == {f"conservator:{image['newTag']}"} == {f"conservator:{__version__}-cuda"}
+
+
+@pytest.mark.parametrize(
+    ("codes", "ends"), [([0], 0), ([4], 4), ([75, 3], 3), ([75, 75, 0], 0), ([75, 75, 75, 75], 75), ([2], 2)]
+)
+@pytest.mark.parametrize("name", ["once.yaml-RayJob", "nightly-ray.yaml-RayCronJob"])
+def test_an_entrypoint_tries_again_what_may_work_later(name: str, codes: list[int], ends: int, tmp_path: Path) -> None:
+    spec = MANIFESTS[name]["spec"]
+    for command, script in {
+        "conservator": f"n=$(cat {tmp_path}/n); echo $((n+1)) > {tmp_path}/n; set -- {' '.join(map(str, codes))}; "
+        "shift $n; exit $1",
+        "sleep": "exit 0",
+    }.items():
+        (tmp_path / command).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / command).chmod(0o755)
+    (tmp_path / "n").write_text("0")
+    entrypoint = spec.get("jobTemplate", spec)["entrypoint"]
+    done = subprocess.run(["/bin/sh", "-c", entrypoint], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=False)
+    assert done.returncode == (0 if ends == 4 and "nightly" in name else ends)
+    assert (tmp_path / "n").read_text().strip() == str(len(codes))
+
+
+CLUSTER_LABEL = 'ray_io_cluster="archive",run_id="r1"'
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool, of Debian's prometheus, is not installed")
@@ -228,7 +264,7 @@ def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
     def series(name: str, values: str, labels: str = "") -> dict[str, str]:
         return {"series": f"ray_conservator_{name}{{{CLUSTER_LABEL}{labels}}}", "values": values}
 
-    def case(fires: str | None, *told: dict[str, str]) -> dict[str, Any]:
+    def case(fires: str | None, *told: dict[str, str], share: str = "10%") -> dict[str, Any]:
         names = ["ConservatorRowsFail", "ConservatorStalls", "ConservatorLeaseRunsOut"]
         severity = {"ConservatorRowsFail": "warning"}
         said = MANIFESTS["monitoring.yaml-PrometheusRule"]["spec"]["groups"][0]["rules"]
@@ -238,10 +274,12 @@ def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
             if name == fires:
                 (rule,) = (rule for rule in said if rule["alert"] == name)
                 notes = {
-                    key: text.replace("{{ $value }}", "500").replace("{{ $value | humanizePercentage }}", "10%")
+                    key: text.replace("{{ $value }}", "500")
+                    .replace("{{ $value | humanizePercentage }}", share)
+                    .replace("{{ $labels.run_id }}", "r1")
                     for key, text in rule["annotations"].items()
                 }
-                labels = {"severity": severity.get(name, "critical"), "ray_io_cluster": "archive"}
+                labels = {"severity": severity.get(name, "critical"), "ray_io_cluster": "archive", "run_id": "r1"}
                 expected["exp_alerts"] = [{"exp_labels": labels, "exp_annotations": notes}]
             tests.append(expected)
         return {"interval": "1m", "input_series": list(told), "alert_rule_test": tests}
@@ -251,6 +289,15 @@ def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
     cases = [
         case(None, good, series("run_rows", "0+2x80", ',status="failed"'), left, held),
         case("ConservatorRowsFail", good, series("run_rows", "0+10x80", ',status="failed"'), left, held),
+        # rights that run out after a long good while: 20 of the last 200 rows, of 2,000
+        case(
+            "ConservatorRowsFail",
+            series("run_rows", "1800+6x80", ',status="restored"'),
+            series("run_rows", "0x40 0.66+0.66667x39", ',status="failed"'),
+            left,
+            held,
+            share="9.997%",
+        ),
         case("ConservatorStalls", series("run_rows", "90x80", ',status="restored"'), left, held),
         case(None, series("run_rows", "90x80", ',status="restored"'), series("run_rows_left", "0x80"), held),
         # the job ends as its lease does: what it said last is all that is heard of it

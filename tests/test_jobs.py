@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import datetime
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import COMMANDS, main
-from jobs.console import execute
+from jobs.console import execute, until
 from pipeline import Restorer
 from pipeline.cluster import start_ray
-from pipeline.errors import RecipeError
+from pipeline.errors import TRY_LATER, ConservatorError
+from pipeline.lake.output import open_output
 from pipeline.recipe import Recipe
 from tests.conftest import encoded, noise
 
@@ -109,8 +112,9 @@ def test_results_are_not_written_to_a_folder_named_after_a_store(
 def test_a_cluster_that_is_not_there_is_named_at_once(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    with pytest.raises(RecipeError, match=address):
+    with pytest.raises(ConservatorError, match=address) as raised:
         start_ray(Recipe())
+    assert raised.value.exit_code == (2 if "://" in address else TRY_LATER)
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
@@ -150,7 +154,8 @@ def test_runs_of_an_output_are_told(write_table: Write, tmp_path: Path, capsys: 
     (out / "state/run.json").write_text(json.dumps(last))
     (out / "state/attempts").mkdir()
     for number in range(2):
-        told = {"rows": 7, "megapixels": 2.0, "seconds": 10.0, "actor_hours": 0.5, "core_hours": 1.0}
+        told = {"began": f"2026-01-03T00:0{number}:00Z", "rows": 7, "megapixels": 2.0, "seconds": 10.0}
+        told |= {"actor_hours": 0.5, "core_hours": 1.0}
         path = out / f"state/attempts/20260103T000000Z-cccccc-{number}.json"
         path.write_text(json.dumps(told | {"ended": "2026-01-03T00:00:00Z"}))
     assert main(["runs", str(out)]) == 0
@@ -165,4 +170,37 @@ def test_runs_of_an_output_are_told(write_table: Write, tmp_path: Path, capsys: 
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert told[1]["rows"] == 5 and told[1]["statuses"] == {"restored": 5} and told[2]["state"] == "not finished"
     assert (told[2]["rows"], told[2]["MP"], told[2]["MP/s"], told[2]["actor hours"]) == (14, 4.0, 0.2, 1.0)
+    assert [one["began"] for one in told[2]["attempts"]] == ["2026-01-03T00:00:00Z", "2026-01-03T00:01:00Z"]
     assert main(["runs", str(tmp_path / "nowhere")]) == 2
+
+
+@pytest.mark.parametrize("state", ["running", "stopped", "died"])
+def test_a_run_that_lives_is_told_from_one_that_was_killed(
+    state: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = open_output(str(tmp_path / "out"))
+    output.begin({"run_id": "20260103T000000Z-cccccc", "generation": 1}, "resources: {prices: {core_hour: 3}}")
+    lease = output.lease("20260103T000000Z-cccccc")
+    with lease:
+        if state == "died":  # so that nobody renews it, and nobody gave it back
+            path = next((tmp_path / "out/state/lease").glob("*.json"))
+            kept = json.loads(path.read_text())
+        if state == "running":
+            assert main(["runs", str(tmp_path / "out"), "--json"]) == 0
+    if state == "died":
+        path.write_text(json.dumps(kept | {"host": "another"}))
+        os.utime(path, (0, 0))
+    if state != "running":
+        assert main(["runs", str(tmp_path / "out"), "--json"]) == 0
+    (told,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert told["state"] == state
+
+
+def test_a_run_ends_at_a_time_of_day() -> None:
+    now = datetime.datetime.now()
+    soon = now + datetime.timedelta(hours=1)
+    assert 3540 <= until(soon.strftime("%H:%M")) <= 3600
+    assert 0 < until((now - datetime.timedelta(minutes=2)).strftime("%H:%M")) < 86400
+    for wrong in ("25:00", "8", "8h", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="time of day"):
+            until(wrong)

@@ -25,6 +25,10 @@ class Recorder:
         assert description
         self._name, self._keys = name, set(tag_keys)
 
+    def set_default_tags(self, tags: dict[str, str]) -> None:
+        self._keys -= set(tags)
+        self.found.setdefault("default tags", []).append(tags)  # type: ignore[arg-type]
+
     def inc(self, value: float, tags: dict[str, str] | None = None) -> None:
         assert value >= 0 and set(tags or {}) == self._keys
         self.found.setdefault(self._name, []).append((value, tags or {}))
@@ -74,6 +78,7 @@ def test_a_run_tells_what_is_left_and_how_many_cores_it_has(
     recorded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cores = iter([4.0, 12.0])
+    beats: list[float] = []
     looked = threading.Event()
 
     def resources() -> dict[str, float]:
@@ -85,11 +90,15 @@ def test_a_run_tells_what_is_left_and_how_many_cores_it_has(
 
     monkeypatch.setattr(metrics.ray, "cluster_resources", resources)
     monkeypatch.setattr(metrics, "INTERVAL", 0.01)
-    with metrics.RunMeter(lambda: 7, lambda: 0.8, lambda: {"kept": 3}) as meter:
+    monkeypatch.setattr(metrics, "MINUTE", 0.0)
+    beat = lambda meter: beats.append(meter.there("CPU"))  # noqa: E731
+    with metrics.RunMeter("r1", lambda: 7, lambda: 0.8, lambda: {"kept": 3}, beat) as meter:
         assert looked.wait(10)
-    assert meter.cores == 8
+    assert meter.there("CPU") == 8 and meter.there("GPU") == 0
+    assert beats[:2] == [4, 8]
     assert recorded["conservator_run_rows_left"] == [(7, {}), (7, {}), (0, {})], "none when the flow has ended"
     assert recorded["conservator_lease_left_share"] == [(0.8, {}), (0.8, {})]
+    assert recorded["default tags"] == [{"run_id": "r1"}] * 3
     done = {tags["status"]: rows for rows, tags in recorded["conservator_run_rows"]}
     assert done == {"restored": 0, "kept": 3, "review": 0, "generated": 0, "failed": 0}
 
@@ -113,5 +122,5 @@ def test_the_dashboard_asks_for_metrics_that_there_are(recorded: dict[str, Any])
     }
     source = (ROOT / "pipeline/metrics.py").read_text()
     counters = {f"ray_{name}_total" for name in re.findall(r'Counter\(\s*"(\w+)"', source)}
-    gauges = {f"ray_{name}" for name in re.findall(r'Gauge\(\s*"(\w+)"', source)}
+    gauges = {f"ray_{name}" for name in re.findall(r'[Gg]auge\(\s*"(\w+)"', source)}
     assert asked == counters | gauges

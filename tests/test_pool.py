@@ -14,6 +14,8 @@ from pipeline.recipe import load_recipe
 Machines = Callable[..., None]
 
 GB = 1_000_000_000
+EACH = 4 * GB
+"""Bytes for an actor and an image of 100 MP."""
 
 
 @pytest.fixture
@@ -33,17 +35,24 @@ def machines(monkeypatch: pytest.MonkeyPatch) -> Machines:
 @pytest.mark.parametrize(
     ("cluster", "overrides", "expected"),
     [
-        ([(2, 24, 0)], (), Pool("cpu", 2, 1, 2)),
-        ([(16, 15, 0)], (), Pool("cpu", 3, 5, 16)),  # memory for three
-        ([(1, 2, 0)], ("resources.task_cpus=0.25",), Pool("cpu", 1, 1, 1)),
-        ([(8, 64, 0), (4, 64, 0), (0, 8, 0)], (), Pool("cpu", 12, 1, 8)),  # a head without CPUs has none
-        ([(8, 64, 0)], ("resources.actors=1",), Pool("cpu", 1, 8, 8)),
-        ([(8, 64, 0)] * 2, ("resources.actors=1",), Pool("cpu", 1, 8, 8)),  # threads do not reach to other machines
-        ([(8, 64, 0)], ("resources.threads=4",), Pool("cpu", 8, 4, 8)),
-        ([(8, 64, 0)], ("restoration.model=spandrel:a.pth",), Pool("cpu", 1, 8, 8)),
-        ([(8, 64, 0)] * 2, ('restoration.model=["compact", "swin2sr:a"]',), Pool("cpu", 2, 8, 8)),
-        ([(8, 64, 2), (8, 64, 2)], (), Pool("cuda", 4, 0, 0)),
-        ([(8, 64, 2)], ("restoration.device=cpu",), Pool("cpu", 8, 1, 8)),
+        ([(2, 24, 0)], (), Pool("cpu", 2, 1, EACH)),
+        ([(16, 15, 0)], (), Pool("cpu", 3, 5, EACH)),  # memory for three
+        ([(2, 3, 0)], (), Pool("cpu", 1, 2)),  # not even for one
+        ([(8, 64, 0), (4, 64, 0), (0, 8, 0)], (), Pool("cpu", 12, 1, EACH)),  # a head without CPUs has none
+        ([(16, 64, 0), (16, 8, 0)], (), Pool("cpu", 18, 1, EACH)),
+        ([(8, 64, 0)], ("resources.actors=1",), Pool("cpu", 1, 8)),
+        ([(8, 64, 0)], ("resources.threads=4",), Pool("cpu", 2, 4, EACH)),
+        ([(8, 64, 0)], ("limits.max_megapixels=400",), Pool("cpu", 4, 2, 13 * GB)),
+        ([(8, 64, 0)], ("restoration.model=spandrel:a.pth",), Pool("cpu", 1, 8, int(0.6 * 64 * GB))),
+        ([(8, 64, 0)], ("restoration.lost=generate",), Pool("cpu", 8, 1, EACH)),
+        (
+            [(8, 64, 0)],
+            ("restoration.lost=generate", "restoration.generator=diffusers:a"),
+            Pool("cpu", 1, 8, int(0.6 * 64 * GB)),
+        ),
+        ([(8, 64, 0), (8, 32, 0)], ('restoration.model=["compact", "swin2sr:a"]',), Pool("cpu", 2, 8, int(19.2 * GB))),
+        ([(8, 64, 2), (8, 64, 2)], (), Pool("cuda", 4)),
+        ([(8, 64, 2)], ("restoration.device=cpu",), Pool("cpu", 8, 1, EACH)),
     ],
 )
 def test_a_cluster_has_as_many_actors_as_it_can_feed(
@@ -51,6 +60,14 @@ def test_a_cluster_has_as_many_actors_as_it_can_feed(
 ) -> None:
     machines(*cluster)
     assert pool_of(load_recipe(overrides=overrides)) == expected
+
+
+def test_few_rows_have_few_actors_with_more_threads(machines: Machines) -> None:
+    machines((8, 64, 0))
+    assert pool_of(load_recipe(), rows=3) == Pool("cpu", 3, 2, EACH)
+    assert pool_of(load_recipe(), rows=0) == Pool("cpu", 1, 8, EACH)
+    machines((8, 64, 4))
+    assert pool_of(load_recipe(), rows=3) == Pool("cuda", 3)
 
 
 @pytest.mark.parametrize(
@@ -72,5 +89,17 @@ def test_what_does_not_fit_is_refused(
 def test_a_cluster_may_still_grow(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
     machines((2, 24, 0))
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    recipe = load_recipe(overrides=["restoration.device=cuda", "resources.actors=4"])
-    assert pool_of(recipe) == Pool("cuda", 4, 0, 0)
+    assert pool_of(load_recipe(overrides=["restoration.device=cuda", "resources.actors=4"])) == Pool("cuda", 4)
+    machines((0, 8, 0))  # nor are threads counted before there is a machine to have them
+    assert pool_of(load_recipe(overrides=["resources.actors=4"])) == Pool("cpu", 4)
+
+
+def test_actors_take_no_more_threads_than_their_machine_has() -> None:
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    try:
+        assert Pool("cpu", 1).threads_here() == (3, 3)
+        assert Pool("cpu", 1, 2).threads_here() == (2, 3)
+        assert Pool("cpu", 1, 64).threads_here() == (3, 3)
+        assert Pool("cuda", 1).threads_here() is None
+    finally:
+        ray.shutdown()

@@ -63,6 +63,11 @@ def test_a_broken_file_is_refused_by_its_name(tmp_path: Path, content: str) -> N
         "source: {uri: 3, storage: {secret: hush}}",
         "restoration: {model: compact, tile: 's3://key:hush/hush@bucket'}",
         "gate: {rules: [{score: a, storage: hush}]}",
+        "source: {storage: [{key: K, secret: hush}]}",
+        "source: [{storage: {secret: hush}}]",
+        "output: {catalog: hush}",
+        "source: {storage: {secret: !hush 1}}",
+        "source: {storage: {secret: *hush}}",
     ],
 )
 def test_what_is_wrong_is_told_without_the_secrets_beside_it(tmp_path: Path, text: str) -> None:
@@ -71,6 +76,13 @@ def test_what_is_wrong_is_told_without_the_secrets_beside_it(tmp_path: Path, tex
     with pytest.raises(RecipeError) as raised:
         load_recipe(str(recipe))
     assert "hush" not in raised.value.message.replace("hush://", "")
+
+
+@pytest.mark.parametrize("override", ["source.storage.secret=[hush", "source.storage.secret=!hush", "s3://k:hush@b"])
+def test_an_override_is_told_without_its_value(override: str) -> None:
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(overrides=[override])
+    assert "hush" not in raised.value.message
 
 
 def test_a_missing_file_is_refused_with_the_ready_made_ones() -> None:

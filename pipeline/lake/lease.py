@@ -124,6 +124,18 @@ class Lease:
                 "what was committed stands, and the next run goes on from there"
             )
 
+    def last(self) -> tuple[Holder, bool] | None:
+        """Who took the lease last, and whether they still hold it, by this machine's clock; None: nobody did.
+
+        Nothing is written. The clock of the store may differ by as much as the clocks of machines do.
+        """
+        numbers = self._numbers()
+        if not numbers:
+            return None
+        holder = self._read(numbers[-1])
+        renewed = self._store.modified(self._path(numbers[-1])).timestamp()
+        return holder, not (holder.released or holder.is_dead or time.time() - renewed > holder.seconds)
+
     def left(self) -> float:
         """Share of the time after which it expires if it is not renewed, 0..1; 0 when it is lost."""
         if self._lost.is_set():

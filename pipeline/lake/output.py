@@ -215,12 +215,12 @@ class Output:
                 return {}
         return dict(summary)
 
-    def add_attempt(self, run_id: str, told: dict[str, Any]) -> None:
-        """Write down what an attempt of a run has done, whether it was the last one or not."""
-        self.write(f"{ATTEMPTS}/{run_id}-{told['ended'].replace(':', '')}.json", json.dumps(told) + "\n")
+    def tell_attempt(self, run_id: str, told: dict[str, Any]) -> None:
+        """Write down what an attempt of a run has done so far, in place of what it told before."""
+        self.write(f"{ATTEMPTS}/{run_id}-{told['began'].replace(':', '')}.json", json.dumps(told) + "\n")
 
     def attempts(self, run_id: str) -> list[dict[str, Any]]:
-        """Of a run, all that have ended with a word, oldest first."""
+        """Of a run, all that have told what they did, oldest first."""
         with explained(self.uri, OutputError):
             folder = join(self.root, ATTEMPTS)
             names = [name for name in names_in(self.store, folder) if name.startswith(f"{run_id}-")]

@@ -16,8 +16,8 @@ from pipeline.redaction import sounds_secret
 Options = Mapping[str, str | int | bool]
 
 _REFERENCE = re.compile(r"\$\{(\w+)\}")
-_WITH_PASSWORD = re.compile(r"://[^/@\s]*:(?!\$\{\w+\}@)[^/@\s]*@")
-"""A URL with a password in it that is no reference."""
+_WITH_PASSWORD = re.compile(r"://[^/@\s]*:(?!\$\{\w+\}@)(?!\d*/)[^@\s]*@")
+"""A URL with a password in it that is no reference; after a colon may also stand a port."""
 _ICEBERG = {
     "key": "s3.access-key-id",
     "secret": "s3.secret-access-key",

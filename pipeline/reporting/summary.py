@@ -77,7 +77,8 @@ class Summary:
     currency: str = ""
     """Of the cost."""
     estimate: dict[str, Any] | None = None
-    """What `--dry-run` had expected of as many rows: `actor_hours`, `core_hours`, `cost`, and when it was `made`."""
+    """What `--dry-run` had expected of as many rows: `actor_hours`, `core_hours`, `cost`; when it was `made`, and for
+    so many `actors` and `cores`."""
 
     @property
     def measured(self) -> dict[str, Any]:
@@ -166,7 +167,7 @@ def as_lines(summary: Summary) -> list[tuple[str, str]]:
         lines.append(("hours of actors / of cores", f"{summary.actor_hours:.3g} / {summary.core_hours:.3g}"))
         if told := summary.estimate:
             hours = f"{told['actor_hours']:.3g} / {told['core_hours']:.3g}"
-            lines.append((f"  as estimated {told['made'][:10]}", hours))
+            lines.append((f"  as estimated {told['made'][:10]}", f"{hours} with {told['actors']} actors"))
     if summary.cost is not None:
         lines.append(("cost", f"{summary.cost:.2f} {summary.currency}"))
         if summary.estimate and summary.estimate["cost"] is not None:

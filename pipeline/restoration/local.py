@@ -63,6 +63,14 @@ def stores_reached(options_of: OptionsOf) -> Iterator[None]:
         _OPTIONS.reset(token)
 
 
+def store_of(place: str) -> tuple[Any, str]:
+    """The fsspec file system of a URI, and the path there. Raises whatever its driver raises."""
+    protocol = urlsplit(place).scheme
+    options = {} if protocol in ("http", "https") else _OPTIONS.get()(protocol)  # those of a store are not for the web
+    store, root = fsspec.core.url_to_fs(place, **options)
+    return store, root
+
+
 def local_copy(place: str, names: Sequence[str] | None = None) -> Path:
     """A file or folder at a path or a URI, on this machine. Raises whatever its store raises.
 
@@ -78,7 +86,7 @@ def local_copy(place: str, names: Sequence[str] | None = None) -> Path:
         for needed in [path / name for name in names or ()] or [path]:
             needed.stat()
         return path
-    store, root = fsspec.core.url_to_fs(place, **_OPTIONS.get()(urlsplit(place).scheme))
+    store, root = store_of(place)
     root = root.rstrip("/")
     if names is None:
         found = {path: info for path, info in store.find(root, detail=True).items() if info["type"] == "file"}

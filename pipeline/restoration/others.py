@@ -213,9 +213,9 @@ def check_other(place: str) -> None:
     """
     kind, _, where = place.partition(":")
     if kind == "spandrel":
-        check_extra(f"restoration.model {place}", "spandrel", "spandrel", "torchvision")
+        check_extra(f"restoration.model {redacted(place)}", "spandrel", "spandrel", "torchvision")
     if kind.startswith("diffusers"):
-        check_extra(f"restoration.model {place}", "diffusion", "diffusers", "accelerate")
+        check_extra(f"restoration.model {redacted(place)}", "diffusion", "diffusers", "accelerate")
     if is_local(where):
         here(kind, where)
 

@@ -26,7 +26,7 @@ from pipeline.restoration.request import Pixels, Request, as_caption, as_mask, a
 from pipeline.restoration.rows import Rows, Whole
 from pipeline.restoration.text import text_encoder_of
 from pipeline.restoration.tiles import Tile, as_floats, cut, plan_tiles, spans
-from pipeline.restoration.tuning import Tuning, device_key, memory_pixels, remember, remembered, tune
+from pipeline.restoration.tuning import Tuning, alone, device_key, memory_pixels, remember, remembered, tune
 from pipeline.restoration.views import CELL, probe_corners, thumbnails
 from pipeline.restoration.weights import load_model, save_model
 
@@ -178,11 +178,12 @@ class Restorer(RestoresBatches):
         memory = memory_pixels(self.device, self.config.decoder_widths[0], memory_mb)
         sides = [side for side in LARGEST_SIDES if side > 2 * self.margin] if tile == "auto" else [tile]
         key = (self.digest, device_key(self.device), sides, self.margin, memory_mb)
-        found = remembered(key) if self.digest else None
-        if found is None:
-            found = tune(self._engine, sides, self.margin, min(SIDES), memory)
-            if self.digest:
-                remember(key, found)
+        with alone(key):
+            found = remembered(key) if self.digest else None
+            if found is None:
+                found = tune(self._engine, sides, self.margin, min(SIDES), memory)
+                if self.digest:
+                    remember(key, found)
         self._engine.batch_pixels = found.batch_pixels
         self._set_tile(found.tile)
         self._engine.warm_up(self._sides)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import platform
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from filelock import FileLock
 
 from pipeline.restoration.engine import Engine, out_of_memory
 from pipeline.restoration.local import cache_folder
@@ -89,7 +91,18 @@ def device_key(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{platform.machine()}, {capability}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{platform.machine()}, {capability}, torch {torch.__version__}"
+
+
+@contextlib.contextmanager
+def alone(key: Sequence[object]) -> Iterator[None]:
+    """For a block, no other actor of this machine searches for the same: it waits, and finds what was found."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, RuntimeError):  # no place to write to: each searches for itself
+            record = _record(key)
+            record.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(record.with_suffix(".lock")))
+        yield
 
 
 def remembered(key: Sequence[object]) -> Tuning | None:

@@ -8,16 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import fsspec
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
-from pipeline.redaction import redacted
+from pipeline.redaction import redacted, without_secrets
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.generator import Generator, GeneratorConfig
-from pipeline.restoration.local import is_local, local_copy, local_path, said
+from pipeline.restoration.local import is_local, local_copy, local_path, said, store_of
 from pipeline.restoration.model import CompactModel
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -124,7 +123,7 @@ def _loaded(place: str | Path, task: str | None, build: Callable[[str], Network]
         SafetensorError,
         RuntimeError,
     ) as error:
-        raise ModelError(f"the model at {root!r} cannot be loaded: {error}") from error
+        raise ModelError(f"the model at {redacted(root)!r} cannot be loaded: {without_secrets(str(error))}") from error
     return model, hashlib.sha256(content["model.safetensors"]).hexdigest()
 
 
@@ -137,6 +136,6 @@ def read_file(path: str) -> bytes:
     """What is at a path or a URI; raises whatever its store raises."""
     if is_local(path):
         return Path(local_path(path)).read_bytes()
-    with fsspec.open(path, "rb") as file:
-        data: bytes = file.read()
-        return data
+    store, root = store_of(path)
+    data: bytes = store.cat_file(root)
+    return data

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import logging
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+from filelock import FileLock, Timeout
 
 from pipeline import __version__
 from pipeline.errors import ImageTooLarge, PermanentRowError, RowError
@@ -27,6 +29,7 @@ from pipeline.restoration.canvas import Restored
 from pipeline.restoration.chain import Chain
 from pipeline.restoration.colour import coloured
 from pipeline.restoration.loading import Maker, load_restorer, picture_maker
+from pipeline.restoration.local import cache_folder
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import LARGEST_SIDES, Restorer
 from pipeline.schema import RESTORED
@@ -231,16 +234,23 @@ class RestoreStage:
             return failure("restore", PermanentRowError("images this large have to be written beside a table"))
         request = self._asked(cell, np.zeros((1, 1, 3), np.uint8), None)
         result_id = self._result_id(cell)
-        if self._threads:
-            torch.set_num_threads(self._threads[1])  # else the run may end with one core at work, for hours
         try:
-            answer = self._large(cell, request, self._decisions.get(result_id), self._made_by)
+            with self._all_cores():
+                answer = self._large(cell, request, self._decisions.get(result_id), self._made_by)
         except Exception as error:  # one image's surprise must not cost the others
             return _surprise(error)
-        finally:
-            if self._threads:
-                torch.set_num_threads(self._threads[0])
         return answer | {"result_id": result_id}
+
+    @contextlib.contextmanager
+    def _all_cores(self) -> Iterator[None]:
+        """For a block, threads on all cores, if no other actor has them; a run might end with one at work for hours."""
+        with contextlib.ExitStack() as stack:
+            if self._threads:
+                with contextlib.suppress(OSError, RuntimeError, Timeout):  # no home, or another has them
+                    stack.enter_context(FileLock(cache_folder() / "cores.lock", timeout=0))
+                    torch.set_num_threads(self._threads[1])
+                    stack.callback(torch.set_num_threads, self._threads[0])
+            yield
 
     def _appraise(self, cases: Sequence[Case]) -> list[Verdict]:
         """Together, or one by one; a result that cannot be scored is for a person to look at."""

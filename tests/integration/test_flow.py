@@ -23,8 +23,9 @@ from transformers import Swin2SRConfig, Swin2SRForImageSuperResolution
 from jobs.cli import main
 from pipeline import flow
 from pipeline.cluster import Pool
-from pipeline.errors import ConservatorError, ModelError, RecipeError, SourceError
+from pipeline.errors import ConservatorError, ModelError, OutputError, RecipeError, SourceError
 from pipeline.estimate import estimate
+from pipeline.lake.output import Output
 from pipeline.lake.reader import plan_parts
 from pipeline.plan import prepare
 from pipeline.recipe import Recipe, load_recipe
@@ -145,7 +146,7 @@ def test_decoding_does_not_run_inside_the_restoring_actor(write_table: Write, tm
 def test_the_flow_can_be_composed_for_gpus(write_table: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_table([{"id": "a", "image": encoded(noise(40, 40))}])
     run = prepare(recipe_of(tmp_path / "source", tmp_path / "out"))
-    monkeypatch.setattr(flow, "pool_of", lambda recipe: Pool("cuda", 2, 0, 0))
+    monkeypatch.setattr(flow, "pool_of", lambda recipe, rows: Pool("cuda", 2))
     (restore,) = [
         operator
         for operator in flow.compose(run, plan_parts(run.source.files, {}, {}))._logical_plan.dag.post_order_iter()
@@ -326,7 +327,7 @@ def test_an_estimate_is_made_of_rows_from_all_over_the_source(write_table: Write
     assert found.sampled == 24 and found.megapixels == pytest.approx((40**2 + 120**2) / 2 / 1e6)
     assert min(found.start, found.decode, found.restore, found.encode) > 0
     assert found.seconds > found.flow_seconds > 120 * found.restore / found.pool.actors
-    assert found.actor_hours == pytest.approx(found.flow_seconds * found.pool.actors / 3600)
+    assert found.actor_hours == pytest.approx((found.start + found.flow_seconds) * found.pool.actors / 3600)
     assert " EUR" in found.as_text() and "hours of cores" in found.as_text()
 
 
@@ -361,12 +362,25 @@ def test_a_report_tells_what_was_estimated_beside_what_it_took(
     assert main([*job, "--limit", "3"]) == 0
     assert "as estimated" in capsys.readouterr().out
     summary = json.loads((tmp_path / "out/summary.json").read_text())
-    assert summary["estimate"]["core_hours"] == pytest.approx(3 * told["core_hours_a_row"])
-    assert summary["estimate"]["cost"] == pytest.approx(3000 * told["core_hours_a_row"])
+    hours = (told["start_seconds"] + 3 * told["row_seconds"]) * told["cores"] / 3600
+    assert summary["estimate"]["core_hours"] == pytest.approx(hours)
+    assert summary["estimate"]["cost"] == pytest.approx(1000 * hours)
     assert "as estimated" in (tmp_path / "out/report.html").read_text()
     # what another recipe would have taken is not told
     assert main([*job, "--set", "gate.clean_above=0.9", "--fresh"]) == 0
     assert json.loads((tmp_path / "out/summary.json").read_text())["estimate"] is None
+
+
+def test_an_estimate_that_cannot_be_kept_is_told(
+    write_table: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(self: Output, told: dict[str, Any]) -> None:
+        raise OutputError("no rights")
+
+    monkeypatch.setattr(Output, "keep_estimate", refuse)
+    path = write_table([{"id": "a", "image": encoded(noise(60, 60))}])
+    assert main(["restore", "--source", str(path), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert "no rights" in caplog.text
 
 
 def test_an_estimate_without_its_model_is_refused(write_table: Write, tmp_path: Path) -> None:

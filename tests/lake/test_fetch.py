@@ -78,7 +78,9 @@ def test_passing_errors_are_tried_again_within_a_bound(tmp_path: Path, monkeypat
 def test_no_secret_is_shown() -> None:
     assert redacted("s3://key:secret@bucket/path?token=abc") == "s3://bucket/path"
     assert redacted("/local/path") == "/local/path"
-    assert redacted("s3://key:sec/r+et@bucket/path") == "s3://bucket/path"  # as keys of S3 may look
+    for secret in ("sec/r+et", "/abc", "12/abc", "a#b", "a?b", "12#b"):  # as keys of S3 may look
+        assert redacted(f"s3://key:{secret}@bucket/path") == "s3://bucket/path"
+    assert redacted("https://me:a/b@host/path") == "https://host/path"
     for plain in ("http://host:9000/a@b", "s3://bucket/a:b@c", "http://[::1]:9000/a@b", "s3://bucket/at@x/y"):
         assert redacted(plain) == plain
 

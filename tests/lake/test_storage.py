@@ -42,6 +42,11 @@ def test_a_secret_that_is_written_out_is_refused_and_not_repeated(name: str) -> 
         check_options({name: "hush"}, "output.storage")
     assert "hush" not in caught.value.message and name in caught.value.message
     check_options({name: "${MY_SECRET}", "profile": "museum", "endpoint_url": "http://keys.example"}, "output.storage")
+    for address in ("http://me:hush@store", "http://me:hu/sh@store"):
+        with pytest.raises(RecipeError, match="endpoint_url"):
+            check_options({"endpoint_url": address}, "output.storage")
+    for address in ("http://me:${MY_SECRET}@store", "http://store:9000/a@b", "http://store/a:b"):
+        check_options({"endpoint_url": address}, "output.storage")
 
 
 def test_a_variable_that_is_not_set_is_named() -> None:
