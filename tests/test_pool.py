@@ -94,12 +94,13 @@ def test_a_cluster_may_still_grow(machines: Machines, monkeypatch: pytest.Monkey
     assert pool_of(load_recipe(overrides=["resources.actors=4"])) == Pool("cpu", 4)
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_actors_take_no_more_threads_than_their_machine_has() -> None:
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
-    try:
-        assert Pool("cpu", 1).threads_here() == (3, 3)
-        assert Pool("cpu", 1, 2).threads_here() == (2, 3)
-        assert Pool("cpu", 1, 64).threads_here() == (3, 3)
-        assert Pool("cuda", 1).threads_here() is None
-    finally:
-        ray.shutdown()
+    cores = int(ray.cluster_resources()["CPU"])
+
+    def threads(wanted: int) -> tuple[int, int] | None:
+        return ray.get(ray.remote(lambda: Pool("cpu", 1, wanted).threads_here()).remote())
+
+    assert threads(0) == threads(64) == (cores, cores)
+    assert threads(1) == (1, cores)
+    assert Pool("cuda", 1).threads_here() is None
