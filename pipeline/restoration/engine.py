@@ -135,7 +135,7 @@ class Engine:
                 seconds.append(time.perf_counter() - started)
         return count * side**2 / min(seconds) / 1e6
 
-    def speed_within(self, side: int) -> float:
+    def speed_within(self, side: int, rounds: int = 3) -> float:
         """The same in a batch that fits: it is halved where it does not.
 
         Raises:
@@ -143,7 +143,7 @@ class Engine:
         """
         while True:
             try:
-                return self.speed(side)
+                return self.speed(side, rounds)
             except RuntimeError as error:
                 self._halve(side, error)
 
