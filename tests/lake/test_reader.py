@@ -105,7 +105,7 @@ def test_the_beginning_is_made_of_little_tasks(write_table: Write, tmp_path: Pat
     keys = [key for task in found for table in task for key in table[ROW_KEY].to_pylist()]
     assert [int(key.rpartition("-")[2]) for key in keys] == list(range(60))
     found = tasks(tmp_path / "small")
-    assert [sum(table.num_rows for table in task) for task in found] == [4, 6]
+    assert [sum(table.num_rows for table in task) for task in found] == [2, 4, 4]
 
 
 def test_a_giant_goes_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
