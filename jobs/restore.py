@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     drain = Drain(recipe.output.grace_seconds, min(ends, default=None), arguments.max_megapixels)
 
     def found(run: Run) -> None:
-        if run.is_needed and not arguments.dry_run:
+        if run.is_needed:
             beside = threading.Thread(target=importlib.import_module, args=["pipeline.flow"])
             beside.start()  # that takes its time, too
             # Ray's processes end with the thread that has started them: it must be this one
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     run = prepare(recipe, arguments.fresh, arguments.retry_failed, found)
     if arguments.dry_run:
-        start_ray(recipe)
+        start_ray(recipe)  # if it was not needed
         return _dry_run(run)
     logs.configure(run_id=run.run_id)
     code = _restore(run, arguments.retry_failed, drain)

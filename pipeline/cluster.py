@@ -97,10 +97,14 @@ class Pool(NamedTuple):
         """In one of them: its threads, and those for an image that is restored in bands. None: it has a GPU."""
         if self.device == "cuda":
             return None
-        here = ray.get_runtime_context().get_node_id()
-        counted = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["NodeID"] == here]
-        cores = max(1, int(counted[0])) if counted else len(os.sched_getaffinity(0))
+        cores = max(1, int(resources_here().get("CPU", 0)))
         return min(self.threads or cores, cores), cores
+
+
+def resources_here() -> dict[str, float]:
+    """What the machine of this worker has, as Ray counts it."""
+    here = ray.get_runtime_context().get_node_id()
+    return next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
 
 
 def pool_of(recipe: Recipe, rows: int | None = None) -> Pool:
@@ -116,17 +120,17 @@ def pool_of(recipe: Recipe, rows: int | None = None) -> Pool:
     wanted, actors = recipe.restoration.device, recipe.resources.actors
     gpus = int(ray.cluster_resources().get("GPU", 0))
     cpus = ray.cluster_resources().get("CPU", 0)
-    most = max(1, rows) if rows is not None else None
+    most = sys.maxsize if rows is None else max(1, rows)
     if wanted == "cuda" and not gpus and not os.environ.get("RAY_ADDRESS"):
         raise RecipeError("restoration.device is cuda, but this machine has no GPU; use auto or cpu")
     if wanted == "cuda" or (wanted == "auto" and gpus):  # a cluster may start its GPU machines when they are asked for
-        return Pool("cuda", min(actors or max(gpus, 1), most or sys.maxsize))
+        return Pool("cuda", min(actors or max(gpus, 1), most))
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     machines = [(int(has["CPU"]), int(has.get("memory", 0))) for has in resources]
     memory = 0
     if not actors:
         actors, memory = _share_out(machines, recipe)
-    actors = min(actors, most or sys.maxsize)
+    actors = min(actors, most)
     taken, task_cpus = actors * ACTOR_CPUS, recipe.resources.task_cpus
     if taken + 2 * task_cpus > cpus and not os.environ.get("RAY_ADDRESS"):
         raise RecipeError(
@@ -139,11 +143,12 @@ def pool_of(recipe: Recipe, rows: int | None = None) -> Pool:
 
 def _share_out(machines: Sequence[tuple[int, int]], recipe: Recipe) -> tuple[int, int]:
     """How many actors machines with so many cores and bytes have, and the bytes of each."""
-    from pipeline.restoration.others import is_other  # imports torch, which the start of Ray does not wait for
+    from pipeline.restoration.loading import DIFFUSERS  # these import torch, which the start of Ray does not wait for
+    from pipeline.restoration.others import is_other
 
     options = recipe.restoration
     generators = [options.generator] if options.lost == "generate" else []
-    if any(is_other(name) or name.startswith("diffusers:") for name in (*options.models, *generators)):
+    if any(is_other(name) or name.startswith(DIFFUSERS) for name in (*options.models, *generators)):
         return max(1, len(machines)), int(0.6 * min((memory for _, memory in machines), default=0))  # no two on one
     each = ACTOR_BYTES + int(MEGAPIXEL_BYTES * recipe.limits.max_megapixels)
     actors = sum(min(max(1, cores // (recipe.resources.threads or 1)), memory // each) for cores, memory in machines)

@@ -16,7 +16,7 @@ import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.actors import RestoreSettings
-from pipeline.cluster import Pool, cause_of, pool_of
+from pipeline.cluster import Pool, cause_of, pool_of, resources_here
 from pipeline.errors import ConservatorError, RunError
 from pipeline.lake.reader import Part, plan_parts
 from pipeline.plan import Run
@@ -178,9 +178,8 @@ class Sampler:
 
     def machine(self) -> tuple[str, float, float]:
         """Which it runs on, and the CPUs and GPUs of that."""
-        here = ray.get_runtime_context().get_node_id()
-        (has,) = [node["Resources"] for node in ray.nodes() if node["NodeID"] == here]
-        return here, has.get("CPU", 0), has.get("GPU", 0)
+        has = resources_here()
+        return ray.get_runtime_context().get_node_id(), has.get("CPU", 0), has.get("GPU", 0)
 
     def start(self, rows: pa.Table, root: str) -> float:
         """Load the model and try a row with it; the seconds that the loading took.

@@ -59,7 +59,7 @@ class Tally:
             self._thread.join(2 * INTERVAL)
         try:
             self.bare_speed = ray.get(self.desk.speed.remote(), timeout=INTERVAL)
-            self.done = ray.get(self.desk.done.remote(), timeout=INTERVAL)
+            self.done = self._done()
         except ray.exceptions.RayError as problem:  # for show only
             log.debug("the desk does not answer: %s", problem)
 
@@ -67,8 +67,7 @@ class Tally:
         """Seconds since the block began, or that it took, and what has come out in them."""
         if self.seconds:
             return self.seconds, self.done
-        done: Done = ray.get(self.desk.done.remote(), timeout=INTERVAL)
-        return time.monotonic() - self._started, done
+        return time.monotonic() - self._started, self._done()
 
     def rows_left(self) -> int:
         """How many rows are still to do."""
@@ -81,8 +80,11 @@ class Tally:
 
     def megapixels(self) -> float:
         """That are done so far."""
+        return self._done().megapixels
+
+    def _done(self) -> Done:
         done: Done = ray.get(self.desk.done.remote(), timeout=INTERVAL)
-        return done.megapixels
+        return done
 
     def _rows_done(self) -> int:
         done: int = ray.get(self.desk.rows.remote(), timeout=INTERVAL)
