@@ -61,6 +61,13 @@ def _noise(image: Tensor, record: Damage, chance: Chance) -> Done:
     return Done(image, dataclasses.replace(record, noise_sigma=max(sigma, record.noise_sigma)))
 
 
+def _gaussian(image: Tensor, record: Damage, chance: Chance) -> Done:
+    sigma = chance.draw("noise_sigma")
+    planes = image[:, :1] if record.grey else image
+    image = noise.gaussian(planes, image.new_tensor([sigma]), chance.generator).expand_as(image)
+    return Done(image, dataclasses.replace(record, noise_sigma=max(sigma, record.noise_sigma)))
+
+
 def _jpeg(image: Tensor, record: Damage, chance: Chance) -> Done:
     quality, dice = chance.draw("jpeg_quality"), chance.dice
     image = jpeg(image, image.new_tensor([quality]))
@@ -236,6 +243,8 @@ ACTIONS: dict[str, Action] = {
     "noise": _noise,
     "jpeg": _jpeg,
 }
+PLAIN: dict[str, Action] = {"gaussian": _gaussian}
+"""What denoisers are compared by, to train on: white noise as a float holds it, never clipped or rounded."""
 MARKS = ("scratches", "dust", "hairs", "folds", "tears", "corners", "holes", "foxing", "stains")
 """Kinds that have a mask."""
 TONES = ("fading", "sepia", "yellowing", "cast", "uneven")

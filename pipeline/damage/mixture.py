@@ -10,13 +10,14 @@ import torch
 from torch import Generator, Tensor
 
 from pipeline.damage import tone
-from pipeline.damage.kinds import ACTIONS, MARKS, TONES, Chance, quantise
+from pipeline.damage.kinds import ACTIONS, MARKS, PLAIN, TONES, Chance, quantise
 from pipeline.damage.record import Damage
 from pipeline.damage.strengths import Strengths
 
 MIXED = ("second_order", "worn")
 """Several kinds at once, drawn anew for each image."""
 KINDS = ("clean", *ACTIONS, *MIXED)
+KNOWN = ACTIONS | PLAIN
 
 
 class Damaged(NamedTuple):
@@ -52,7 +53,7 @@ def damage_one(
         The damaged image [1, 3, H, W], its mask [1, 1, H, W], and the record.
 
     Raises:
-        KeyError: a kind is not one of `KINDS`.
+        KeyError: a kind is not one of `KINDS` or `PLAIN`.
     """
     if set(kinds) & set(MIXED):
         strengths = (strengths or Strengths()).milder()
@@ -66,11 +67,11 @@ def damage_one(
         elif kind != "clean":
             drawn.append(kind)
     for kind in drawn:
-        image, record, marked = ACTIONS[kind](image, record, chance)
+        image, record, marked = KNOWN[kind](image, record, chance)
         if marked is not None:
             mask = torch.maximum(mask, marked[None])
             record = dataclasses.replace(record, missing=float(mask.mean()))
-    if drawn[-1:] != ["noise"]:
+    if drawn[-1:] not in (["noise"], ["gaussian"]):
         image = quantise(image)
     if record.grey:  # JPEG rounds: a grey scan stays grey
         image = tone.luma(image).expand_as(image)

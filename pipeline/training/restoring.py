@@ -27,9 +27,9 @@ from pipeline.training.validation import Validation
 class TrainingPlan(Plan):
     """What a run that learns to restore consists of."""
 
-    look_every: int = 3
+    look_every: int = 4
     """The global view is trained in one step of so many, the decoder, which has more to learn, in each; a step of
-    the decoder alone costs two thirds."""
+    the decoder alone costs little more than half."""
     looks: int = 24
     """Further pictures in each such step, which only the global view sees: that is cheap. See `LOOKS`."""
     patch: int = 128

@@ -38,6 +38,13 @@ def test_jpeg_does_what_libjpeg_does(photo: np.ndarray, planes: torch.Tensor, qu
     assert abs(_psnr(made, planes) - _psnr(real, planes)) < 0.15
 
 
+def test_plain_noise_is_neither_clipped_nor_rounded_and_is_recorded(planes: torch.Tensor) -> None:
+    generator = torch.Generator().manual_seed(0)
+    done = damage(planes, [["gaussian"]], random.Random(0), generator, Strengths().at(1.0))
+    assert done.images.min() < 0 and done.images.max() > 1
+    assert done.records[0].noise_sigma == pytest.approx(float((done.images - planes).std()) * 255, rel=0.02)
+
+
 def test_a_shifted_grid_gives_other_blocks(planes: torch.Tensor) -> None:
     quality = torch.tensor([10.0])
     first, shifted = jpeg(planes, quality), jpeg(planes, quality, (3, 5))
