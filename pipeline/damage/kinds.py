@@ -48,23 +48,31 @@ Action = Callable[[Tensor, Damage, Chance], Done]
 
 def _noise(image: Tensor, record: Damage, chance: Chance) -> Done:
     sigma, dice = chance.draw("noise_sigma"), chance.dice
-    strength = image.new_tensor([sigma])
     kind = dice.random()
     if kind < 0.85:
-        make = noise.gaussian if kind < 0.7 else noise.poisson
-        planes = image[:, :1] if record.grey else image  # of a grey scan all channels have the same noise
-        image = make(planes, strength, chance.generator).expand_as(image)
+        image = _independent(noise.gaussian if kind < 0.7 else noise.poisson, image, record, sigma, chance)
     else:
-        image = noise.grain(image, strength, image.new_tensor([chance.draw("grain_size")]), chance.generator)
+        sizes = image.new_tensor([chance.draw("grain_size")])
+        image = noise.grain(image, image.new_tensor([sigma]), sizes, chance.generator)
     if dice.random() < 0.5:  # half as an 8-bit file holds it, half as a float measurement does
         image = quantise(image)
-    return Done(image, dataclasses.replace(record, noise_sigma=max(sigma, record.noise_sigma)))
+    return _noisy(image, record, sigma)
 
 
 def _gaussian(image: Tensor, record: Damage, chance: Chance) -> Done:
     sigma = chance.draw("noise_sigma")
+    return _noisy(_independent(noise.gaussian, image, record, sigma, chance), record, sigma)
+
+
+def _independent(
+    make: Callable[[Tensor, Tensor, Generator], Tensor], image: Tensor, record: Damage, sigma: float, chance: Chance
+) -> Tensor:
+    """With noise of each pixel's own; of a grey scan all channels have the same."""
     planes = image[:, :1] if record.grey else image
-    image = noise.gaussian(planes, image.new_tensor([sigma]), chance.generator).expand_as(image)
+    return make(planes, image.new_tensor([sigma]), chance.generator).expand_as(image)
+
+
+def _noisy(image: Tensor, record: Damage, sigma: float) -> Done:
     return Done(image, dataclasses.replace(record, noise_sigma=max(sigma, record.noise_sigma)))
 
 

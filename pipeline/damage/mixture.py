@@ -18,6 +18,8 @@ MIXED = ("second_order", "worn")
 """Several kinds at once, drawn anew for each image."""
 KINDS = ("clean", *ACTIONS, *MIXED)
 KNOWN = ACTIONS | PLAIN
+UNROUNDED = ("noise", *PLAIN)
+"""What rounds by itself, or not at all."""
 
 
 class Damaged(NamedTuple):
@@ -71,7 +73,7 @@ def damage_one(
         if marked is not None:
             mask = torch.maximum(mask, marked[None])
             record = dataclasses.replace(record, missing=float(mask.mean()))
-    if drawn[-1:] not in (["noise"], ["gaussian"]):
+    if not drawn or drawn[-1] not in UNROUNDED:
         image = quantise(image)
     if record.grey:  # JPEG rounds: a grey scan stays grey
         image = tone.luma(image).expand_as(image)

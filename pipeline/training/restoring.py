@@ -29,7 +29,7 @@ class TrainingPlan(Plan):
 
     look_every: int = 4
     """The global view is trained in one step of so many, the decoder, which has more to learn, in each; a step of
-    the decoder alone costs little more than half."""
+    the decoder alone costs less than half (1.1 s of 2.5 on two cores)."""
     looks: int = 24
     """Further pictures in each such step, which only the global view sees: that is cheap. See `LOOKS`."""
     patch: int = 128

@@ -42,6 +42,7 @@ def test_plain_noise_is_neither_clipped_nor_rounded_and_is_recorded(planes: torc
     generator = torch.Generator().manual_seed(0)
     done = damage(planes, [["gaussian"]], random.Random(0), generator, Strengths().at(1.0))
     assert done.images.min() < 0 and done.images.max() > 1
+    assert ((done.images * 255) % 1).std() > 0.2  # anything between two whole numbers
     assert done.records[0].noise_sigma == pytest.approx(float((done.images - planes).std()) * 255, rel=0.02)
 
 
