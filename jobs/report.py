@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     run_id = arguments.run_id or main_run
     if run_id is None:
         raise OutputError(f"{redacted(output.uri)} holds no finished run; run conservator restore again")
-    dataset = output.dataset(output.table(), run_id)
-    seen = survey(dataset, run_id, recipe.output.prefix)
+    rows = output.scan(output.table(), run_id)
+    seen = survey(rows, run_id, recipe.output.prefix)
     if not seen.summary.rows and arguments.run_id:
         raise OutputError(
             f"{redacted(output.uri)} holds no rows of run {run_id}; there are reports of: "
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     known = {field.name for field in dataclasses.fields(Summary)} & seen.summary.measured.keys()
     measured = {name: value for name, value in output.measured(run_id).items() if name in known}
     seen = dataclasses.replace(seen, summary=dataclasses.replace(seen.summary, **measured))
-    report(output, dataset, seen, recipe, is_main=run_id == main_run)
+    report(output, rows, seen, recipe, is_main=run_id == main_run)
     print(as_text(seen.summary))
     print(f"\n{redacted(output.uri).rstrip('/')}/{REPORTS}/{run_id}/report.html")
     return OK

@@ -15,7 +15,6 @@ from pipeline.plan import Run, stores_of_models
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
 from pipeline.restoration.local import OptionsOf, stores_reached
-from pipeline.stages.restore import RestoreStage
 from pipeline.workers import guard_of, tell_logs, whole
 
 log = logging.getLogger(__name__)
@@ -50,6 +49,8 @@ class Restore:
 
     def __init__(self, settings: RestoreSettings, pool: Pool, desk: Any = None) -> None:
         """`desk`: see `workers.Decode`."""
+        from pipeline.stages.restore import RestoreStage  # imports torch, which drivers do without
+
         tell_logs(settings.run_id, "restore")
         recipe = settings.recipe
         decisions, readers, publish = settings.decisions, settings.readers, settings.images.file

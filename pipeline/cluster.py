@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline import logs
 from pipeline.errors import RecipeError, RunError
 from pipeline.recipe import Recipe
+from pipeline.restoration.names import DIFFUSERS, is_other
 
 
 def start_ray(recipe: Recipe) -> None:
@@ -143,9 +144,6 @@ def pool_of(recipe: Recipe, rows: int | None = None) -> Pool:
 
 def _share_out(machines: Sequence[tuple[int, int]], recipe: Recipe) -> tuple[int, int]:
     """How many actors machines with so many cores and bytes have, and the bytes of each."""
-    from pipeline.restoration.loading import DIFFUSERS  # these import torch, which the start of Ray does not wait for
-    from pipeline.restoration.others import is_other
-
     options = recipe.restoration
     generators = [options.generator] if options.lost == "generate" else []
     if any(is_other(name) or name.startswith(DIFFUSERS) for name in (*options.models, *generators)):

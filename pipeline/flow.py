@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pyarrow.dataset as pads
+import pyarrow as pa
 import pyarrow.fs as pafs
 import ray
 import ray.data
@@ -26,11 +26,13 @@ from pipeline.drain import Drain
 from pipeline.errors import ConservatorError, Interrupted, OutputError, RunError, Stopped
 from pipeline.lake.attempts import Attempts, GaveUp
 from pipeline.lake.commits import Committer, Input
+from pipeline.lake.inputs import ParquetFile
 from pipeline.lake.interval import Interval
 from pipeline.lake.lease import Lease
 from pipeline.lake.output import REPORTS, Output
 from pipeline.lake.places import is_local
 from pipeline.lake.reader import NothingToFilter, Part, Rows, plan_parts
+from pipeline.lake.scan import Scan
 from pipeline.lake.table import Table, partitions
 from pipeline.metrics import RunMeter
 from pipeline.plan import Retry, Run, plan
@@ -45,6 +47,8 @@ from pipeline.workers import Decide, Decode, Names, encode
 
 log = logging.getLogger(__name__)
 
+_ROW_GROUP, _LARGEST_GROUP, _GROUP_BYTES = 64, 1024, 4_000_000
+"""Rows of a row group, at least and at most, and about what images of the source are in one."""
 COMMITS = 8
 """Attempts of the last commit: a store that is away has about a minute to come back."""
 
@@ -112,8 +116,8 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         lease.confirm()
         staging.recover()  # what repeated tasks have left
         output.tidy(table, turn.generation)
-        dataset = output.dataset(table, run.run_id)
-        seen = survey(dataset, run.run_id, recipe.output.prefix)
+        rows = output.scan(table, run.run_id)
+        seen = survey(rows, run.run_id, recipe.output.prefix)
         summary = seen.summary
         _tell(summary, run, parts, tally)
         summary.seconds = time.monotonic() - started
@@ -121,7 +125,7 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
             summary.first_at = tally.done.first_at
             summary.first_seconds = tally.done.first_at - (time.time() - summary.seconds)
         main = before.get("main") if run.decided_in else run.run_id
-        report(output, dataset, seen, recipe, is_main=main == run.run_id)
+        report(output, rows, seen, recipe, is_main=main == run.run_id)
         if turn.replaces or (run.decided_in and not run.waiting):
             record["decided"] = run.decided  # and need not be looked for again
         record |= {"finished": _now(), "by_status": summary.by_status, "measured": summary.measured, "main": main}
@@ -281,7 +285,7 @@ def _write(run: Run, parts: Sequence[Part], checkpoint: str, drain: Drain, tally
                 filesystem=store,
                 filename_provider=Names(run.run_id),
                 min_bytes_per_file=settings.file_mb * 1_000_000,
-                row_group_size=settings.row_group,
+                row_group_size=row_group(run, parts),
                 partition_cols=[folder for _, folder in partitions(settings.partition_by, settings.table)] or None,
                 ray_remote_args={"num_cpus": run.recipe.resources.task_cpus},
             )
@@ -300,6 +304,23 @@ def _write(run: Run, parts: Sequence[Part], checkpoint: str, drain: Drain, tally
     finally:
         context.checkpoint_config = None
     return drain.requested
+
+
+def row_group(run: Run, parts: Sequence[Part]) -> int:
+    """Rows of a row group: each costs readers 0.1 MB of memory, so where rows are small many go together."""
+    if run.recipe.output.row_group is not None:
+        return run.recipe.output.row_group
+    image = run.source.columns.image
+    schemas = [file.schema for file in run.source.files if isinstance(file, ParquetFile)]
+    held = all(image in schema.names and _is_bytes(schema.field(image).type) for schema in schemas)
+    if run.recipe.output.images != "inline" or not held:
+        return _ROW_GROUP  # how large a row will be is not known
+    size, rows = sum(part.size for part in parts), sum(part.rows for part in parts)
+    return min(max(int(_GROUP_BYTES * rows / max(1, size)), _ROW_GROUP), _LARGEST_GROUP)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def compose(
@@ -348,11 +369,11 @@ def compose(
     return flow
 
 
-def report(output: Output, dataset: pads.Dataset, seen: Survey, recipe: Recipe, is_main: bool = True) -> None:
+def report(output: Output, rows: Scan, seen: Survey, recipe: Recipe, is_main: bool = True) -> None:
     """Write `summary.json` and `report.html` of a run; if it is the last but for decisions, beside the table too."""
     columns = recipe.columns
     summary = json.dumps(seen.summary.as_dict(), indent=2) + "\n"
-    page = render(dataset, seen, columns.id, columns.caption, recipe.output.prefix)
+    page = render(rows, seen, columns.id, columns.caption, recipe.output.prefix)
     for folder in (f"{REPORTS}/{seen.summary.run_id}/", *([""] if is_main else [])):
         output.write(folder + "summary.json", summary)
         output.write(folder + "report.html", page)

@@ -280,8 +280,8 @@ class Output(_Section):
     """Longest side in pixels of the small before and after pictures in the table; 0: none."""
     file_mb: int = Field(default=256, ge=1, le=4096)
     """Data files hold at least so many MB, but for the last ones."""
-    row_group: int = Field(default=64, ge=1)
-    """Rows of a data file that readers fetch together."""
+    row_group: int | None = Field(default=None, ge=1)
+    """Rows of a data file that readers fetch together. Null: 64, and of small images in the table up to 1,024."""
     table: Literal["parquet", "iceberg", "delta"] = "parquet"
     """The kind of table: Parquet files with a manifest, Apache Iceberg, or Delta Lake."""
     table_name: str = Field(default="conservator.restored", pattern=r"^[^.]+(\.[^.]+)+$")

@@ -39,6 +39,8 @@ class Waiting(NamedTuple):
     result_id: str
     row_id: str
     run_id: str
+    path: str
+    """Of its file."""
 
 
 class Review:
@@ -60,8 +62,8 @@ class Review:
     def _load(self) -> None:
         self._seen = self._output.run()
         with explained(self._output.uri, OutputError):
-            self._dataset = self._output.dataset(self._output.table())
-            if self._prefix + "result_id" not in self._dataset.schema.names:
+            self._table = self._output.scan(self._output.table())
+            if self._prefix + "result_id" not in self._table.schema.names:
                 raise OutputError(
                     f"the rows of {redacted(self._output.uri)} were written by an older version, and cannot be "
                     "reviewed; make them anew with --fresh"
@@ -72,13 +74,14 @@ class Review:
         """In the table's order; of rows that are alike in all that matters, the first stands for all."""
         names = {name: pads.field(self._prefix + name) for name in ("source_row", "result_id", "run_id")}
         columns = self._recipe.columns
-        if columns.id in self._dataset.schema.names:
+        if columns.id in self._table.schema.names:
             names["row_id"] = pads.field(columns.id)
         waiting = pads.field(self._prefix + "status") == "review"
         found: dict[str, Waiting] = {}
-        for row in as_rows(self._dataset.to_table(columns=names, filter=waiting)):
-            name = row["source_row"] if row.get("row_id") is None else str(row["row_id"])
-            found.setdefault(row["result_id"], Waiting(**row | {"row_id": name}))
+        for path, rows in self._table.batches(names, waiting):
+            for row in as_rows(rows):
+                name = row["source_row"] if row.get("row_id") is None else str(row["row_id"])
+                found.setdefault(row["result_id"], Waiting(**row | {"row_id": name, "path": path}))
         return list(found.values())
 
     def decide(self, result_id: str, decision: str, note: str) -> None:
@@ -128,11 +131,12 @@ class Review:
 
     def _shown(self, chosen: Sequence[Waiting], decided: dict[str, Reviewed]) -> list[dict[str, Any]]:
         columns = self._recipe.columns
-        names = shown_columns(self._dataset, columns.id, columns.caption, self._prefix)
+        names = shown_columns(self._table.schema, columns.id, columns.caption, self._prefix)
         names["result_id"] = pads.field(self._prefix + "result_id")
         key = self._prefix + "source_row"
         with explained(self._output.uri, OutputError):
-            rows = read_rows(self._dataset, [row.source_row for row in chosen], names, key)
+            keys, paths = [row.source_row for row in chosen], {row.path for row in chosen}
+            rows = read_rows(self._table, keys, names, key, paths)
         fit_pictures(rows)
         for row in rows:
             describe(row)

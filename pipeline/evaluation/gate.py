@@ -14,7 +14,8 @@ from pipeline.damage.mixture import KINDS, damage_one
 from pipeline.damage.planes import as_pixels, as_planes
 from pipeline.evaluation.tables import Sample
 from pipeline.quality.appraise import Appraiser, Case
-from pipeline.quality.scores import LOST, psnr
+from pipeline.quality.gate import LOST
+from pipeline.quality.scores import psnr
 from pipeline.recipe import Recipe
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import RestoresBatches

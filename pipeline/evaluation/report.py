@@ -10,7 +10,7 @@ from pipeline.damage.strengths import LEVELS
 from pipeline.evaluation.gate import IMPROVABLE, Harm
 from pipeline.evaluation.protocols import Result
 from pipeline.evaluation.suite import Evaluation, Line, by_level
-from pipeline.quality.scores import LOST
+from pipeline.quality.gate import LOST
 
 
 def as_markdown(evaluation: Evaluation) -> str:

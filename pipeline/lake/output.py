@@ -37,6 +37,7 @@ from pipeline.lake.lookup import Lookup
 from pipeline.lake.manifest import COLUMNS, ManifestTable
 from pipeline.lake.places import as_uri, explained, join, make_folder, names_in, open_store, put
 from pipeline.lake.rewriting import PREFIX as REWRITTEN
+from pipeline.lake.scan import Scan
 from pipeline.lake.staging import Staging, write_of
 from pipeline.lake.storage import resolved
 from pipeline.lake.table import Table, plain
@@ -303,22 +304,20 @@ class Output:
             raise OutputError(f"output.table is {kind}, but {error}; pip install '.[{kind}]'") from error
         return ManifestTable(self.store, self.data)
 
-    def dataset(self, table: Table, run_id: str | None = None) -> pads.Dataset:
-        """The rows of the table, as pyarrow sees them; only those of one run."""
+    def scan(self, table: Table, run_id: str | None = None) -> Scan:
+        """The rows of the table; only those of one run."""
         paths = sorted(join(self.data, path) for path in table.files())
         if run_id is not None:  # files of other names hold rows of several runs
             paths = [path for path in paths if _name(path).startswith(f"{run_id}_") or not _OURS.match(_name(path))]
-        options = {"filesystem": self.store, "format": "parquet", "partitioning": "hive"}
-        dataset = pads.dataset(paths, schema=table.schema(), partition_base_dir=self.data, **options)
-        mine = pads.field(self.settings.prefix + "run_id") == run_id
-        return dataset if run_id is None else dataset.filter(mine)
+        mine = None if run_id is None else pads.field(self.settings.prefix + "run_id") == run_id
+        return Scan(self.store, self.data, tuple(paths), table.schema() or pa.schema([]), mine)
 
     def failed_rows(self, table: Table, kinds: Collection[str] | None) -> list[str]:
         """Keys of the rows of the table that failed with errors of these types; None: of any."""
         prefix = self.settings.prefix
         names = {name: pads.field(prefix + name) for name in ("source_row", "error_type")}
         failed = pads.field(prefix + "status") == "failed"
-        rows = self.dataset(table).to_table(columns=names, filter=failed).to_pylist()
+        rows = self.scan(table).table(names, failed).to_pylist()
         return [row["source_row"] for row in rows if kinds is None or row["error_type"] in kinds]
 
     def decided_rows(self, table: Table, decided: Mapping[str, Decision]) -> dict[str, str]:
@@ -332,14 +331,14 @@ class Output:
         prefix = self.settings.prefix
         if not decided or prefix + "result_id" not in (table.schema() or pa.schema([])).names:
             return {}
-        names = [prefix + name for name in ("source_row", "result_id", "status")]
+        names = {name: pads.field(prefix + name) for name in ("source_row", "result_id", "status")}
         unsettled = pads.field(prefix + "status").isin(["review", "restored"])
-        rows = self.dataset(table).to_table(columns=[*names, "__filename"], filter=unsettled)
         found = {}
-        for row, result, status, path in zip(*(column.to_pylist() for column in rows.columns), strict=True):
-            decision = decided.get(result)
-            if decision is not None and (status == "review" or not decision.accepted):
-                found[row] = path
+        for path, rows in self.scan(table).batches(names, unsettled):
+            for row, result, status in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+                decision = decided.get(result)
+                if decision is not None and (status == "review" or not decision.accepted):
+                    found[row] = path
         return found
 
     def lookup(self, table: Table, paths: Collection[str]) -> Lookup:

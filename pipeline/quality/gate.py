@@ -12,6 +12,8 @@ from pipeline.schema import Status
 
 CHANGED = 8
 """Steps of 0..255 by which a channel must differ for its pixel to count as changed: less is hardly seen."""
+LOST = 0.1
+"""dB of PSNR that a restored image may lose against its truth before it counts as worse."""
 LEAST_FILL = 0.01
 """Share of a face or text that must have been filled to be worth a word."""
 MUCH_FILLED = 0.05

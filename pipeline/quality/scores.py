@@ -16,8 +16,6 @@ Pixels = npt.NDArray[np.uint8]
 
 EQUAL = 100.0
 """PSNR in dB given to two equal images."""
-LOST = 0.1
-"""dB of PSNR that a restored image may lose against its truth before it counts as worse."""
 
 
 def squared_error(images: Tensor, others: Tensor) -> Tensor:

@@ -6,12 +6,14 @@ import dataclasses
 import heapq
 import io
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as pads
 from PIL import Image
+
+from pipeline.reporting.rows import Rows
 
 Row = dict[str, Any]
 
@@ -70,6 +72,8 @@ class Chosen:
     """With pictures: the groups that each belongs to, by its key."""
     failed: dict[str, list[str]]
     """Keys of examples, by `stage: type`."""
+    paths: dict[str, str]
+    """Of the files with these rows, by their keys."""
 
 
 class Chooser:
@@ -77,70 +81,77 @@ class Chooser:
 
     def __init__(self, seed: str) -> None:
         """`seed` of the random rows: the run's id, so that a report made again shows the same."""
-        self._best: dict[str, list[tuple[float, str]]] = {name: [] for name in GROUPS}
-        self._random: list[str] = []
+        self._best: dict[str, list[tuple[float, str, str]]] = {name: [] for name in GROUPS}
+        self._random: list[tuple[str, str]] = []
         self._seen = 0
         self._dice = random.Random(seed)
-        self._failed: dict[str, list[str]] = {}
+        self._failed: dict[str, list[tuple[str, str]]] = {}
 
     def add(self, table: pa.Table) -> None:
-        """Look at a batch with the columns `SCALARS`."""
-        for row in table.select([name for name in SCALARS if name in table.column_names]).to_pylist():
+        """Look at a batch with the columns `SCALARS`, and the `path` of each row's file."""
+        for row in table.select([name for name in (*SCALARS, "path") if name in table.column_names]).to_pylist():
             row = dict.fromkeys(SCALARS) | row
-            key = row["source_row"]
+            key, path = row["source_row"], row["path"]
             if row["status"] == "failed":
                 kind = f"{row['error_stage']}: {row['error_type']}"
                 if kind in self._failed or len(self._failed) < KINDS_OF_FAILURE:
                     examples = self._failed.setdefault(kind, [])
                     if len(examples) < FAILURES:
-                        examples.append(key)
+                        examples.append((key, path))
                 continue
             for name, value in GROUPS.items():
                 score = value(row)
                 if score is not None:
                     found = self._best[name]
-                    (heapq.heappush if len(found) < EACH else heapq.heappushpop)(found, (score, key))
+                    (heapq.heappush if len(found) < EACH else heapq.heappushpop)(found, (score, key, path))
             self._seen += 1
             if len(self._random) < EACH:
-                self._random.append(key)
+                self._random.append((key, path))
             elif (place := self._dice.randrange(self._seen)) < EACH:
-                self._random[place] = key
+                self._random[place] = key, path
 
     @property
     def chosen(self) -> Chosen:
         """Those to show, the best of each group first."""
         shown: dict[str, list[str]] = {}
+        paths: dict[str, str] = {}
         for name, found in self._best.items():
-            for _, key in sorted(found, reverse=True):
+            for _, key, path in sorted(found, reverse=True):
                 shown.setdefault(key, []).append(name)
-        for key in self._random:
+                paths[key] = path
+        for key, path in self._random:
             shown.setdefault(key, []).append("random")
-        return Chosen(shown, self._failed)
+            paths[key] = path
+        failed = {kind: [key for key, _ in examples] for kind, examples in self._failed.items()}
+        return Chosen(shown, failed, paths | dict(one for examples in self._failed.values() for one in examples))
 
 
-def read_rows(dataset: pads.Dataset, keys: Sequence[str], columns: dict[str, pads.Expression], key: str) -> list[Row]:
+def read_rows(
+    rows: Rows, keys: Sequence[str], columns: dict[str, pads.Expression], key: str, paths: Collection[str] | None = None
+) -> list[Row]:
     """The rows with these keys, in their order; of the table's files only the parts that hold them are read.
 
     Args:
-        dataset: the table.
-        keys: of rows.
+        rows: the table's.
+        keys: of those that are wanted.
         columns: what is read.
         key: name of the column with the keys.
+        paths: of the files that hold them, if that is known.
     """
     if not keys:
         return []
     wanted = pads.field(key).isin(pa.array(list(keys), pa.string()))
-    found = {row["source_row"]: row for row in as_rows(dataset.to_table(columns=columns, filter=wanted))}
+    found = {row["source_row"]: row for _, batch in rows.batches(columns, wanted, paths) for row in as_rows(batch)}
     return [found[name] for name in keys if name in found]
 
 
-def as_rows(table: pa.Table) -> list[Row]:
-    """A table's rows; text that is no UTF-8 as far as it is."""
+def as_rows(table: pa.RecordBatch) -> list[Row]:
+    """A batch's rows; text that is no UTF-8 as far as it is."""
     values = {name: _readable(table[name]) for name in table.column_names}
     return [{name: column[place] for name, column in values.items()} for place in range(table.num_rows)]
 
 
-def _readable(column: pa.ChunkedArray) -> list[Any]:
+def _readable(column: pa.Array) -> list[Any]:
     try:
         values: list[Any] = column.to_pylist()
     except UnicodeDecodeError:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.dataset as pads
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
@@ -14,6 +15,7 @@ from pipeline.reporting.charts import histogram
 from pipeline.reporting.distributions import PAIRED, SINGLE
 from pipeline.reporting.distributions import columns as score_columns
 from pipeline.reporting.gallery import fit_pictures, read_rows
+from pipeline.reporting.rows import Rows
 from pipeline.reporting.summary import DAMAGE, as_lines, kinds_of, speed_line
 from pipeline.reporting.survey import Survey
 from pipeline.schema import STATUSES
@@ -48,26 +50,28 @@ LONGEST = {"row_id": 200, "row_caption": 2000, "error_message": 1000}
 """Characters that are shown, at most; of other text 500."""
 
 
-def render(dataset: pads.Dataset, survey: Survey, id_column: str, caption_column: str | None, prefix: str = "") -> str:
+def render(table: Rows, survey: Survey, id_column: str, caption_column: str | None, prefix: str = "") -> str:
     """The page: totals, charts, a gallery before and after, failures.
 
     Args:
-        dataset: the rows of the run.
+        table: the rows of the run.
         survey: what was seen of them.
         id_column: name of the column that names a row.
         caption_column: name of the column with captions; it need not be there.
         prefix: the recipe's `output.prefix`.
     """
     shown, failed = survey.chosen.shown, survey.chosen.failed
-    columns = shown_columns(dataset, id_column, caption_column, prefix)
-    rows = read_rows(dataset, list(shown), columns, prefix + "source_row")
+    columns = shown_columns(table.schema, id_column, caption_column, prefix)
+    key, paths = prefix + "source_row", survey.chosen.paths
+    rows = read_rows(table, list(shown), columns, key, {paths[name] for name in shown})
     fit_pictures(rows)
     for row in rows:
         describe(row)
         row["groups"] = shown[row["source_row"]]
     examples = [key for keys in failed.values() for key in keys]
     bare = {name: column for name, column in columns.items() if not name.endswith("_preview")}
-    broken = {row["source_row"]: row for row in read_rows(dataset, examples, bare, prefix + "source_row")}
+    found = read_rows(table, examples, bare, key, {paths[name] for name in examples})
+    broken = {row["source_row"]: row for row in found}
     for row in broken.values():
         describe(row)
     summary = survey.summary
@@ -91,10 +95,10 @@ def render(dataset: pads.Dataset, survey: Survey, id_column: str, caption_column
 
 
 def shown_columns(
-    dataset: pads.Dataset, id_column: str, caption_column: str | None, prefix: str
+    schema: pa.Schema, id_column: str, caption_column: str | None, prefix: str
 ) -> dict[str, pads.Expression]:
     """What is read of the rows that are shown, as far as the table has it."""
-    there = set(dataset.schema.names)
+    there = set(schema.names)
     wanted = dict.fromkeys([*_FACTS, *score_columns(), *(column for column, *_ in DAMAGE.values())])
     columns = {name: pads.field(prefix + name) for name in wanted if prefix + name in there}
     if id_column in there:

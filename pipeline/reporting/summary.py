@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.quality.scores import LOST
+from pipeline.quality.gate import LOST
 
 DAMAGE: dict[str, tuple[str, bool, float]] = {
     "noise": ("noise_sigma", True, 4),

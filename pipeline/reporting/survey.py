@@ -10,13 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from pipeline.quality.scores import LOST
+from pipeline.quality.gate import LOST
 from pipeline.reporting.distributions import Distributions, columns
 from pipeline.reporting.gallery import SCALARS, Chooser, Chosen
+from pipeline.reporting.rows import Rows
 from pipeline.reporting.summary import DAMAGE, Summary
 from pipeline.schema import STATUSES, megapixels
 
-_TOGETHER = 50_000
+_TOGETHER = 4_000
 """Rows."""
 _COUNTED = ("image_width", "image_height", "restore_seconds", "score_seconds")
 
@@ -30,20 +31,20 @@ class Survey:
     chosen: Chosen
 
 
-def survey(dataset: pads.Dataset, run_id: str, prefix: str = "") -> Survey:
-    """Look at the rows of `dataset`, batch by batch.
+def survey(rows: Rows, run_id: str, prefix: str = "") -> Survey:
+    """Look at all rows, some thousand at a time.
 
     Args:
-        dataset: the rows of a run.
+        rows: of a run.
         run_id: of the run.
         prefix: the recipe's `output.prefix`.
     """
-    there = [name.removeprefix(prefix) for name in dataset.schema.names if name.startswith(prefix)]
+    there = [name.removeprefix(prefix) for name in rows.schema.names if name.startswith(prefix)]
     wanted = dict.fromkeys([*SCALARS, *_COUNTED, *columns(), *(column for column, *_ in DAMAGE.values())])
     names = [name for name in wanted if name in there]  # rows of older versions lack some
     summary, distributions, chooser = Summary(run_id), Distributions(names), Chooser(run_id)
     totals = _Totals(summary)
-    for table in _tables(dataset.to_batches(columns={name: pads.field(prefix + name) for name in names})):
+    for table in _together(rows.batches({name: pads.field(prefix + name) for name in names})):
         distributions.add(table)
         chooser.add(table)
         totals.add(table)
@@ -52,12 +53,13 @@ def survey(dataset: pads.Dataset, run_id: str, prefix: str = "") -> Survey:
     return Survey(summary, distributions, chooser.chosen)
 
 
-def _tables(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Many batches together: those of a table of images are small, and each costs two milliseconds to look at."""
+def _together(batches: Iterable[tuple[str, pa.RecordBatch]]) -> Iterator[pa.Table]:
+    """Many batches together, with the paths of their files: of a table of images they are small, and each costs two
+    milliseconds to look at."""
     waiting: list[pa.RecordBatch] = []
     rows = 0
-    for batch in batches:
-        waiting.append(batch)
+    for path, batch in batches:
+        waiting.append(batch.append_column("path", pa.repeat(path, batch.num_rows)))
         rows += batch.num_rows
         if rows >= _TOGETHER:
             yield pa.Table.from_batches(waiting)

@@ -15,11 +15,11 @@ from pipeline.errors import ConservatorError
 from pipeline.extras import are_installed
 from pipeline.restoration.backbone import RESNETS
 from pipeline.restoration.config import ModelConfig
-from pipeline.restoration.loading import DIFFUSERS
 from pipeline.restoration.local import local_path
-from pipeline.restoration.others import KINDS, TILE, TiledModel, check_other, here, is_other, other_model
+from pipeline.restoration.names import DIFFUSERS, KINDS, SHIPPED, is_other, shipped_models
+from pipeline.restoration.others import TILE, TiledModel, check_other, here, other_model
 from pipeline.restoration.text import MINILM, VECTORS, minilm_folder, text_encoder
-from pipeline.restoration.weights import SHIPPED, load_any, read_file, shape_of, shipped_models
+from pipeline.restoration.weights import load_any, read_file, shape_of
 
 WHICH = {"diffusers-enlarge": "Stable Diffusion's upscaler"}
 """Where not any pipeline for the purpose does."""

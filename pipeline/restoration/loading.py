@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from pipeline.errors import ModelError
 from pipeline.restoration.chain import Chain
 from pipeline.restoration.generation import Picture, PictureMaker
-from pipeline.restoration.others import KINDS, check_other, here, is_other, other_model
+from pipeline.restoration.names import DIFFUSERS, JUDGE, KINDS, is_other
+from pipeline.restoration.others import check_other, here, other_model
 from pipeline.restoration.restorer import Restorer
 from pipeline.restoration.text import check_text_encoder
 from pipeline.restoration.weights import load_generator, load_model
@@ -23,11 +24,6 @@ class Maker(Protocol):
 
     def __call__(self, captions: Sequence[str], seeds: Sequence[int]) -> list[Picture]:
         """A picture of each caption."""
-
-
-DIFFUSERS = "diffusers:"
-JUDGE = "compact"
-"""What gives the second opinion on models of others, where no model of ours stands before them."""
 
 
 def load_restorer(

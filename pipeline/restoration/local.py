@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
-import torch
 from filelock import FileLock
 
 from pipeline.errors import ModelError
@@ -141,6 +140,7 @@ def whole(kind: Any, folder: Path, optional: Sequence[str] = (), **options: Any)
     Raises:
         ModelError: the weights are broken, or some are lacking, which transformers would draw at random.
     """
+    import torch  # what asks where copies lie does without
     from safetensors import SafetensorError
 
     try:

@@ -189,21 +189,6 @@ class Swin2SRModel(TiledModel):
         return out
 
 
-KINDS: dict[str, str] = {
-    "spandrel": "single-image restorers of over 40 architectures, from .safetensors or .pth",
-    "swin2sr": "Swin2SR of transformers, from a folder",
-    "diffusers-inpaint": "fills what a mask covers, with the caption as prompt",
-    "diffusers-redraw": "image to image, with the caption as prompt",
-    "diffusers-enlarge": "four times larger, with the caption as prompt",
-}
-"""Prefixes of models of others, and what they stand for."""
-
-
-def is_other(place: str) -> bool:
-    """Whether a place names a model of others: `spandrel:…`, `swin2sr:…`."""
-    return place.partition(":")[0] in KINDS
-
-
 def check_other(place: str) -> None:
     """Whether a model of others is there, if it is on this machine, and the packages that it needs.
 

@@ -18,10 +18,9 @@ from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.generator import Generator, GeneratorConfig
 from pipeline.restoration.local import is_local, local_copy, local_path, said, store_of
 from pipeline.restoration.model import CompactModel
+from pipeline.restoration.names import SHIPPED, shipped_models
 
 Network = TypeVar("Network", bound=nn.Module)
-SHIPPED = Path(__file__).parent / "models"
-"""Models that come with the package, a folder each."""
 FILES = ("config.json", "model.safetensors")
 
 
@@ -125,11 +124,6 @@ def _loaded(place: str | Path, task: str | None, build: Callable[[str], Network]
     ) as error:
         raise ModelError(f"the model at {redacted(root)!r} cannot be loaded: {without_secrets(str(error))}") from error
     return model, hashlib.sha256(content["model.safetensors"]).hexdigest()
-
-
-def shipped_models() -> list[str]:
-    """Names of the models that come with the package."""
-    return sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir()) if SHIPPED.is_dir() else []
 
 
 def read_file(path: str) -> bytes:
