@@ -68,6 +68,8 @@ def build(folder: Path, rows: int, files: int) -> None:
 
 def one(source: Path, output: Path, nodes: int, seconds_a_row: float) -> dict[str, Any]:
     """The job in this process, on so many machines (0: as it starts Ray by itself)."""
+    import ray
+
     from pipeline import flow
     from pipeline.cluster import start_ray
     from pipeline.plan import prepare
@@ -80,8 +82,8 @@ def one(source: Path, output: Path, nodes: int, seconds_a_row: float) -> dict[st
     started = time.monotonic()
     run = prepare(recipe)
     planned = time.monotonic() - started
+    cluster = None
     if nodes:
-        import ray
         from ray.cluster_utils import Cluster
 
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
@@ -93,13 +95,17 @@ def one(source: Path, output: Path, nodes: int, seconds_a_row: float) -> dict[st
         start_ray(recipe)
     begun = time.monotonic()
     summary = flow.restore(run)
-    return {
+    found = {
         "rows": summary.rows,
         "planning": planned,
         "seconds": time.monotonic() - begun,
         "first": summary.first_seconds,
         "driver_mb": _memory(os.getpid(), "VmHWM"),
     }
+    ray.shutdown()
+    if cluster is not None:
+        cluster.shutdown()  # else it goes first, and takes this process with it
+    return found
 
 
 def measure(rows: int, files: int, folder: Path, nodes: int = 0, seconds_a_row: float = 0.0) -> dict[str, Any]:
@@ -120,11 +126,13 @@ def measure(rows: int, files: int, folder: Path, nodes: int = 0, seconds_a_row: 
             time.sleep(EVERY)
         out.seek(0), err.seek(0)
         if job.returncode:
-            raise RuntimeError(f"the job failed: {err.read()[-2000:]}")
+            raise RuntimeError(f"the job ended with {job.returncode}: {err.read()[-2000:]}")
         found: dict[str, Any] = json.loads(out.read().splitlines()[-1])
     if found["rows"] != rows:
         raise RuntimeError(f"{rows} rows went in and {found['rows']} came out")
-    return {"files": files, "nodes": nodes, "worker_mb": largest, **found}
+    found = {"files": files, "nodes": nodes, "worker_mb": largest, **found}
+    sys.stderr.write(json.dumps(found) + "\n")  # what follows may fail
+    return found
 
 
 def _workers(driver: int) -> list[int]:

@@ -25,6 +25,8 @@ LOOK = 2.0
 """Seconds between two questions how much is done."""
 ANSWER = 30.0
 """Seconds in which the actor answers a worker; one that does not is taken to have nothing to say."""
+ASK = 0.5
+"""Seconds between two questions of a task: small files are read faster than questions are answered."""
 
 
 class Drain:
@@ -139,9 +141,13 @@ class _Ask:
     """Travels to Ray's workers."""
 
     def __init__(self, desk: Any) -> None:
-        self._desk = desk
+        self._desk, self._asked = desk, float("-inf")
 
     def __call__(self) -> bool:
+        now = time.monotonic()
+        if now - self._asked < ASK:
+            return False
+        self._asked = now
         try:
             return bool(ray.get(self._desk.is_set.remote(), timeout=ANSWER))
         except ray.exceptions.RayError:

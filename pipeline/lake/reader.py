@@ -279,15 +279,20 @@ class _Read:
                 break
             for table in part.read(self.store, self.columns):
                 if held and (part.root != root or not table.schema.equals(held[0].schema)):
-                    yield from self.then(pa.concat_tables(held), root)
+                    yield from self.then(_in_one(held), root)
                     held, size = [], 0
                 held.append(table)
                 root, size = part.root, size + table.nbytes
                 if size >= BATCH:
-                    yield from self.then(pa.concat_tables(held), root)
+                    yield from self.then(_in_one(held), root)
                     held, size = [], 0
         if held:
-            yield from self.then(pa.concat_tables(held), root)
+            yield from self.then(_in_one(held), root)
+
+
+def _in_one(tables: Sequence[pa.Table]) -> pa.Table:
+    """As one: what comes after takes time and memory for every chunk, and that could be one a row."""
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables).combine_chunks()
 
 
 def _begin(parts: Sequence[Part]) -> tuple[list[tuple[Part, ...]], list[Part]]:

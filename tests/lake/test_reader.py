@@ -77,6 +77,13 @@ def test_what_is_handed_on_is_bounded(write_table: Write, tmp_path: Path, monkey
     assert len(ids([task])) == 20
 
 
+def test_what_many_files_hold_is_handed_on_in_one_piece(write_table: Write, tmp_path: Path) -> None:
+    for number in range(20):
+        write_table([row(number)], f"source/{number:02d}.parquet")
+    *_, last = (table for task in tasks(tmp_path / "source") for table in task)
+    assert last.num_rows > 1 and all(column.num_chunks == 1 for column in last.columns)
+
+
 def test_files_with_other_columns_are_not_put_together(write_table: Write, tmp_path: Path) -> None:
     write_table([row(0)], "source/0.parquet")
     write_table([{"id": 1, "image": b"1"}], "source/1.parquet")
