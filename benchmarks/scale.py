@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,11 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import archive
+from benchmarks.memory import memory, workers
 
 FEW = 200
 """Different images."""
@@ -100,7 +99,7 @@ def one(source: Path, output: Path, nodes: int, seconds_a_row: float) -> dict[st
         "planning": planned,
         "seconds": time.monotonic() - begun,
         "first": summary.first_seconds,
-        "driver_mb": _memory(os.getpid(), "VmHWM"),
+        "driver_mb": memory(os.getpid(), "VmHWM"),
     }
     ray.shutdown()
     if cluster is not None:
@@ -122,7 +121,7 @@ def measure(rows: int, files: int, folder: Path, nodes: int = 0, seconds_a_row: 
         job = subprocess.Popen([*command, str(seconds_a_row)], stdout=out, stderr=err, env=environment)
         largest = 0.0
         while job.poll() is None:
-            largest = max([largest, *(_memory(worker, "RssAnon") for worker in _workers(job.pid))])
+            largest = max([largest, *(memory(worker, "RssAnon") for worker in workers(job.pid))])
             time.sleep(EVERY)
         out.seek(0), err.seek(0)
         if job.returncode:
@@ -133,24 +132,6 @@ def measure(rows: int, files: int, folder: Path, nodes: int = 0, seconds_a_row: 
     found = {"files": files, "nodes": nodes, "worker_mb": largest, **found}
     sys.stderr.write(json.dumps(found) + "\n")  # what follows may fail
     return found
-
-
-def _workers(driver: int) -> list[int]:
-    """A driver's processes that run tasks and actors."""
-    try:
-        beside = psutil.Process(driver).children(recursive=True)
-        return [process.pid for process in beside if "".join(process.cmdline()[:1]).startswith("ray::")]
-    except psutil.Error:  # one has ended
-        return []
-
-
-def _memory(process: int, kind: str) -> float:
-    try:
-        status = Path(f"/proc/{process}/status").read_text()
-    except OSError:
-        return 0.0
-    match = re.search(rf"{kind}:\s+(\d+)", status)
-    return int(match[1]) / 1e3 if match else 0.0
 
 
 def table(found: list[dict[str, Any]]) -> list[str]:

@@ -54,8 +54,8 @@ class Engine:
     """A decoder on a device.
 
     Tiles of one side run in equally large batches; the last of them, that is not full, in the next larger power of two,
-    or padded to a full one where each shape is compiled. On a CPU no result depends on its company, on a GPU but for
-    rounding. While a GPU works on one batch, the next is cut and sent and the last is painted.
+    or padded to a full one where each shape is compiled. Where one tile runs at a time no result depends on its
+    company, else but for rounding. While a GPU works on one batch, the next is cut and sent and the last is painted.
     """
 
     def __init__(self, model: CompactModel, device: torch.device, batch_pixels: int, compiled: bool = False) -> None:

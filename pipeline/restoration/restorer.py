@@ -99,9 +99,9 @@ class RestoresBatches(ABC):
 class Restorer(RestoresBatches):
     """A model with its text encoder on a device.
 
-    The same request on the same kind of CPU gives the same bits, whatever else is in its batch. On a GPU it does but
-    for rounding: kernels are chosen by how many tiles run together, and torch_geometric (the mapping `graph`) sums in
-    any order there.
+    The same request on the same kind of CPU gives the same bits, whatever else is in its batch, where one tile runs at
+    a time, as it does there by default. Else, and on a GPU, it does but for rounding: kernels are chosen by how many
+    tiles run together, and torch_geometric (the mapping `graph`) sums in any order on a GPU.
     """
 
     def __init__(

@@ -40,8 +40,12 @@ def only_fits(monkeypatch: pytest.MonkeyPatch, restorer: Restorer, tiles: int, e
     return asked
 
 
+ROUNDING = 1e-5
+"""CPUs without bfloat16 choose other kernels for other batches."""
+
+
 def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
-    return all(np.array_equal(*pair) for pair in zip(one, other, strict=True))
+    return all(np.allclose(*pair, rtol=0, atol=ROUNDING) for pair in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize("tiles", [3, 8])
@@ -98,7 +102,7 @@ def test_a_batch_that_is_not_full_is_padded_to_little_more(monkeypatch: pytest.M
     together = restorer.restore_batch(pictures)
     assert counts == [8, 4]
     for request, result in zip(pictures, together, strict=True):
-        assert np.array_equal(restorer.restore_batch([request])[0].array, result.array)
+        assert same([restorer.restore_batch([request])[0].array], [result.array])
     assert counts[2:] == [1] * 11
 
 
