@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import sys
-import threading
 from typing import TYPE_CHECKING
 
 from jobs.console import FAILED_ROWS, OK, amount, duration, main, until
@@ -77,11 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     def found(run: Run) -> None:
         if run.is_needed:
-            beside = threading.Thread(target=importlib.import_module, args=["pipeline.flow"])
-            beside.start()  # that takes its time, too
-            # Ray's processes end with the thread that has started them: it must be this one
-            start_ray(recipe)
-            beside.join()
+            start_ray(recipe)  # its processes end with the thread that has started them: it must be this one
 
     run = prepare(recipe, arguments.fresh, arguments.retry_failed, found)
     if arguments.dry_run:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 import ray
 import ray.data
@@ -24,6 +23,7 @@ from pipeline.cluster import beside_driver, cause_of, pool_of
 from pipeline.desk import Desk
 from pipeline.drain import Drain
 from pipeline.errors import ConservatorError, Interrupted, OutputError, RunError, Stopped
+from pipeline.imaging.cells import is_bytes
 from pipeline.lake.attempts import Attempts, GaveUp
 from pipeline.lake.commits import Committer, Input
 from pipeline.lake.inputs import ParquetFile
@@ -312,15 +312,11 @@ def row_group(run: Run, parts: Sequence[Part]) -> int:
         return run.recipe.output.row_group
     image = run.source.columns.image
     schemas = [file.schema for file in run.source.files if isinstance(file, ParquetFile)]
-    held = all(image in schema.names and _is_bytes(schema.field(image).type) for schema in schemas)
+    held = all(image in schema.names and is_bytes(schema.field(image).type) for schema in schemas)
     if run.recipe.output.images != "inline" or not held:
         return _ROW_GROUP  # how large a row will be is not known
     size, rows = sum(part.size for part in parts), sum(part.rows for part in parts)
     return min(max(int(_GROUP_BYTES * rows / max(1, size)), _ROW_GROUP), _LARGEST_GROUP)
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def compose(

@@ -33,7 +33,7 @@ def holds_images(kind: pa.DataType) -> bool:
         return holds_images(kind.value_type)
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0)
-    return _is_bytes(kind) or is_text(kind) or pa.types.is_null(kind)
+    return is_bytes(kind) or is_text(kind) or pa.types.is_null(kind)
 
 
 def read_cell(value: Any, kind: pa.DataType, column: str, fetch: Fetch) -> bytes:
@@ -98,7 +98,8 @@ def unsigned(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="&".join(kept)).geturl()
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether cells are bytes."""
     tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
     return any(test(kind) for test in tests)
 

@@ -347,7 +347,7 @@ class Output:
         own = {prefix + field.name: field.type for field in OUTPUT}
         # Without the numbers that Iceberg gives its fields: they do not belong into data files.
         schema = pa.schema([(field.name, own.get(field.name, plain(field.type))) for field in table.schema() or ()])
-        return Lookup(self.store, self.data, tuple(sorted(paths)), schema, prefix + "source_row")
+        return Lookup(Scan(self.store, self.data, tuple(sorted(paths)), schema), prefix + "source_row")
 
     def decisions(self) -> Decisions:
         """What persons have decided about rows marked `review`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
@@ -49,30 +49,33 @@ class Scan:
         """
         both = [one for one in (self.condition, condition) if one is not None]
         where = both[0] & both[1] if len(both) > 1 else both[0] if both else None
-        left = iter(path for path in self.paths if paths is None or path in paths)
+        wanted = [path for path in self.paths if paths is None or path in paths]
         with ThreadPoolExecutor(AHEAD) as readers:
-            files = deque(_Reading(readers, path, self._batches(path, columns, where)) for path in islice(left, AHEAD))
+            readings = (_Reading(readers, path, self._batches(path, columns, where)) for path in wanted)
+            files = deque(islice(readings, AHEAD))
             while files:
                 batch = files[0].next()
                 if batch is not None:
                     yield files[0].path, batch
-                    continue
-                files.popleft()
-                for path in islice(left, 1):
-                    files.append(_Reading(readers, path, self._batches(path, columns, where)))
+                else:
+                    files.popleft()
+                    files.extend(islice(readings, 1))
 
     def table(self, columns: Mapping[str, pads.Expression], condition: pads.Expression | None = None) -> pa.Table:
         """All of these together, in memory."""
         batches = [batch for _, batch in self.batches(columns, condition)]
-        return pa.Table.from_batches(batches) if batches else pa.table({name: [] for name in columns})
+        return pa.Table.from_batches(batches) if batches else self.dataset(()).to_table(columns=dict(columns))
+
+    def dataset(self, paths: Sequence[str]) -> pads.Dataset:
+        """Some of the files, as pyarrow sees them: all of their rows and columns."""
+        options = {"filesystem": self.store, "format": "parquet", "partitioning": "hive"}
+        return pads.dataset(list(paths), schema=self.schema, partition_base_dir=self.root, **options)
 
     def _batches(
         self, path: str, columns: Mapping[str, pads.Expression], condition: pads.Expression | None
     ) -> Iterator[pa.RecordBatch]:
-        options = {"filesystem": self.store, "format": "parquet", "partitioning": "hive"}
-        file = pads.dataset([path], schema=self.schema, partition_base_dir=self.root, **options)
         # With threads of its own, pyarrow would hold far more than so many row groups.
-        yield from file.to_batches(
+        yield from self.dataset([path]).to_batches(
             columns=dict(columns), filter=condition, use_threads=False, batch_readahead=_ROW_GROUPS
         )
 

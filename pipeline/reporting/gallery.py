@@ -127,7 +127,7 @@ class Chooser:
 
 
 def read_rows(
-    rows: Rows, keys: Sequence[str], columns: dict[str, pads.Expression], key: str, paths: Collection[str] | None = None
+    rows: Rows, keys: Sequence[str], columns: dict[str, pads.Expression], key: str, paths: Collection[str]
 ) -> list[Row]:
     """The rows with these keys, in their order; of the table's files only the parts that hold them are read.
 
@@ -136,7 +136,7 @@ def read_rows(
         keys: of those that are wanted.
         columns: what is read.
         key: name of the column with the keys.
-        paths: of the files that hold them, if that is known.
+        paths: of the files that hold them.
     """
     if not keys:
         return []
@@ -145,10 +145,10 @@ def read_rows(
     return [found[name] for name in keys if name in found]
 
 
-def as_rows(table: pa.RecordBatch) -> list[Row]:
+def as_rows(batch: pa.RecordBatch) -> list[Row]:
     """A batch's rows; text that is no UTF-8 as far as it is."""
-    values = {name: _readable(table[name]) for name in table.column_names}
-    return [{name: column[place] for name, column in values.items()} for place in range(table.num_rows)]
+    values = {name: _readable(batch[name]) for name in batch.schema.names}
+    return [{name: column[place] for name, column in values.items()} for place in range(batch.num_rows)]
 
 
 def _readable(column: pa.Array) -> list[Any]:

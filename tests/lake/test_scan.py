@@ -39,7 +39,7 @@ def test_rows_come_in_the_order_of_the_table_with_the_paths_of_their_files(table
     assert table.table(NUMBERS)["number"].to_pylist() == list(range(300))
 
 
-def test_conditions_and_files_narrow_what_is_read(table: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conditions_and_files_narrow_what_is_read(table: Scan) -> None:
     here = Scan(table.store, table.root, table.paths, table.schema, pads.field("place") == "here")
     assert numbers(list(here.batches(NUMBERS, pads.field("id") < 35))) == [*range(10, 20), *range(30, 35)]
     Path(table.paths[7]).write_bytes(b"broken")
