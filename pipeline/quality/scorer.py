@@ -7,7 +7,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,7 @@ class Scorer:
         """
         wanted = wanted or Scoring()
         self._device = device
+        self._workers: tuple[int, ThreadPoolExecutor] | None = None
         self._brisque = Brisque() if wanted.brisque else None
         self._clip: Callable[[Pixels, str], float] | None = None
         if wanted.clip:
@@ -128,13 +129,21 @@ class Scorer:
         """On CPUs each task on a core of its own: they are made of too many small steps to share one among cores."""
         # Convolutions are rounded to ten bits on GPUs else.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            if self._device.type != "cpu":
+            threads = torch.get_num_threads()
+            if self._device.type != "cpu" or threads == 1:
                 for task in tasks:
                     task()
                 return
-            with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                for done in [pool.submit(task) for task in tasks]:
-                    done.result()
+            ends = [self._pool(threads).submit(task) for task in tasks]
+            wait(ends)
+            for end in ends:
+                end.result()
+
+    def _pool(self, threads: int) -> ThreadPoolExecutor:
+        """The same for all calls: glibc gives each new thread an arena, which keeps 50 MB of images when it ends."""
+        if self._workers is None or self._workers[0] != threads:
+            self._workers = threads, ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        return self._workers[1]
 
     def _alike(self, *lists: Sequence[Pixels]) -> Iterator[tuple[list[int], list[Tensor]]]:
         """Images of one size together, on the device: their places, and [N, H, W, 3] of each list."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import resource
+import threading
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from torchmetrics.functional.image import (
 from pipeline.damage.record import Damage
 from pipeline.damage.tone import luma
 from pipeline.quality import mdsi as mdsi_module
+from pipeline.quality import scorer as scorer_module
 from pipeline.quality import strips as strips_module
 from pipeline.quality import structure as structure_module
 from pipeline.quality.blind import SMALLEST, blind
@@ -246,6 +248,23 @@ def test_many_small_images_take_little_memory(scorer: Scorer) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     scorer.blind(images, [None] * len(images))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # kB
+
+
+def test_all_calls_share_their_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New ones in each call made restoring actors grow: glibc keeps 50 MB for each."""
+    seen, threads = set(), 2
+
+    def noted(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen.add(threading.current_thread())
+        return blind(images)
+
+    monkeypatch.setattr(scorer_module, "blind", noted)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    scorer = Scorer(torch.device("cpu"))
+    for seed in range(4):
+        scorer.blind([noise(40 + side, 40, seed) for side in range(4)], [None] * 4)
+    assert threading.current_thread() not in seen
+    assert len(seen) <= threads
 
 
 def test_versions_of_one_truth_score_as_each_alone(photo: np.ndarray, scorer: Scorer) -> None:
