@@ -90,7 +90,8 @@ class Columns(_Section):
     image: str = "image"
     """The damaged image: bytes, a struct with `bytes` and `path` (Hugging Face), or a URI."""
     caption: str | None = "caption"
-    """A string, or a list of which the first that is not blank counts; may be null; kept in the output."""
+    """A string or a list of them; may be null; kept in the output. Of a list the first that is not blank counts, and
+    for the colours of greys the four next to it."""
     mask: str | None = "mask"
     """An image, nonzero (white) where the picture is lost; may be null."""
     references: str | None = "references"

@@ -133,6 +133,7 @@ DECODED = pa.schema(
         pa.field("truth", pa.large_binary()),  # uint8, height x width x 3
         pa.field("references", pa.list_(_REFERENCE)),  # uint8 RGB
         pa.field("caption", pa.string()),
+        pa.field("further_captions", pa.list_(pa.string())),
         pa.field("notes", pa.list_(pa.string())),
         pa.field("before_preview", pa.binary()),
         pa.field("source_row", pa.string()),
@@ -140,7 +141,7 @@ DECODED = pa.schema(
         pa.field("source_sha256", pa.string()),
         pa.field("source_pixels_sha256", pa.string()),
         pa.field("source_layout", pa.string()),
-        pa.field("inputs_sha256", pa.string()),  # of image, mask, references and caption
+        pa.field("inputs_sha256", pa.string()),  # of image, mask, references and captions
         *ERROR_FIELDS,
     ]
 )
@@ -148,7 +149,7 @@ DECODED = pa.schema(
 
 _LEFT_BEHIND = (
     *("mask", "mask_given", "broken", "lost", "large", "root"),
-    *("truth", "references", "caption", "inputs_sha256"),
+    *("truth", "references", "caption", "further_captions", "inputs_sha256"),
 )
 
 RESTORED = pa.schema(

@@ -21,15 +21,16 @@ from pipeline.damage.strengths import Strengths
 from pipeline.evaluation.tables import Sample
 from pipeline.quality.scores import decibels, psnr, ssim
 from pipeline.restoration.canvas import Restored
-from pipeline.restoration.request import Request
+from pipeline.restoration.request import Request, as_captions
 from pipeline.restoration.restorer import RestoresBatches
 from pipeline.restoration.text import MiniLMEncoder
 
 Score = Callable[[Pixels, Pixels], float]
 
 BATCH = 16
-CAPTIONS = ("true", "empty", "shuffled", "wrong")
-"""Captions as they are; none; another image's; that of the image whose caption is least like the true one."""
+CAPTIONS = ("true", "empty", "shuffled", "wrong", "all")
+"""An image's first caption; none; another image's; that of the image whose caption is least like the true one; all
+captions of the image."""
 REFERENCES = ("none", "same", "other")
 """No reference; another crop of the same scene, in colour; a crop of another scene."""
 REFERENCE_SIDE = 0.6
@@ -164,7 +165,8 @@ def colourise(
         if references != "none":
             scene = sample if references == "same" else samples[others[index]]
             shown = (_crop(scene.pixels, random.Random(f"{seed}/{index}")),)
-        request = Request(grey, caption=text, references=shown, colourise=True)
+        first, further = (text[0], text[1:]) if text else (None, ())
+        request = Request(grey, first, further, references=shown, colourise=True)
         yield Case(sample.id, request, sample.pixels, psnr(grey, sample.pixels))
 
 
@@ -284,14 +286,17 @@ def least_like(texts: Sequence[str]) -> list[int]:
     return [int(place) for place in (vectors @ vectors.T).argmin(1)]
 
 
-def _texts(samples: Sequence[Sample], captions: str, seed: int) -> list[str | None]:
-    texts: list[str | None] = [sample.captions[0] if sample.captions else None for sample in samples]
+def _texts(samples: Sequence[Sample], captions: str, seed: int) -> list[tuple[str, ...]]:
+    told = [as_captions(sample.captions) for sample in samples]
     if captions == "empty":
-        return [None] * len(texts)
+        return [()] * len(told)
+    if captions == "all":
+        return told
+    texts = [some[:1] for some in told]
     if captions == "shuffled":
         return [texts[other] for other in derangement(len(texts), seed)]
     if captions == "wrong":
-        return [texts[other] for other in least_like([text or "" for text in texts])]
+        return [texts[other] for other in least_like([next(iter(text), "") for text in texts])]
     return texts
 
 

@@ -177,7 +177,8 @@ def _colours(samples: Sequence[Sample]) -> list[Trial]:
     if len(colourful) < 2:
         return []
     captioned = [sample for sample in colourful if sample.captions]
-    captions = protocols.CAPTIONS if len(captioned) > 1 else ()
+    has_several = any(len(sample.captions) > 1 for sample in captioned)
+    captions = [name for name in protocols.CAPTIONS if name != "all" or has_several] if len(captioned) > 1 else []
     return [Trial(f"greys, captions {c}", partial(protocols.colourise, captioned, c)) for c in captions] + [
         Trial(f"greys, references {r}", partial(protocols.colourise, colourful, "empty", r))
         for r in protocols.REFERENCES
@@ -212,6 +213,8 @@ def _comparisons(lines: Sequence[Line]) -> dict[str, Interval]:
         "true captions over empty": ("greys, captions true", "greys, captions empty"),
         "true captions over shuffled": ("greys, captions true", "greys, captions shuffled"),
         "true captions over wrong": ("greys, captions true", "greys, captions wrong"),
+        "all true captions over empty": ("greys, captions all", "greys, captions empty"),
+        "all true captions over the first": ("greys, captions all", "greys, captions true"),
         "same scene as reference over none": ("greys, references same", "greys, references none"),
         "another scene as reference over none": ("greys, references other", "greys, references none"),
     }

@@ -17,6 +17,9 @@ from pipeline.imaging.working import to_working
 
 Pixels = npt.NDArray[Any]
 
+MOST_CAPTIONS = 5
+"""That are read of one image: each is a further look at it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -25,6 +28,8 @@ class Request:
     pixels: Pixels
     """[H, W, 3], uint8, uint16, or float32 with 0..1 as black to white (values beyond are taken as they are)."""
     caption: str | None = None
+    further_captions: tuple[str, ...] = ()
+    """Others of the same picture: a grey one gets the mean of the colours that each speaks for."""
     mask: npt.NDArray[np.bool_] | None = None
     """[H, W], true where the picture is lost."""
     only_mask: bool = True
@@ -100,10 +105,11 @@ def as_references(references: Iterable[Image.Image | Pixels] | Image.Image | Pix
     return tuple(as_pixels(reference) for reference in references)
 
 
-def as_caption(value: object) -> str | None:
-    """The first text that is not blank, of a string or a list of strings; None where there is none."""
+def as_captions(value: object) -> tuple[str, ...]:
+    """The texts that are not blank, of a string or a list of strings, each once; at most `MOST_CAPTIONS`."""
     texts = value if isinstance(value, list | tuple) else [value]
-    return next((text for text in texts if isinstance(text, str) and text.strip()), None)
+    told = dict.fromkeys(text for text in texts if isinstance(text, str) and text.strip())
+    return tuple(told)[:MOST_CAPTIONS]
 
 
 def as_mask(mask: Image.Image | Pixels, size: tuple[int, ...]) -> npt.NDArray[np.bool_]:

@@ -29,7 +29,7 @@ from pipeline.imaging.original import Original, pixels_sha256
 from pipeline.imaging.tiff import TiffPages, Unsupported
 from pipeline.imaging.working import eight_bits, to_working
 from pipeline.recipe import Columns, Recipe
-from pipeline.restoration.request import as_caption
+from pipeline.restoration.request import as_captions
 from pipeline.schema import DECODED, ROW_KEY
 from pipeline.stages.table import Row, as_type, failure, with_columns
 
@@ -100,7 +100,8 @@ class DecodeStage:
             self._mask(table, index, size, row)
             row["truth"] = self._truth(table, index, size, row["notes"])
             row["references"] = self._references(table, index, row["notes"])
-            row["caption"] = as_caption(_cell(table, columns.caption, index))
+            captions = as_captions(_cell(table, columns.caption, index))
+            row["caption"], row["further_captions"] = next(iter(captions), None), captions[1:]
             row["inputs_sha256"] = _inputs_digest(row)
         except RowError as error:
             return _failed(row, error)
@@ -113,7 +114,7 @@ class DecodeStage:
         try:
             self._image(table, index, row)
         except (MissingImage, UnreadableImage) as error:
-            caption = as_caption(_cell(table, self.columns.caption, index))
+            caption = next(iter(as_captions(_cell(table, self.columns.caption, index))), None)
             was_read = isinstance(error, MissingImage) or row.get("source_sha256") is not None
             intact = isinstance(error, UnsupportedImage) or not was_read  # a folder may just not be mounted
             if self.recipe.restoration.lost != "generate" or not caption or intact:
@@ -267,7 +268,9 @@ _SOURCE = ("source_sha256", "source_pixels_sha256", "source_layout")
 def _inputs_digest(row: Row) -> str:
     """SHA-256 of what a result is made from."""
     digest = hashlib.sha256(row["source_sha256"].encode())
+    further = "\0".join(row["further_captions"]).encode()
     parts = [row["mask"] or b"", (row["caption"] or "").encode(), *(found["pixels"] for found in row["references"])]
+    parts += [further] if further else []
     for part in parts:
         digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()

@@ -275,6 +275,7 @@ class RestoreStage:
         return Request(
             pixels=pixels,
             caption=cell["caption"],
+            further_captions=tuple(cell["further_captions"] or ()),
             mask=mask,
             only_mask=cell["mask_given"],
             references=tuple(_array(r["pixels"], r["height"], r["width"], 3) for r in cell["references"] or ()),

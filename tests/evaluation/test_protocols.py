@@ -70,6 +70,8 @@ def test_captions_are_true_absent_anothers_or_the_least_like(samples: list[Sampl
     assert shown("true") == texts and shown("empty") == [None] * 3
     assert all(one in texts and one != true for one, true in zip(shown("shuffled"), texts, strict=True))
     assert shown("wrong")[0] == shown("wrong")[2] == texts[1]  # the other bear is more like it
+    case = next(iter(colourise([samples[0]._replace(captions=("a", "b", "c"))], "all")))
+    assert (case.request.caption, case.request.further_captions) == ("a", ("b", "c"))
     assert all(case.request.colourise and not case.request.references for case in colourise(samples, "true"))
     with pytest.raises(ValueError, match="loud"):
         list(colourise(samples, "loud"))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.restoration.request import as_caption, as_mask, as_pixels, as_references
+from pipeline.restoration.request import as_captions, as_mask, as_pixels, as_references
 from tests.conftest import noise
 
 
@@ -54,6 +54,8 @@ def test_what_is_no_picture_is_refused_with_the_remedy() -> None:
         as_pixels(np.zeros((4, 4, 3), np.uint32))
 
 
-def test_of_several_captions_the_first_that_says_something_counts() -> None:
-    assert as_caption(["", " ", "a cat", "a dog"]) == as_caption("a cat") == "a cat"
-    assert as_caption([]) is as_caption(None) is as_caption(" ") is None
+def test_of_several_captions_those_that_say_something_count() -> None:
+    assert as_captions(["", " ", "a cat", "a dog", "a cat"]) == ("a cat", "a dog")
+    assert as_captions("a cat") == ("a cat",)
+    assert as_captions([]) == as_captions(None) == as_captions(" ") == ()
+    assert as_captions([f"tag {n}" for n in range(99)]) == tuple(f"tag {n}" for n in range(5))

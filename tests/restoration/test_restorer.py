@@ -145,6 +145,20 @@ def test_references_and_captions_are_looked_at(restorer: Restorer, photo: np.nda
     assert (told.array != alone.array).any() and (shown.array != alone.array).any()
 
 
+def test_several_captions_give_the_mean_of_what_each_speaks_for(restorer: Restorer, photo: np.ndarray) -> None:
+    grey = np.asarray(Image.fromarray(photo).convert("L"))
+    texts = ["a brown bear on green grass", "a red fox in the snow", "a boat on the blue sea"]
+    each = [restorer.restore(grey, text, colourise=True).array for text in texts]
+    mean, both = np.mean(each, axis=0), restorer.restore(grey, texts, colourise=True).array
+    apart = [np.abs(one - mean).mean() for one in each]
+    assert np.abs(both - mean).mean() < min(apart) / 4
+    again = restorer.restore(grey, [texts[0], texts[0], ""], colourise=True)
+    assert np.array_equal(again.array, each[0])
+    for image in (photo, grey):  # there are colours, or none are wanted
+        plain = restorer.restore(image, texts, colourise=image is photo)
+        assert np.array_equal(plain.array, restorer.restore(image, texts[0], colourise=image is photo).array)
+
+
 @pytest.mark.parametrize(
     ("image", "words"),
     [

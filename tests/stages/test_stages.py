@@ -12,8 +12,8 @@ from pipeline.errors import StoreUnavailable
 from pipeline.imaging.decode import decode_image
 from pipeline.imaging.original import pixels_sha256
 from pipeline.recipe import Recipe, load_recipe
-from pipeline.restoration.request import as_caption
-from pipeline.schema import OUTPUT
+from pipeline.restoration.request import as_captions
+from pipeline.schema import INTERNAL, OUTPUT
 from pipeline.stages.decode import DecodeStage
 from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage
@@ -122,11 +122,24 @@ def test_other_columns_pass_untouched_and_missing_ones_are_null() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
-    [("a cat", "a cat"), (["", "  ", "a cat", "a dog"], "a cat"), (None, None), ([], None), ([None], None), (7, None)],
+    ("value", "texts"),
+    [("a cat", ("a cat",)), (["", "  ", "a cat", "a dog"], ("a cat", "a dog")), ([None], ()), (7, ())],
 )
-def test_the_first_caption_that_says_something_counts(value: Any, text: str | None) -> None:
-    assert as_caption(value) == text
+def test_captions_that_say_something_count(value: Any, texts: tuple[str, ...]) -> None:
+    assert as_captions(value) == texts
+
+
+def test_all_captions_of_a_row_colour_it_and_name_its_result(photo: np.ndarray) -> None:
+    texts = [["a brown bear", "green grass"], ["a brown bear"], ["a brown bear", "red sand"]]
+    grey = encoded(np.asarray(Image.fromarray(photo[:160, :200]).convert("L")))
+    captions = pa.array(texts, pa.list_(pa.string()))
+    passed = pa.schema([("id", pa.string()), ("caption", captions.type)])
+    cells = decode(rows_of(image=[grey] * 3, caption=captions), passed=passed)
+    assert len(set(cells[INTERNAL + "inputs_sha256"].to_pylist())) == 3
+    stage = RestoreStage(Recipe.model_validate({"restoration": {"colourise": True}}), "cpu")
+    out = stage(cells)
+    pixels, ids = (out[INTERNAL + name].to_pylist() for name in ("pixels", "result_id"))
+    assert len(set(pixels)) == len(set(ids)) == 3
 
 
 def test_a_clean_image_comes_out_byte_identical(restore: RestoreStage, photo: np.ndarray) -> None:
