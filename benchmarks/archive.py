@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.restoration.request import as_caption
+from pipeline.restoration.request import as_captions
 
 SAMPLES = Path(__file__).parent.parent / "samples" / "archive"
 SCHEMA = pa.schema([("id", pa.string()), ("image", pa.large_binary()), ("caption", pa.string())])
@@ -57,7 +57,7 @@ def _photographs() -> Iterator[tuple[Image.Image, str]]:
     table = pq.read_table(SAMPLES, columns=["truth", "caption"])
     for row in table.to_pylist():
         if row["truth"] is not None:
-            yield Image.open(io.BytesIO(row["truth"])).convert("RGB"), as_caption(row["caption"]) or ""
+            yield Image.open(io.BytesIO(row["truth"])).convert("RGB"), next(iter(as_captions(row["caption"])), "")
 
 
 def _crop(photo: Image.Image, width: int, height: int, dice: random.Random) -> Image.Image:
