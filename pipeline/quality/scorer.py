@@ -49,7 +49,7 @@ class Scorer:
         """
         wanted = wanted or Scoring()
         self._device = device
-        self._workers: tuple[int, ThreadPoolExecutor] | None = None
+        self._pools: dict[int, ThreadPoolExecutor] = {}
         self._brisque = Brisque() if wanted.brisque else None
         self._clip: Callable[[Pixels, str], float] | None = None
         if wanted.clip:
@@ -141,9 +141,9 @@ class Scorer:
 
     def _pool(self, threads: int) -> ThreadPoolExecutor:
         """The same for all calls: glibc gives each new thread an arena, which keeps 50 MB of images when it ends."""
-        if self._workers is None or self._workers[0] != threads:
-            self._workers = threads, ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-        return self._workers[1]
+        if threads not in self._pools:
+            self._pools[threads] = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        return self._pools[threads]
 
     def _alike(self, *lists: Sequence[Pixels]) -> Iterator[tuple[list[int], list[Tensor]]]:
         """Images of one size together, on the device: their places, and [N, H, W, 3] of each list."""

@@ -123,7 +123,11 @@ def test_other_columns_pass_untouched_and_missing_ones_are_null() -> None:
 
 @pytest.mark.parametrize(
     ("value", "texts"),
-    [("a cat", ("a cat",)), (["", "  ", "a cat", "a dog"], ("a cat", "a dog")), ([None], ()), (7, ())],
+    [
+        ("a cat", ("a cat",)),
+        (["", "  ", "a cat", "a dog"], ("a cat", "a dog")),
+        *((nothing, ()) for nothing in (None, [], [None], 7)),
+    ],
 )
 def test_captions_that_say_something_count(value: Any, texts: tuple[str, ...]) -> None:
     assert as_captions(value) == texts
