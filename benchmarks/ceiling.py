@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.restoration.decoder import Guide
 from pipeline.restoration.precision import autocast, half_precision
 from pipeline.restoration.restorer import Restorer
+from pipeline.restoration.tone import Tone
 
 SHAPES = ((272, 4), (400, 2), (560, 1), (560, 4), (816, 1))
 """Sides of tiles, and tiles a batch."""
@@ -71,6 +72,7 @@ def decoding(restorer: Restorer, side: int, batch: int) -> tuple[Callable[[], ob
         torch.zeros(batch, 160, dtype=torch.bool, device=device),
         torch.randn(batch, config.width, device=device),
         torch.rand(batch, 3, config.thumbnail // 4, config.thumbnail // 4, device=device),
+        *Tone.none(batch, device),
     )
     boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * batch, device=device)
     grey = torch.zeros(batch, dtype=torch.bool, device=device)

@@ -22,6 +22,11 @@ log = logging.getLogger(__name__)
 
 FINE_TUNING: dict[str, Any] = {"steps": 1500, "learning_rate": 3e-4, "warm_up": 50}
 """What differs from `TrainingPlan` where weights are given to start from."""
+PARTS: dict[str, dict[str, Any]] = {
+    "tone": {"steps": 4000, "learning_rate": 2e-3, "batch": 64},
+    "judge": {"steps": 400, "learning_rate": 2e-3},
+}
+"""The same where a part alone learns."""
 HELD_OUT_BYTES = 1 << 30
 SIDE = 64
 """Pixels of a generated picture's sides."""
@@ -91,6 +96,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         help=f"further images for the global view alone, each time it learns; 0: none ({plan.looks})",
     )
+    parser.add_argument(
+        "--part",
+        choices=["all", *PARTS],
+        default="all",
+        help="of a model given by --from: what of it is to learn. All (default); its tone head alone, which undoes "
+        "fading, casts and uneven light and learns quickly on thumbnails; or its judge alone, which says how good "
+        "results are",
+    )
     parser.add_argument("--patch", type=positive, help=f"pixels, a multiple of 8 ({plan.patch})")
     parser.add_argument(
         "--side", type=positive, help=f"of the pictures that a new model generates, a multiple of 8 ({SIDE})"
@@ -127,6 +140,8 @@ def run(arguments: argparse.Namespace) -> int:
     of_restoring = ("image_encoder", "mapping", "compile", "patch", "looks")
     if arguments.task == "generate" and any(getattr(arguments, name) for name in of_restoring):
         raise RecipeError("--image-encoder, --mapping, --compile, --patch and --looks are for models that restore")
+    if arguments.part != "all" and (arguments.task != "restore" or not arguments.start):
+        raise RecipeError(f"--part {arguments.part} is for a model that restores, given by --from")
     if arguments.side and (arguments.task == "restore" or arguments.start):
         raise RecipeError("--side is for new models that generate")
     # workers on Ray have a folder of their own to work in
@@ -170,12 +185,16 @@ def _together(options: dict[str, Any]) -> None:
 
 def _plan(arguments: argparse.Namespace, digest: str) -> Plan:
     """What the run consists of; `digest` is that of the weights to start from."""
+    from pipeline.training.data import EVEN, VIEW
     from pipeline.training.generating import GenerationPlan
     from pipeline.training.restoring import TrainingPlan
 
     kind = TrainingPlan if arguments.task == "restore" else GenerationPlan
-    usual = dataclasses.asdict(kind()) | (FINE_TUNING if arguments.start else {})
-    own = ("looks", "patch") if arguments.task == "restore" else ()
+    usual = dataclasses.asdict(kind()) | (FINE_TUNING if arguments.start else {}) | PARTS.get(arguments.part, {})
+    mixture = {}
+    if arguments.part == "judge":  # of whole pictures, and of all kinds alike
+        usual["patch"], mixture = VIEW, {"mixture": EVEN}
+    own = ("looks", "patch", "part") if arguments.task == "restore" else ()
     return kind(
         steps=arguments.steps or usual["steps"],
         batch=arguments.batch or usual["batch"],
@@ -184,6 +203,7 @@ def _plan(arguments: argparse.Namespace, digest: str) -> Plan:
         start=digest,
         **{name: getattr(arguments, name) for name in ("seed", "checkpoint_every")},
         **{name: usual[name] if getattr(arguments, name) is None else getattr(arguments, name) for name in own},
+        **mixture,
     )
 
 
@@ -227,7 +247,7 @@ class _Training(NamedTuple):
 
 
 def _restoring(arguments: argparse.Namespace, device: torch.device) -> _Training:
-    from pipeline.restoration.assembly import assemble
+    from pipeline.restoration.assembly import assemble, with_tone
     from pipeline.restoration.text import MINILM, text_encoder_of
     from pipeline.restoration.weights import load_model
     from pipeline.training.loop import ALL_CAPTIONS
@@ -235,6 +255,8 @@ def _restoring(arguments: argparse.Namespace, device: torch.device) -> _Training
 
     if arguments.start:
         start, digest = load_model(arguments.start)
+        if arguments.part == "tone":
+            start = with_tone(start, arguments.seed)
     else:
         encoders = arguments.text_encoder or MINILM, arguments.image_encoder or "compact"
         start = assemble(*encoders, arguments.mapping or "attention", arguments.seed, arguments.downloads)

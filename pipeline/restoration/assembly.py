@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+import torch.nn.functional as F
 
 from pipeline.errors import ModelError
 from pipeline.redaction import redacted
@@ -13,6 +14,24 @@ from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.local import said
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.text import MINILM, text_encoder
+
+TONE_WIDTHS = (32, 64, 128, 192)
+"""Of a new model's tone head."""
+JUDGED = "judge.body.0.weight"
+"""What the judge hears stands in its columns; what a tone head tells in the last."""
+
+
+def with_tone(model: CompactModel, seed: int = 0) -> CompactModel:
+    """The model, with a tone head that has not been trained if it has none."""
+    if model.tone is not None:
+        return model
+    torch.manual_seed(seed)
+    larger = CompactModel(dataclasses.replace(model.config, tone_widths=TONE_WIDTHS))
+    weights = larger.state_dict() | model.state_dict()
+    narrow = weights[JUDGED]
+    weights[JUDGED] = F.pad(narrow, (0, larger.state_dict()[JUDGED].shape[1] - narrow.shape[1]))
+    larger.load_state_dict(weights)
+    return larger
 
 
 def assemble(
@@ -37,7 +56,7 @@ def assemble(
         ModelError: an encoder cannot be loaded.
         RecipeError: a package is missing.
     """
-    base = sizes or ModelConfig()
+    base = sizes or ModelConfig(tone_widths=TONE_WIDTHS)
     encoder = text_encoder(text, base.text_tokens, torch.device("cpu"), downloads)
     shape, folder = (None, None) if image == "compact" else backbone_shape(image, downloads)
     config = dataclasses.replace(

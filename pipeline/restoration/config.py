@@ -102,6 +102,9 @@ class ModelConfig(Stored):
     decoder_blocks: tuple[int, ...] = (1, 1, 1, 2)
     """Residual blocks at each of those levels, on the way down and (but for the last) again on the way up."""
 
+    tone_widths: tuple[int, ...] = ()
+    """Channels of the tone head at 1/2, 1/4, 1/8 and 1/16 of its thumbnail; none: there is no such head."""
+
     @classmethod
     def from_json(cls, text: str) -> Self:
         """As `Stored.from_json`; an unknown mapping is refused, too."""

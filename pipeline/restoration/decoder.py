@@ -76,6 +76,8 @@ class Guide(NamedTuple):
     absent: Tensor  # [N, L], bool: tokens that stand for nothing
     vector: Tensor  # [N, width]
     coarse: Tensor  # [N, 3, S, S], the restored thumbnail with its colours, about 0..1
+    gain: Tensor  # [N, 3, 8, 8], as `Tone` has it
+    affine: Tensor  # [N, 3, 4], too
 
 
 class Decoded(NamedTuple):

@@ -17,6 +17,7 @@ from pipeline.restoration.model import CompactModel
 from pipeline.restoration.precision import autocast
 from pipeline.restoration.request import Request
 from pipeline.restoration.tiles import Tile, cut
+from pipeline.restoration.tone import Tone
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +125,7 @@ class Engine:
             torch.zeros(count, tokens, dtype=torch.bool, device=self._device),
             torch.zeros(count, config.width, device=self._device),
             torch.rand(count, 3, config.thumbnail // 4, config.thumbnail // 4, device=self._device),
+            *Tone.none(count, self._device),
         )
         boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * count, device=self._device)
         grey = torch.zeros(count, dtype=torch.bool, device=self._device)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.damage.record import SCALES
+from pipeline.damage.record import MEASURES, SCALES
 from pipeline.damage.tone import luma
 from pipeline.restoration.backbone import Backbone
 from pipeline.restoration.config import ModelConfig
@@ -16,8 +16,9 @@ from pipeline.restoration.decoder import Decoded, Guide, TileDecoder
 from pipeline.restoration.fusion import AttentionFusion
 from pipeline.restoration.graph import GraphFusion
 from pipeline.restoration.image import ImageEncoder, ProbeEncoder
-from pipeline.restoration.judge import Judge
+from pipeline.restoration.judge import SPREAD, USUAL, Judge
 from pipeline.restoration.layers import ResidualBlock, keep_scale
+from pipeline.restoration.tone import Judged, Tone, ToneHead, undone
 from pipeline.restoration.views import CELL, cell_positions, regions
 
 REFERENCE_CELLS = 5
@@ -25,6 +26,10 @@ REFERENCE_CELLS = 5
 
 LEVELS = (0.01, 0.1, 0.5, 0.9, 0.99)
 """Quantiles of each colour that tell of fading and casts."""
+
+TONES_FOUND = 3
+"""Numbers that a tone head tells the judge."""
+_FADING = MEASURES.index("fading")
 
 
 class GlobalView(NamedTuple):
@@ -36,6 +41,7 @@ class GlobalView(NamedTuple):
     image_feature: Tensor  # [N, agreement_width], unit length
     text_feature: Tensor  # [N, agreement_width], unit length
     trusted: Tensor  # [N, R] bool: references that are there, and show what the image shows
+    found: Tensor  # [N, F], all that was found to be wrong, about unit size: for the judge
 
 
 class CoarseHead(nn.Module):
@@ -78,7 +84,8 @@ class CompactModel(nn.Module):
         self.text_agreement = nn.Linear(config.text_width, config.agreement_width)
         self.agreement_scale = nn.Parameter(torch.tensor([1.6, -4.0]))  # log scale and bias, arXiv:2303.15343
         self.decoder = TileDecoder(config)
-        self.judge = Judge(config.width, len(SCALES) + 1)
+        self.tone = ToneHead(config.tone_widths) if config.tone_widths else None
+        self.judge = Judge(config.width, len(SCALES) + 1 + (TONES_FOUND if self.tone is not None else 0))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Shape and weights: some backbones hold hooks, once they have run, that cannot be pickled."""
@@ -92,8 +99,9 @@ class CompactModel(nn.Module):
         text_absent: Tensor,
         references: Tensor,
         references_absent: Tensor,
+        tone_kept: Tensor | None = None,
     ) -> GlobalView:
-        """The global view.
+        """The global view; all of it but for the probes is of the images with their tone undone.
 
         Args:
             thumbnails: [N, 4, S, S]: RGB in 0..1 and the share of missing pixels.
@@ -102,8 +110,12 @@ class CompactModel(nn.Module):
             text_absent: [N, T] bool.
             references: [N, R, 4, S, S] thumbnails; R may be 0.
             references_absent: [N, R] bool.
+            tone_kept: [N] bool, images whose tone must stay; None: none.
         """
         count, places = references_absent.shape
+        judged_tone, tone = self._tone(thumbnails, tone_kept)
+        if judged_tone is not None:
+            thumbnails = torch.cat([_toned(thumbnails[:, :3], tone), thumbnails[:, 3:]], dim=1)
         pyramid = self.image_encoder(thumbnails)
         references_absent = references_absent | ~self._trusted(thumbnails, references, references_absent)
         pooled = thumbnails.new_zeros(count, places, self.config.encoder_widths[-1], REFERENCE_CELLS, REFERENCE_CELLS)
@@ -118,16 +130,33 @@ class CompactModel(nn.Module):
         judged = self.damage_head(torch.cat([context.vector, probe], dim=1)).float()
         scales = judged.new_tensor(SCALES)
         coarse = self.coarse_head(context.image, pyramid, small)
+        damage, clean = judged[:, :-1] * scales, judged[:, -1]
+        if judged_tone is not None:  # the rest has seen what is left of it
+            damage = torch.cat([damage[:, :_FADING], judged_tone.fading[:, None], damage[:, _FADING + 1 :]], dim=1)
+            clean = torch.minimum(clean, -judged_tone.changed)
         weight = (~text_absent).float()[..., None]
         sentence = (text * weight).sum(1) / weight.sum(1).clamp_min(1)
         return GlobalView(
-            guide=Guide(context.tokens, context.absent, context.vector, coarse),
-            damage=judged[:, :-1] * scales,
-            clean=judged[:, -1],
+            guide=Guide(context.tokens, context.absent, context.vector, coarse, *tone),
+            damage=damage,
+            clean=clean,
             image_feature=F.normalize(self.image_agreement(pyramid[-1].mean((2, 3))).float(), dim=1),
             text_feature=F.normalize(self.text_agreement(sentence).float(), dim=1),
             trusted=~references_absent,
+            found=_found(damage / scales, clean, judged_tone),
         )
+
+    @torch.no_grad()
+    def _tone(self, thumbnails: Tensor, kept: Tensor | None) -> tuple[Judged | None, Tone]:
+        """What the tone head says, and what undoes the tone, where that is worth it: it learns by itself alone."""
+        if self.tone is None:
+            return None, Tone.none(len(thumbnails), thumbnails.device)
+        with torch.autocast(thumbnails.device.type, enabled=False):
+            judged: Judged = self.tone(thumbnails.float())
+        used = judged.is_worth_it
+        if kept is not None:
+            used = used & ~kept
+        return judged, judged.tone.where(used)
 
     def _trusted(self, thumbnails: Tensor, references: Tensor, absent: Tensor) -> Tensor:
         """Which references [N, R] show what the image shows; of the absent it says nothing."""
@@ -170,6 +199,8 @@ class CompactModel(nn.Module):
             Restored tiles, their expected error, and where the picture was found to be lost.
         """
         side = tiles.shape[-1]
+        if self.tone is not None:
+            tiles = undone(tiles, regions(guide.gain, boxes, side), guide.affine, grey)
         coarse = regions(guide.coarse, boxes, side)
         colours = (coarse - luma(coarse)) * grey[:, None, None, None]
         base = torch.lerp(tiles + colours, coarse, masks)
@@ -177,16 +208,14 @@ class CompactModel(nn.Module):
         decoded: Decoded = self.decoder(planes, guide, cell_positions(boxes, side // CELL))
         return decoded._replace(pixels=base + decoded.pixels)
 
-    def log_error(self, pixels: Tensor, vector: Tensor, damage: Tensor, clean: Tensor) -> Tensor:
+    def log_error(self, pixels: Tensor, vector: Tensor, found: Tensor) -> Tensor:
         """The logarithm of each result's likely mean squared error: [N].
 
         Args:
             pixels: [N, 4], by `judge.describe`.
             vector: [N, width], of the guide.
-            damage: [N, 6], of the global view.
-            clean: [N], of the global view.
+            found: [N, F], of the global view.
         """
-        found = torch.cat([damage / damage.new_tensor(SCALES), clean[:, None] / 5], dim=1)
         out: Tensor = self.judge(pixels, vector, found)
         return out
 
@@ -195,6 +224,22 @@ class CompactModel(nn.Module):
         scale, bias = self.agreement_scale
         cosine = (view.image_feature * view.text_feature).sum(1)
         return torch.sigmoid(scale.exp() * cosine + bias)
+
+
+def _toned(images: Tensor, tone: Tone) -> Tensor:
+    """Whole images [N, 3, S, S] with their tone undone; those without colours get none."""
+    whole = images.new_tensor([[0.0, 0.0, 1.0, 1.0]]).expand(len(images), -1)
+    grey = (images == images[:, :1]).flatten(1).all(1)
+    return undone(images, regions(tone.gain, whole, images.shape[-1]), tone.affine, grey)
+
+
+def _found(damage: Tensor, clean: Tensor, tone: Judged | None) -> Tensor:
+    """[N, F] from damage in units of SCALES, the logit that there is none, and what is known of the tone."""
+    parts = [damage, clean[:, None] / 5]
+    if tone is not None:
+        errors = (torch.stack([tone.log_error, tone.log_left], dim=1) - USUAL) / SPREAD
+        parts += [tone.changed[:, None] / 5, errors]
+    return torch.cat(parts, dim=1)
 
 
 def _rebuilt(config: ModelConfig, weights: dict[str, Tensor], training: bool) -> CompactModel:

@@ -315,7 +315,7 @@ class Restorer(RestoresBatches):
         if request.keeps_outside:
             return means[0]
         pixels = describe(*torch.tensor(means)[:, None].to(self.device))
-        log_error = self._model.log_error(pixels, view.guide.vector[None], view.findings[None], view.logit[None])
+        log_error = self._model.log_error(pixels, view.guide.vector[None], view.found[None])
         return float(log_error.exp())
 
     def _sight(self, image: Rows) -> Sight:
@@ -350,6 +350,8 @@ class Restorer(RestoresBatches):
         text = self.text([r.caption for r in requests] + [None] * (IMAGES_A_LOOK - len(requests)))
         small = _padded([sight.thumbnail for sight in sights])
         native = _padded([sight.probes for sight in sights])
+        kept = [_keeps_tone(request, sight) for request, sight in zip(requests, sights, strict=True)]
+        kept += [False] * (IMAGES_A_LOOK - len(requests))
         places = len(requests[0].references)
         references = small.new_zeros(len(small), places, 4, config.thumbnail, config.thumbnail)
         for row, request in enumerate(requests):
@@ -363,6 +365,7 @@ class Restorer(RestoresBatches):
                 text.absent,
                 references.to(self.device),
                 torch.zeros(len(small), places, dtype=torch.bool, device=self.device),
+                torch.tensor(kept, device=self.device),
             )
         agreement = self._model.agreement(view).tolist()
         damages, clean = view.damage.tolist(), torch.sigmoid(view.clean).tolist()
@@ -371,8 +374,7 @@ class Restorer(RestoresBatches):
         return [
             View(
                 guide=Guide(*(part[row] for part in view.guide)),
-                findings=view.damage[row],
-                logit=view.clean[row],
+                found=view.found[row],
                 damage=Damage.from_vector(damages[row], sights[row].grey),
                 clean=clean[row],
                 agreement=agreement[row] if captioned[row] else None,
@@ -404,12 +406,16 @@ class View:
     """What the global view tells of one image."""
 
     guide: Guide
-    findings: Tensor  # [6], as the network gave them
-    logit: Tensor  # [], that nothing is wrong
+    found: Tensor  # [F], as the network gave it
     damage: Damage
     clean: float
     agreement: float | None
     references_ignored: int
+
+
+def _keeps_tone(request: Request, sight: Sight) -> bool:
+    """Where only a part is filled, or colours are laid on the image's own luminance, the rest must fit to it."""
+    return request.keeps_outside or (sight.grey and request.colourise and request.keep_luminance)
 
 
 def _size(request: Request) -> tuple[int, int]:

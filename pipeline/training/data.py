@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.damage.kinds import TONES
-from pipeline.damage.mixture import Damaged, damage
+from pipeline.damage.mixture import KINDS, Damaged, damage
 from pipeline.errors import RowError, SourceError
 from pipeline.imaging.tables import CAPTIONS, ImageTable, captions_of
 from pipeline.training.team import ALONE, Team
@@ -88,6 +88,14 @@ class Mixture:
     """Share of references that show another scene: it must do no harm."""
     mask_withheld: float = 0.5
     """Share of defects whose mask is not given: archives have none."""
+
+
+EVEN = Mixture(
+    kinds=tuple((kind, 0.3 if kind == "clean" else 0.7 / (len(KINDS) - 1)) for kind in KINDS),
+    plain=0.05,
+    mask_withheld=1.0,
+)
+"""Every kind of damage as often as another: what the judge is to know of."""
 
 
 class Batch(NamedTuple):
@@ -218,7 +226,7 @@ class Sampler:
         photo = self._pick(kind, dice)
         view = _view(photo.pixels, dice)
         if kind != "grey" and dice.random() < mixture.plain:
-            view = dice.choice([_mounted, _silhouette])(view, dice)
+            view = dice.choice([mounted, silhouette])(view, dice)
         truth = view[None].to(self.device).float() / 255
         kinds = [kind]
         if kind != "clean" and dice.random() < mixture.second:
@@ -269,7 +277,7 @@ def _view(pixels: Tensor, dice: random.Random) -> Tensor:
     return view.flip(2) if dice.random() < 0.5 else view
 
 
-def _mounted(view: Tensor, dice: random.Random) -> Tensor:
+def mounted(view: Tensor, dice: random.Random) -> Tensor:
     """Bars of one tone along one to four sides of [3, H, W], as of a mount, a frame or a slide."""
     tone = dice.choice([0, 255, dice.randint(0, 40), dice.randint(200, 255), dice.randint(0, 255)])
     tint = torch.tensor([[[min(255, max(0, tone + dice.randint(-12, 12)))]] for _ in range(3)], dtype=view.dtype)
@@ -283,7 +291,7 @@ def _mounted(view: Tensor, dice: random.Random) -> Tensor:
     return torch.where(inside, view, tint)
 
 
-def _silhouette(view: Tensor, dice: random.Random) -> Tensor:
+def silhouette(view: Tensor, dice: random.Random) -> Tensor:
     """The darkest or the brightest parts of [3, H, W] as one flat tone: against the light, or a blown sky."""
     luma = F.avg_pool2d(view.float().mean(0)[None, None], 7, stride=1, padding=3, count_include_pad=False)[0]
     dark = dice.random() < 0.6

@@ -32,6 +32,10 @@ WEIGHTS = {
     "clean": 0.03,
     "lost": 0.05,
     "agreement": 0.01,
+    "tone": 0.1,
+    "tone_error": 0.01,
+    "tone_changed": 0.03,
+    "tone_fading": 0.01,
 }
 
 
@@ -102,34 +106,46 @@ def predict(
 
 
 def decoder_losses(model: CompactModel, answer: Prediction) -> dict[str, Tensor]:
-    """Each term of the decoder's, unweighted.
+    """Each term of the decoder's and the judge's, unweighted.
 
     pixels: the logarithm of each image's mean error (`berhu`), for PSNR is one too: a slightly damaged image counts
     somewhat more than a noisy one. error: Gaussian negative log-likelihood of the squared error (arXiv:1703.04977),
     with the error detached, so that it never trades quality for confidence. lost: cross-entropy of the covered pixels,
-    where nobody told of them; they are few, and count more. judge: L1 of the logarithm of a patch's mean squared
-    error, from what the model knows of it.
+    where nobody told of them; they are few, and count more.
     """
-    restored, grey = answer.decoded.pixels, answer.grey[:, None, None, None]
-
-    def seen(images: Tensor) -> Tensor:
-        """As they are judged: of grey pictures the greys, for their colours are invented anyway."""
-        return torch.where(grey, luma(images).expand_as(images), images)
-
-    result = seen(restored.detach().clamp(0, 1))
-    squared = (result - seen(answer.truth)).square().mean(1, keepdim=True)
+    _, squared = _judgeable(answer)
     log_error = answer.decoded.log_error.clamp(LEAST_LOG_ERROR, MOST_LOG_ERROR)
-    view, found = answer.view, answer.decoded.lost.detach()
-    pixels = summary(log_error.detach(), result - answer.damaged, found)
-    judged = model.log_error(pixels, view.guide.vector.detach(), view.damage.detach(), view.clean.detach())
     return {
-        "pixels": (berhu(restored - answer.truth).mean((1, 2, 3)) + EASY_ERROR).log().mean(),
-        "judge": (judged - (squared.mean((1, 2, 3)) + SMALLEST).log()).abs().mean(),
+        "pixels": (berhu(answer.decoded.pixels - answer.truth).mean((1, 2, 3)) + EASY_ERROR).log().mean(),
+        **judge_loss(model, answer),
         "error": (squared * torch.exp(-log_error) + log_error).mean(),
         "lost": F.binary_cross_entropy_with_logits(
             answer.decoded.lost, answer.lost, weight=1 - answer.told, pos_weight=answer.lost.new_tensor(RARE)
         ),
     }
+
+
+def judge_loss(model: CompactModel, answer: Prediction) -> dict[str, Tensor]:
+    """judge: L1 of the logarithm of a patch's mean squared error, from what the model knows of it."""
+    result, squared = _judgeable(answer)
+    log_error = answer.decoded.log_error.detach().clamp(LEAST_LOG_ERROR, MOST_LOG_ERROR)
+    pixels = summary(log_error, result - answer.damaged, answer.decoded.lost.detach())
+    judged = model.log_error(pixels, answer.view.guide.vector.detach(), answer.view.found.detach())
+    return {"judge": (judged - (squared.mean((1, 2, 3)) + SMALLEST).log()).abs().mean()}
+
+
+def _judgeable(answer: Prediction) -> tuple[Tensor, Tensor]:
+    """Results [N, 3, P, P] as they are judged, and their squared errors [N, 1, P, P]; both without gradients.
+
+    Of grey pictures the greys are judged, for their colours are invented anyway.
+    """
+    grey = answer.grey[:, None, None, None]
+
+    def seen(images: Tensor) -> Tensor:
+        return torch.where(grey, luma(images).expand_as(images), images)
+
+    result = seen(answer.decoded.pixels.detach().clamp(0, 1))
+    return result, (result - seen(answer.truth)).square().mean(1, keepdim=True)
 
 
 def view_losses(model: CompactModel, batch: Batch, view: GlobalView, team: Team = ALONE) -> dict[str, Tensor]:

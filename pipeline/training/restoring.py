@@ -6,7 +6,7 @@ import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,12 +15,26 @@ from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.precision import autocast
 from pipeline.restoration.text import TextEncoder, text_encoder_of
-from pipeline.training.data import Mixture, Photo, Sampler
+from pipeline.training.data import Batch, Mixture, Photo, Sampler
 from pipeline.training.likeness import least_likeness
 from pipeline.training.loop import ALL_CAPTIONS, Plan, Progress, fit
-from pipeline.training.objective import decoder_losses, further_losses, look, predict, total, view_losses
+from pipeline.training.objective import (
+    Prediction,
+    decoder_losses,
+    further_losses,
+    judge_loss,
+    look,
+    predict,
+    total,
+    view_losses,
+)
 from pipeline.training.team import Team
+from pipeline.training.toning import ToneValidation, draw, tone_losses
 from pipeline.training.validation import Validation
+
+
+Part = Literal["all", "tone", "judge"]
+"""Of a model, that can learn by itself."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,13 +48,15 @@ class TrainingPlan(Plan):
     """Further pictures in each such step, which only the global view sees: that is cheap. See `LOOKS`."""
     patch: int = 128
     """Side in pixels of the patch decoded of each image; a multiple of 8."""
+    tones: int = 48
+    """Thumbnails in each such step, of which the tone head learns."""
+    part: Part = "all"
+    """Of the model that learns; the rest stays as it is. A part alone learns in each step."""
     mixture: Mixture = dataclasses.field(default_factory=Mixture)
 
 
 class Restoring:
     """The task."""
-
-    main = "pixels"
 
     def __init__(
         self,
@@ -53,22 +69,41 @@ class Restoring:
     ) -> None:
         self.model, self.plan, self.text, self.device = model, plan, text, device
         self.team = Team.current()
+        self.main = "pixels" if plan.part == "all" else plan.part
         self._photos = photos
         self._sampler = Sampler(photos, plan.mixture, plan.seed, model.config.thumbnail, device, self.team)
         self._validation = None
+        self._tone_validation = None
+        if plan.part != "all":
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name.startswith(f"{plan.part}."))
         if held_out and self.team.leads:
-            self._validation = Validation(held_out, model.config, text, device)
+            if plan.part == "all":
+                self._validation = Validation(held_out, model.config, text, device)
+            if model.tone is not None and plan.part != "judge":
+                self._tone_validation = ToneValidation(held_out, device)
 
     def losses(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Task`; the global view learns in some steps only."""
+        terms = {"all": self._all, "tone": self._tone, "judge": self._judge}[self.plan.part](step)
+        return total(terms), terms
+
+    def _judge(self, step: int) -> dict[str, Tensor]:
+        with torch.no_grad():
+            _, answer = self._predicted(step, looking=False)
+        return judge_loss(self.model, answer)
+
+    def _tone(self, step: int) -> dict[str, Tensor]:
+        assert self.model.tone is not None
+        plan = self.plan
+        size = plan.batch if plan.part == "tone" else plan.tones
+        batch = draw(self._photos, f"{plan.seed}/{step}/tone", size, self.device, self.team)
+        return tone_losses(self.model.tone, batch)
+
+    def _all(self, step: int) -> dict[str, Tensor]:
         plan, model = self.plan, self.model
-        batch = self._sampler.batch(step, plan.batch)
-        features = self.text(batch.captions)
-        # one die an image: which patch is taken of it does not depend on who draws it
-        dice = [random.Random(f"{plan.seed}/{step}/{index}/patch") for index in self.team.share(plan.batch)]
         looking = step % plan.look_every == 0
-        with autocast(self.device):
-            answer = predict(model, batch, features, plan.patch, dice, looking)
+        batch, answer = self._predicted(step, looking)
         terms = decoder_losses(model, answer)
         if looking:
             terms |= view_losses(model, batch, answer.view, self.team)
@@ -78,11 +113,26 @@ class Restoring:
             with autocast(self.device):
                 seen = look(model, further, said)
             terms |= further_losses(seen, further)
-        return total(terms), terms
+        if looking and plan.tones and model.tone is not None:
+            terms |= self._tone(step)
+        return terms
+
+    def _predicted(self, step: int, looking: bool) -> tuple[Batch, Prediction]:
+        """The batch of a step, and what the network says of it."""
+        plan = self.plan
+        batch = self._sampler.batch(step, plan.batch)
+        features = self.text(batch.captions)
+        # one die an image: which patch is taken of it does not depend on who draws it
+        dice = [random.Random(f"{plan.seed}/{step}/{index}/patch") for index in self.team.share(plan.batch)]
+        with autocast(self.device):
+            return batch, predict(self.model, batch, features, plan.patch, dice, looking)
 
     def validate(self) -> dict[str, float]:
         """PSNR by damage."""
-        return self._validation(self.model) if self._validation else {}
+        found = self._validation(self.model) if self._validation else {}
+        if self._tone_validation is not None and self.model.tone is not None:
+            found |= self._tone_validation(self.model.tone)
+        return found
 
     def identity(self) -> dict[str, Any]:
         """See `Task`."""
