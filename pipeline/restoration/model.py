@@ -17,7 +17,7 @@ from pipeline.restoration.fusion import AttentionFusion
 from pipeline.restoration.graph import GraphFusion
 from pipeline.restoration.image import ImageEncoder, ProbeEncoder
 from pipeline.restoration.judge import SPREAD, USUAL, Judge
-from pipeline.restoration.layers import ResidualBlock, keep_scale
+from pipeline.restoration.layers import ResidualBlock, grid_positions, keep_scale
 from pipeline.restoration.tone import Judged, Tone, ToneHead, undone
 from pipeline.restoration.views import CELL, cell_positions, regions
 
@@ -101,7 +101,7 @@ class CompactModel(nn.Module):
         references_absent: Tensor,
         tone_kept: Tensor | None = None,
     ) -> GlobalView:
-        """The global view; all of it but for the probes is of the images with their tone undone.
+        """The global view, of the images with their tone undone.
 
         Args:
             thumbnails: [N, 4, S, S]: RGB in 0..1 and the share of missing pixels.
@@ -113,9 +113,9 @@ class CompactModel(nn.Module):
             tone_kept: [N] bool, images whose tone must stay; None: none.
         """
         count, places = references_absent.shape
-        judged_tone, tone = self._tone(thumbnails, tone_kept)
+        judged_tone, tone, used = self._tone(thumbnails, tone_kept)
         if judged_tone is not None:
-            thumbnails = torch.cat([_toned(thumbnails[:, :3], tone), thumbnails[:, 3:]], dim=1)
+            thumbnails, probes = _toned(thumbnails, tone), _probes_toned(probes, tone)
         pyramid = self.image_encoder(thumbnails)
         references_absent = references_absent | ~self._trusted(thumbnails, references, references_absent)
         pooled = thumbnails.new_zeros(count, places, self.config.encoder_widths[-1], REFERENCE_CELLS, REFERENCE_CELLS)
@@ -132,8 +132,9 @@ class CompactModel(nn.Module):
         coarse = self.coarse_head(context.image, pyramid, small)
         damage, clean = judged[:, :-1] * scales, judged[:, -1]
         if judged_tone is not None:  # the rest has seen what is left of it
-            damage = torch.cat([damage[:, :_FADING], judged_tone.fading[:, None], damage[:, _FADING + 1 :]], dim=1)
-            clean = torch.minimum(clean, -judged_tone.changed)
+            fading = torch.where(used, judged_tone.fading, damage[:, _FADING])[:, None]
+            damage = torch.cat([damage[:, :_FADING], fading, damage[:, _FADING + 1 :]], dim=1)
+            clean = torch.where(used, torch.minimum(clean, -judged_tone.changed), clean)
         weight = (~text_absent).float()[..., None]
         sentence = (text * weight).sum(1) / weight.sum(1).clamp_min(1)
         return GlobalView(
@@ -147,16 +148,17 @@ class CompactModel(nn.Module):
         )
 
     @torch.no_grad()
-    def _tone(self, thumbnails: Tensor, kept: Tensor | None) -> tuple[Judged | None, Tone]:
-        """What the tone head says, and what undoes the tone, where that is worth it: it learns by itself alone."""
+    def _tone(self, thumbnails: Tensor, kept: Tensor | None) -> tuple[Judged | None, Tone, Tensor]:
+        """What the tone head says, what undoes the tone, and where: [N] bool. It learns by itself alone."""
+        used = torch.zeros(len(thumbnails), dtype=torch.bool, device=thumbnails.device)
         if self.tone is None:
-            return None, Tone.none(len(thumbnails), thumbnails.device)
+            return None, Tone.none(len(thumbnails), thumbnails.device), used
         with torch.autocast(thumbnails.device.type, enabled=False):
             judged: Judged = self.tone(thumbnails.float())
-        used = judged.is_worth_it
+        used = judged.is_worth_it & ~_is_grey(thumbnails[:, :3])  # of greys it is too often certain, and wrong
         if kept is not None:
             used = used & ~kept
-        return judged, judged.tone.where(used)
+        return judged, judged.tone.where(used), used
 
     def _trusted(self, thumbnails: Tensor, references: Tensor, absent: Tensor) -> Tensor:
         """Which references [N, R] show what the image shows; of the absent it says nothing."""
@@ -226,11 +228,28 @@ class CompactModel(nn.Module):
         return torch.sigmoid(scale.exp() * cosine + bias)
 
 
-def _toned(images: Tensor, tone: Tone) -> Tensor:
-    """Whole images [N, 3, S, S] with their tone undone; those without colours get none."""
-    whole = images.new_tensor([[0.0, 0.0, 1.0, 1.0]]).expand(len(images), -1)
-    grey = (images == images[:, :1]).flatten(1).all(1)
-    return undone(images, regions(tone.gain, whole, images.shape[-1]), tone.affine, grey)
+def _toned(thumbnails: Tensor, tone: Tone) -> Tensor:
+    """Whole images [N, 4, S, S] with their tone undone; those without colours get none."""
+    images, whole = thumbnails[:, :3], thumbnails.new_tensor([[0.0, 0.0, 1.0, 1.0]]).expand(len(thumbnails), -1)
+    gain = regions(tone.gain, whole, images.shape[-1])
+    return torch.cat([undone(images, gain, tone.affine, _is_grey(images)), thumbnails[:, 3:]], dim=1)
+
+
+def _probes_toned(probes: Tensor, tone: Tone) -> Tensor:
+    """The same of probes [N, P, 4, s, s], each by the light at its centre."""
+    count = probes.shape[1]
+    side = round(count**0.5)
+    centres = grid_positions(side, side, probes.device).repeat(1, 2)
+    gain = torch.stack([regions(tone.gain, box.expand(len(probes), -1), 1) for box in centres], dim=1).flatten(0, 1)
+    images = probes[:, :, :3].flatten(0, 1)
+    grey = _is_grey(probes[:, :, :3].transpose(1, 2))
+    result = undone(images, gain, tone.affine.repeat_interleave(count, 0), grey.repeat_interleave(count))
+    return torch.cat([result.unflatten(0, (len(probes), count)), probes[:, :, 3:]], dim=2)
+
+
+def _is_grey(images: Tensor) -> Tensor:
+    """Which of [N, 3, …] have no colours: [N] bool."""
+    return (images == images[:, :1]).flatten(1).all(1)
 
 
 def _found(damage: Tensor, clean: Tensor, tone: Judged | None) -> Tensor:

@@ -22,10 +22,12 @@ CELLS = 8
 """Of the grid on which uneven light is undone, a side."""
 LEVELS = (0.01, 0.1, 0.5, 0.9, 0.99)
 """Quantiles of each colour that tell of fading and casts."""
-CERTAIN = 3.0
+CERTAIN = 4.5
 """Logit from which on a tone is taken for changed."""
 LEAST_GAIN = 1.0
 """dB that undoing it must be expected to gain."""
+QUICK = 8.0
+"""What the last layer's numbers are multiplied by: the optimiser moves it by little a step, and they reach far."""
 DESCRIBED = 27
 """Numbers in which `_described` says what a tone does."""
 SMALLEST = 1e-6
@@ -109,7 +111,7 @@ class ToneHead(nn.Module):
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
         with torch.no_grad():
-            self.judged.bias[-2:] = math.log(1e-3)
+            self.judged.bias[-2:] = math.log(1e-3) / QUICK
 
     def forward(self, thumbnails: Tensor) -> Judged:
         """`thumbnails` [N, 4, S, S]: RGB in 0..1 and the share of missing pixels; S at least `SIDE`."""
@@ -119,7 +121,9 @@ class ToneHead(nn.Module):
         places = 2 * grid_positions(SIDE, SIDE, small.device).T.unflatten(1, (SIDE, SIDE)) - 1
         colours = small[:, :3]
         planes = torch.cat([2 * colours - 1, small[:, 3:], places.expand(len(small), -1, -1, -1)], dim=1)
-        levels = F.avg_pool2d(colours, 2).flatten(2).quantile(small.new_tensor(LEVELS), dim=2).permute(1, 2, 0).flatten(1)
+        levels = (
+            F.avg_pool2d(colours, 2).flatten(2).quantile(small.new_tensor(LEVELS), dim=2).permute(1, 2, 0).flatten(1)
+        )
         features = self.second(self.to_second(activate(self.enter(planes))))
         middle = self.third(self.to_third(features))
         deep = self.fourth(self.to_fourth(middle))
@@ -130,7 +134,7 @@ class ToneHead(nn.Module):
         affine = torch.cat([matrix, -matrix @ black[..., None]], dim=2)
         tone = Tone(self.gain(field), affine)
         known = [vector, levels, _described(colours, tone)]
-        judged = self.judged(self.judge(torch.cat([part.detach() for part in known], dim=1)))
+        judged = QUICK * self.judged(self.judge(torch.cat([part.detach() for part in known], dim=1)))
         return Judged(tone, *judged.unbind(1))
 
 

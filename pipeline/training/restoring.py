@@ -32,7 +32,6 @@ from pipeline.training.team import Team
 from pipeline.training.toning import ToneValidation, draw, tone_losses
 from pipeline.training.validation import Validation
 
-
 Part = Literal["all", "tone", "judge"]
 """Of a model, that can learn by itself."""
 
@@ -188,5 +187,6 @@ def train(
         model, photos, held_out, text or text_encoder_of(config, device, cached_bytes=ALL_CAPTIONS), plan, device
     )
     fit(task, folder, plan, device, report)
-    model.config = dataclasses.replace(model.config, reference_likeness=least_likeness(model, held_out or photos))
+    alike = config.reference_likeness if plan.part != "all" else least_likeness(model, held_out or photos)
+    model.config = dataclasses.replace(model.config, reference_likeness=alike)
     return model

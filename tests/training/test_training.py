@@ -20,7 +20,7 @@ from pipeline.restoration.model import CompactModel
 from pipeline.restoration.restorer import Restorer
 from pipeline.restoration.text import MiniLMEncoder
 from pipeline.training.checkpoint import load_checkpoint, read_state, save_checkpoint
-from pipeline.training.data import LOOKS, Mixture, Photo, Sampler, _mounted, _silhouette, load_photos
+from pipeline.training.data import LOOKS, Mixture, Photo, Sampler, load_photos, mounted, silhouette
 from pipeline.training.likeness import least_likeness
 from pipeline.training.loop import Progress, _curve
 from pipeline.training.objective import decoder_losses, predict, total
@@ -328,7 +328,7 @@ def test_no_unit_of_a_new_model_falls_silent(photos: list[Photo], tmp_path: Path
     assert len(shares) >= 10 and float(silent.mean()) < 0.1
 
 
-@pytest.mark.parametrize("alter", [_mounted, _silhouette])
+@pytest.mark.parametrize("alter", [mounted, silhouette])
 def test_flat_parts_are_flat_and_leave_the_rest_as_it_is(photos: list[Photo], alter: Any) -> None:
     for seed in range(6):
         view = photos[0].pixels[:, :64, :64]
