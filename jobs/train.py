@@ -191,7 +191,7 @@ def _plan(arguments: argparse.Namespace, digest: str) -> Plan:
 
     kind = TrainingPlan if arguments.task == "restore" else GenerationPlan
     usual = dataclasses.asdict(kind()) | (FINE_TUNING if arguments.start else {}) | PARTS.get(arguments.part, {})
-    mixture = {}
+    mixture: dict[str, Any] = {}
     if arguments.part == "judge":  # of whole pictures, and of all kinds alike
         usual["patch"], mixture = VIEW, {"mixture": EVEN}
     own = ("looks", "patch", "part") if arguments.task == "restore" else ()

@@ -244,7 +244,7 @@ def _probes_toned(probes: Tensor, tone: Tone) -> Tensor:
     images = probes[:, :, :3].flatten(0, 1)
     grey = _is_grey(probes[:, :, :3].transpose(1, 2))
     result = undone(images, gain, tone.affine.repeat_interleave(count, 0), grey.repeat_interleave(count))
-    return torch.cat([result.unflatten(0, (len(probes), count)), probes[:, :, 3:]], dim=2)
+    return torch.cat([result.view(len(probes), count, *result.shape[1:]), probes[:, :, 3:]], dim=2)
 
 
 def _is_grey(images: Tensor) -> Tensor:

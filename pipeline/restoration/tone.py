@@ -118,7 +118,7 @@ class ToneHead(nn.Module):
         small = thumbnails.float()
         if small.shape[-1] != SIDE:
             small = F.interpolate(small, size=(SIDE, SIDE), mode="area")
-        places = 2 * grid_positions(SIDE, SIDE, small.device).T.unflatten(1, (SIDE, SIDE)) - 1
+        places = 2 * grid_positions(SIDE, SIDE, small.device).T.reshape(2, SIDE, SIDE) - 1
         colours = small[:, :3]
         planes = torch.cat([2 * colours - 1, small[:, 3:], places.expand(len(small), -1, -1, -1)], dim=1)
         levels = (

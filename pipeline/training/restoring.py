@@ -68,7 +68,7 @@ class Restoring:
     ) -> None:
         self.model, self.plan, self.text, self.device = model, plan, text, device
         self.team = Team.current()
-        self.main = "pixels" if plan.part == "all" else plan.part
+        self.main: str = "pixels" if plan.part == "all" else plan.part
         self._photos = photos
         self._sampler = Sampler(photos, plan.mixture, plan.seed, model.config.thumbnail, device, self.team)
         self._validation = None
