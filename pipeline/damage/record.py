@@ -6,6 +6,8 @@ import dataclasses
 
 MEASURES = ("noise_sigma", "jpeg_loss", "blur_sigma", "downscale", "fading", "missing")
 """What a damage vector holds, in this order; 0 means none. `jpeg_loss` is 100 - quality, `downscale` factor - 1."""
+FADING = MEASURES.index("fading")
+"""Its place among them."""
 SORTS = ("noise", "jpeg", "blur", "downscale", "fading", "missing")
 """Plain names of the same."""
 SCALES = (25.0, 50.0, 1.0, 1.0, 0.3, 0.1)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.damage.record import MEASURES, SCALES
+from pipeline.damage.record import FADING, SCALES
 from pipeline.damage.tone import luma
 from pipeline.restoration.backbone import Backbone
 from pipeline.restoration.config import ModelConfig
@@ -18,18 +18,14 @@ from pipeline.restoration.graph import GraphFusion
 from pipeline.restoration.image import ImageEncoder, ProbeEncoder
 from pipeline.restoration.judge import SPREAD, USUAL, Judge
 from pipeline.restoration.layers import ResidualBlock, grid_positions, keep_scale
-from pipeline.restoration.tone import Judged, Tone, ToneHead, undone
+from pipeline.restoration.tone import LEVELS, Judged, Tone, ToneHead, levels_of, undone
 from pipeline.restoration.views import CELL, cell_positions, regions
 
 REFERENCE_CELLS = 5
 """A reference is pooled to 5 x 5 tokens: its colours and their rough layout are what is wanted of it."""
 
-LEVELS = (0.01, 0.1, 0.5, 0.9, 0.99)
-"""Quantiles of each colour that tell of fading and casts."""
-
 TONES_FOUND = 3
 """Numbers that a tone head tells the judge."""
-_FADING = MEASURES.index("fading")
 
 
 class GlobalView(NamedTuple):
@@ -124,16 +120,15 @@ class CompactModel(nn.Module):
             cells = F.adaptive_avg_pool2d(features, REFERENCE_CELLS)
             pooled = pooled.to(cells.dtype).index_put((~references_absent).nonzero(as_tuple=True), cells)
         small = F.avg_pool2d(thumbnails[:, :3], 4)
-        levels = small.flatten(2).quantile(small.new_tensor(LEVELS), dim=2).permute(1, 2, 0).flatten(1)
-        probe = self.probe_encoder(probes) + self.levels_in(2 * levels - 1)
+        probe = self.probe_encoder(probes) + self.levels_in(2 * levels_of(small) - 1)
         context = self.fusion(text, text_absent, pyramid[-1], probe, pooled, references_absent)
         judged = self.damage_head(torch.cat([context.vector, probe], dim=1)).float()
         scales = judged.new_tensor(SCALES)
         coarse = self.coarse_head(context.image, pyramid, small)
         damage, clean = judged[:, :-1] * scales, judged[:, -1]
         if judged_tone is not None:  # the rest has seen what is left of it
-            fading = torch.where(used, judged_tone.fading, damage[:, _FADING])[:, None]
-            damage = torch.cat([damage[:, :_FADING], fading, damage[:, _FADING + 1 :]], dim=1)
+            fading = torch.where(used, judged_tone.fading, damage[:, FADING])[:, None]
+            damage = torch.cat([damage[:, :FADING], fading, damage[:, FADING + 1 :]], dim=1)
             clean = torch.where(used, torch.minimum(clean, -judged_tone.changed), clean)
         weight = (~text_absent).float()[..., None]
         sentence = (text * weight).sum(1) / weight.sum(1).clamp_min(1)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.damage.tone import luma
+from pipeline.restoration.judge import SMALLEST
 from pipeline.restoration.layers import ResidualBlock, activate, grid_positions, keep_scale
 
 SIDE = 64
@@ -30,8 +31,6 @@ QUICK = 8.0
 """What the last layer's numbers are multiplied by: the optimiser moves it by little a step, and they reach far."""
 DESCRIBED = 27
 """Numbers in which `_described` says what a tone does."""
-SMALLEST = 1e-6
-"""Mean squared error below which nothing is told apart: 60 dB."""
 
 
 class Tone(NamedTuple):
@@ -82,6 +81,11 @@ def undone(images: Tensor, gain: Tensor, affine: Tensor, grey: Tensor) -> Tensor
     return torch.where(grey[:, None, None, None], luma(mixed).expand_as(mixed), mixed)
 
 
+def levels_of(pictures: Tensor) -> Tensor:
+    """The quantiles `LEVELS` of each colour of [N, 3, H, W]: [N, 15]."""
+    return pictures.flatten(2).quantile(pictures.new_tensor(LEVELS), dim=2).permute(1, 2, 0).flatten(1)
+
+
 class ToneHead(nn.Module):
     """Thumbnails to what undoes their tone."""
 
@@ -121,9 +125,7 @@ class ToneHead(nn.Module):
         places = 2 * grid_positions(SIDE, SIDE, small.device).T.reshape(2, SIDE, SIDE) - 1
         colours = small[:, :3]
         planes = torch.cat([2 * colours - 1, small[:, 3:], places.expand(len(small), -1, -1, -1)], dim=1)
-        levels = (
-            F.avg_pool2d(colours, 2).flatten(2).quantile(small.new_tensor(LEVELS), dim=2).permute(1, 2, 0).flatten(1)
-        )
+        levels = levels_of(F.avg_pool2d(colours, 2))
         features = self.second(self.to_second(activate(self.enter(planes))))
         middle = self.third(self.to_third(features))
         deep = self.fourth(self.to_fourth(middle))

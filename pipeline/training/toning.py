@@ -12,10 +12,11 @@ from torch import Tensor
 
 from pipeline.damage.kinds import ACTIONS, MARKS, TONES
 from pipeline.damage.mixture import damage_one
-from pipeline.damage.record import MEASURES, SCALES, Damage
+from pipeline.damage.record import FADING, SCALES, Damage
 from pipeline.damage.strengths import LEVELS, Strengths
 from pipeline.damage.tone import luma
-from pipeline.restoration.tone import SIDE, SMALLEST, Judged, ToneHead, undone
+from pipeline.restoration.judge import SMALLEST
+from pipeline.restoration.tone import SIDE, Judged, ToneHead, undone
 from pipeline.restoration.views import thumbnails
 from pipeline.training.data import Photo, mounted, silhouette
 from pipeline.training.team import ALONE, Team
@@ -48,7 +49,6 @@ EASY = 2e-4
 """Mean squared error of what is good enough: 37 dB. Less hardly counts."""
 IMAGES = 64
 """To validate on."""
-FADING = MEASURES.index("fading")
 
 
 class Toned(NamedTuple):
@@ -88,10 +88,7 @@ def _picture(
     pixels = dice.choice(photos).pixels
     tall, wide = (round(length * dice.uniform(LEAST, 1.0)) for length in pixels.shape[1:])
     top, left = dice.randint(0, pixels.shape[1] - tall), dice.randint(0, pixels.shape[2] - wide)
-    view = pixels[:, top : top + tall, left : left + wide]
-    view = F.interpolate(
-        view[None].to(device).float(), size=(DRAWN, DRAWN), mode="bilinear", antialias=True, align_corners=False
-    )[0].round()
+    view = _small(pixels[:, top : top + tall, left : left + wide].to(device))
     if dice.random() < 0.5:
         view = view.flip(2)
     if dice.random() < PLAIN:
@@ -144,7 +141,7 @@ class ToneValidation:
     """The same thumbnails, damaged the same way, at every interval."""
 
     def __init__(self, photos: Sequence[Photo], device: torch.device) -> None:
-        truth = torch.stack([_whole(photo) for photo in photos[:IMAGES]]).to(device)
+        truth = torch.stack([_small(photo.pixels) for photo in photos[:IMAGES]]).to(device) / 255
         self._cases: dict[str, Toned] = {}
         nothing = torch.zeros_like(truth[:, :1])
         for kind in (*TONES, "clean"):
@@ -166,9 +163,9 @@ class ToneValidation:
         }
 
 
-def _whole(photo: Photo) -> Tensor:
-    """[3, DRAWN, DRAWN] in 0..1."""
-    pixels = photo.pixels[None].float()
+def _small(pixels: Tensor) -> Tensor:
+    """[3, H, W] of uint8 -> [3, DRAWN, DRAWN], whole numbers as floats."""
     size = (DRAWN, DRAWN)
-    small = F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)[0]
-    return small.round() / 255
+    return F.interpolate(pixels[None].float(), size=size, mode="bilinear", antialias=True, align_corners=False)[
+        0
+    ].round()

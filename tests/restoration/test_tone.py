@@ -12,6 +12,7 @@ from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.tone import CELLS, Tone, ToneHead, undone
 from pipeline.training.data import Photo
+from pipeline.training.team import Team
 from pipeline.training.toning import draw
 from tests.conftest import noise
 
@@ -79,6 +80,9 @@ def test_pictures_to_learn_from_are_the_same_whoever_draws_them() -> None:
     photos = [Photo(torch.from_numpy(noise(230, 260, seed)).permute(2, 0, 1), ()) for seed in range(3)]
     whole, again = draw(photos, "1/2", 6, CPU), draw(photos, "1/2", 6, CPU)
     assert all(torch.equal(one, other) for one, other in zip(whole, again, strict=True))
+    for rank in range(2):  # one of two workers
+        shared = draw(photos, "1/2", 6, CPU, Team(rank, 2))
+        assert all(torch.equal(one[rank::2], other) for one, other in zip(whole, shared, strict=True))
     unlike = whole.damaged[:, :3] - whole.truth
     told_clean = (whole.changed == 0) & (unlike.abs().amax((1, 2, 3)) < 1e-6)
     assert (told_clean <= (whole.fading == 0)).all()
