@@ -36,7 +36,7 @@ KINDS: tuple[tuple[Sequence[str] | int, float], ...] = (
 """How often which tones are changed; a number: so many of them, drawn anew."""
 LEAST = 0.5
 """Share of a photo's sides that a crop has at least."""
-GREY = 0.12
+GREY = 0.25
 """Share of pictures without colours."""
 PLAIN = 0.1
 """Share of pictures with something flat in them."""
@@ -100,10 +100,12 @@ def _picture(
     kinds = set(dice.sample(TONES, tones) if isinstance(tones, int) else tones)
     changed = bool(kinds)
     if dice.random() < ELSE:
-        kinds.add(dice.choice([dice.choice(MARKS), "noise", "jpeg", "blur"]))
+        kinds.add(dice.choice([dice.choice(MARKS), "noise", "jpeg", "blur", "halftone"]))
     generator = torch.Generator(device).manual_seed(dice.getrandbits(62))
     image, mask, record = damage_one(truth, [kind for kind in ACTIONS if kind in kinds], dice, generator)
     told = mask if dice.random() < 0.5 else torch.zeros_like(mask)
+    if record.grey:  # a screen of black dots holds no colours, and it is not asked for them
+        truth = luma(truth).expand_as(truth)
     return truth, image, mask, told, changed, record
 
 
