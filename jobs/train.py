@@ -24,7 +24,7 @@ FINE_TUNING: dict[str, Any] = {"steps": 1500, "learning_rate": 3e-4, "warm_up": 
 """What differs from `TrainingPlan` where weights are given to start from."""
 PARTS: dict[str, dict[str, Any]] = {
     "tone": {"steps": 4000, "learning_rate": 2e-3, "batch": 64},
-    "judge": {"steps": 400, "learning_rate": 2e-3},
+    "judge": {"steps": 300},
 }
 """The same where a part alone learns."""
 HELD_OUT_BYTES = 1 << 30
@@ -142,6 +142,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise RecipeError("--image-encoder, --mapping, --compile, --patch and --looks are for models that restore")
     if arguments.part != "all" and (arguments.task != "restore" or not arguments.start):
         raise RecipeError(f"--part {arguments.part} is for a model that restores, given by --from")
+    if arguments.part == "judge" and arguments.workers > 1:
+        raise RecipeError("--part judge is learned by one worker alone")
     if arguments.side and (arguments.task == "restore" or arguments.start):
         raise RecipeError("--side is for new models that generate")
     # workers on Ray have a folder of their own to work in
@@ -185,15 +187,15 @@ def _together(options: dict[str, Any]) -> None:
 
 def _plan(arguments: argparse.Namespace, digest: str) -> Plan:
     """What the run consists of; `digest` is that of the weights to start from."""
-    from pipeline.training.data import EVEN, VIEW
+    from pipeline.training.data import EVEN
     from pipeline.training.generating import GenerationPlan
     from pipeline.training.restoring import TrainingPlan
 
     kind = TrainingPlan if arguments.task == "restore" else GenerationPlan
     usual = dataclasses.asdict(kind()) | (FINE_TUNING if arguments.start else {}) | PARTS.get(arguments.part, {})
     mixture: dict[str, Any] = {}
-    if arguments.part == "judge":  # of whole pictures, and of all kinds alike
-        usual["patch"], mixture = VIEW, {"mixture": EVEN}
+    if arguments.part == "judge":  # of all kinds alike
+        mixture = {"mixture": EVEN}
     own = ("looks", "patch", "part") if arguments.task == "restore" else ()
     return kind(
         steps=arguments.steps or usual["steps"],

@@ -128,7 +128,7 @@ DECODED = pa.schema(
         pa.field("mask_given", pa.bool_()),
         pa.field("broken", pa.string()),  # what is wrong with the file
         pa.field("lost", pa.string()),  # why there is no image, where one is to be made of the caption
-        pa.field("large", pa.string()),  # URI of a file that is restored from there; it has no bytes and pixels here
+        pa.field("large", pa.string()),  # URI of a file that is restored from there: its bytes and pixels are not here
         pa.field("root", pa.string()),  # the place in the source below which such a row lies
         pa.field("truth", pa.large_binary()),  # uint8, height x width x 3
         pa.field("references", pa.list_(_REFERENCE)),  # uint8 RGB

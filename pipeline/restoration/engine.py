@@ -17,7 +17,8 @@ from pipeline.restoration.model import CompactModel
 from pipeline.restoration.precision import autocast
 from pipeline.restoration.request import Request
 from pipeline.restoration.tiles import Tile, cut
-from pipeline.restoration.tone import Tone
+from pipeline.restoration.tone import Tone, redone
+from pipeline.restoration.views import regions
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +199,19 @@ def _paint(running: _Running) -> None:
         running.done.synchronize()
     with torch.autocast("cpu", enabled=False):
         for row, job in enumerate(running.jobs):
-            job.canvas.paint(job.tile, running.pixels[row], running.log_error[row, 0], running.lost[row, 0])
+            pixels, log_error = running.pixels[row], running.log_error[row]
+            if job.request.keeps_outside:
+                pixels, log_error = _fitting(pixels, log_error, job)
+            job.canvas.paint(job.tile, pixels, log_error[0], running.lost[row, 0])
+
+
+def _fitting(pixels: Tensor, log_error: Tensor, job: Job) -> tuple[Tensor, Tensor]:
+    """A tile [3, T, T] and its error [1, T, T] for an image that keeps its tone."""
+    gain, affine = job.guide.gain[None].cpu(), job.guide.affine[None].cpu()
+    gain = regions(gain, torch.tensor([job.box]), pixels.shape[-1])
+    again = redone(pixels[None], gain, affine)[0]
+    steps = redone(torch.eye(3)[..., None, None], gain, affine) - redone(torch.zeros(3, 3, 1, 1), gain, affine)
+    return again, log_error + steps.square().sum(0).mean(0, keepdim=True).log()
 
 
 def _cut_mask(request: Request, tile: Tile, side: int) -> Tensor:

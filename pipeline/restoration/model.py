@@ -18,7 +18,7 @@ from pipeline.restoration.graph import GraphFusion
 from pipeline.restoration.image import ImageEncoder, ProbeEncoder
 from pipeline.restoration.judge import SPREAD, USUAL, Judge
 from pipeline.restoration.layers import ResidualBlock, grid_positions, keep_scale
-from pipeline.restoration.tone import LEVELS, Judged, Tone, ToneHead, levels_of, undone
+from pipeline.restoration.tone import LEVELS, Judged, Tone, ToneHead, as_around, levels_of, undone
 from pipeline.restoration.views import CELL, cell_positions, regions
 
 REFERENCE_CELLS = 5
@@ -95,7 +95,7 @@ class CompactModel(nn.Module):
         text_absent: Tensor,
         references: Tensor,
         references_absent: Tensor,
-        tone_kept: Tensor | None = None,
+        filled: Tensor | None = None,
     ) -> GlobalView:
         """The global view, of the images with their tone undone.
 
@@ -106,10 +106,11 @@ class CompactModel(nn.Module):
             text_absent: [N, T] bool.
             references: [N, R, 4, S, S] thumbnails; R may be 0.
             references_absent: [N, R] bool.
-            tone_kept: [N] bool, images whose tone must stay; None: none.
+            filled: [N] bool, images of which nothing but what is missing will be changed, so that it must have their
+                tone: where `guide` undoes that, it must be done again; None: none.
         """
         count, places = references_absent.shape
-        judged_tone, tone, used = self._tone(thumbnails, tone_kept)
+        judged_tone, tone, used = self._tone(thumbnails)
         if judged_tone is not None:
             thumbnails, probes = _toned(thumbnails, tone), _probes_toned(probes, tone)
         pyramid = self.image_encoder(thumbnails)
@@ -125,6 +126,10 @@ class CompactModel(nn.Module):
         judged = self.damage_head(torch.cat([context.vector, probe], dim=1)).float()
         scales = judged.new_tensor(SCALES)
         coarse = self.coarse_head(context.image, pyramid, small)
+        if filled is not None:
+            with torch.autocast(coarse.device.type, enabled=False):
+                fitting = as_around(coarse.float(), small.float(), F.avg_pool2d(thumbnails[:, 3:].float(), 4))
+            coarse = torch.where(filled[:, None, None, None], fitting, coarse)
         damage, clean = judged[:, :-1] * scales, judged[:, -1]
         if judged_tone is not None:  # the rest has seen what is left of it
             fading = torch.where(used, judged_tone.fading, damage[:, FADING])[:, None]
@@ -143,7 +148,7 @@ class CompactModel(nn.Module):
         )
 
     @torch.no_grad()
-    def _tone(self, thumbnails: Tensor, kept: Tensor | None) -> tuple[Judged | None, Tone, Tensor]:
+    def _tone(self, thumbnails: Tensor) -> tuple[Judged | None, Tone, Tensor]:
         """What the tone head says, what undoes the tone, and where: [N] bool. It learns by itself alone."""
         used = torch.zeros(len(thumbnails), dtype=torch.bool, device=thumbnails.device)
         if self.tone is None:
@@ -151,8 +156,6 @@ class CompactModel(nn.Module):
         with torch.autocast(thumbnails.device.type, enabled=False):
             judged: Judged = self.tone(thumbnails.float())
         used = judged.is_worth_it & ~_is_grey(thumbnails[:, :3])  # of greys it is too often certain, and wrong
-        if kept is not None:
-            used = used & ~kept
         return judged, judged.tone.where(used), used
 
     def _trusted(self, thumbnails: Tensor, references: Tensor, absent: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from pipeline.restoration.model import CompactModel
 from pipeline.restoration.precision import autocast
 from pipeline.restoration.request import Pixels, Request, as_captions, as_mask, as_pixels, as_references
 from pipeline.restoration.rows import Rows, Whole
-from pipeline.restoration.text import text_encoder_of
+from pipeline.restoration.text import TextEncoder, text_encoder_of
 from pipeline.restoration.tiles import Tile, as_floats, cut, plan_tiles, spans
 from pipeline.restoration.tuning import Tuning, alone, device_key, memory_pixels, remember, remembered, tune
 from pipeline.restoration.views import CELL, probe_corners, thumbnails
@@ -114,7 +114,7 @@ class Restorer(RestoresBatches):
         margin: int = 48,
         skip_undamaged: float | None = None,
         compiled: bool = False,
-        text_encoder: str | None = None,
+        text_encoder: str | TextEncoder | None = None,
         downloads: bool = False,
     ) -> None:
         """Put a model on a device.
@@ -128,7 +128,7 @@ class Restorer(RestoresBatches):
             skip_undamaged: images that the global view takes for undamaged with at least this probability are not
                 decoded: their result is the original.
             compiled: run the decoder through torch.compile.
-            text_encoder: where the one that the model was trained with lies, if not where it lay then.
+            text_encoder: the one that the model was trained with, or where it lies, if not where it lay then.
             downloads: a text encoder that has a name on the Hugging Face hub may be fetched from there.
 
         Raises:
@@ -147,7 +147,9 @@ class Restorer(RestoresBatches):
         self.scale = 1
         self._source = model
         self._model = model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.text = text_encoder_of(model.config, self.device, text_encoder, downloads)
+        if not isinstance(text_encoder, TextEncoder):
+            text_encoder = text_encoder_of(model.config, self.device, text_encoder, downloads)
+        self.text = text_encoder
         self._engine = Engine(self._model, self.device, BATCH_PIXELS.get(self.device.type, min(SIDES) ** 2), compiled)
 
     def _set_tile(self, tile: int) -> None:
@@ -248,7 +250,7 @@ class Restorer(RestoresBatches):
             )
         results = []
         for canvas, view, request in zip(canvases, views, requests, strict=True):
-            likely = self._likely_error(canvas.means, view, request)
+            likely = self.likely_error(canvas.means, view, request)
             results.append(canvas.finish(view.damage, view.clean, view.agreement, likely, view.references_ignored))
         return results
 
@@ -306,17 +308,19 @@ class Restorer(RestoresBatches):
             yield canvas.band(keep_top, slice(keep_top - top, keep_bottom - top))
 
     def likely_error(self, means: Sequence[float], view: View, request: Request) -> float:
-        """The mean squared error that a result restored band by band is likely to have; `means` over all bands."""
-        with torch.inference_mode():
-            return self._likely_error(means, view, request)
+        """The mean squared error that a result is likely to have; of a fill the mean of what its pixels expect.
 
-    def _likely_error(self, means: Sequence[float], view: View, request: Request) -> float:
-        """What the mean squared error of a result is likely to be; of a fill the mean of what its pixels expect."""
+        Args:
+            means: those of `Canvas.means`, over all of its bands.
+            view: of the image.
+            request: what was asked.
+        """
         if request.keeps_outside:
             return means[0]
-        pixels = describe(*torch.tensor(means)[:, None].to(self.device))
-        log_error = self._model.log_error(pixels, view.guide.vector[None], view.found[None])
-        return float(log_error.exp())
+        with torch.inference_mode():
+            pixels = describe(*torch.tensor(means)[:, None].to(self.device))
+            log_error = self._model.log_error(pixels, view.guide.vector[None], view.found[None])
+            return float(log_error.exp())
 
     def _sight(self, image: Rows) -> Sight:
         config = self.config
@@ -350,8 +354,7 @@ class Restorer(RestoresBatches):
         text = self.text([r.caption for r in requests] + [None] * (IMAGES_A_LOOK - len(requests)))
         small = _padded([sight.thumbnail for sight in sights])
         native = _padded([sight.probes for sight in sights])
-        kept = [_keeps_tone(request, sight) for request, sight in zip(requests, sights, strict=True)]
-        kept += [False] * (IMAGES_A_LOOK - len(requests))
+        filled = [request.keeps_outside for request in requests] + [False] * (IMAGES_A_LOOK - len(requests))
         places = len(requests[0].references)
         references = small.new_zeros(len(small), places, 4, config.thumbnail, config.thumbnail)
         for row, request in enumerate(requests):
@@ -365,7 +368,7 @@ class Restorer(RestoresBatches):
                 text.absent,
                 references.to(self.device),
                 torch.zeros(len(small), places, dtype=torch.bool, device=self.device),
-                torch.tensor(kept, device=self.device),
+                torch.tensor(filled, device=self.device) if any(filled) else None,
             )
         agreement = self._model.agreement(view).tolist()
         damages, clean = view.damage.tolist(), torch.sigmoid(view.clean).tolist()
@@ -411,11 +414,6 @@ class View:
     clean: float
     agreement: float | None
     references_ignored: int
-
-
-def _keeps_tone(request: Request, sight: Sight) -> bool:
-    """Where only a part is filled, or colours are laid on the image's own luminance, the rest must fit to it."""
-    return request.keeps_outside or (sight.grey and request.colourise and request.keep_luminance)
 
 
 def _size(request: Request) -> tuple[int, int]:

@@ -29,6 +29,10 @@ LEAST_GAIN = 1.0
 """dB that undoing it must be expected to gain."""
 QUICK = 8.0
 """What the last layer's numbers are multiplied by: the optimiser moves it by little a step, and they reach far."""
+AROUND = 6
+"""What is within about this part of a picture's side of something lost is beside it."""
+TIMID = 1e-3
+"""Squared error that a map of colours is worth which changes them by as much as they are."""
 DESCRIBED = 27
 """Numbers in which `_described` says what a tone does."""
 
@@ -79,6 +83,32 @@ def undone(images: Tensor, gain: Tensor, affine: Tensor, grey: Tensor) -> Tensor
     weights = affine[..., None, None]
     mixed = (weights[:, :, :3] * (images * gain.exp())[:, None]).sum(2) + weights[:, :, 3]
     return torch.where(grey[:, None, None, None], luma(mixed).expand_as(mixed), mixed)
+
+
+def redone(images: Tensor, gain: Tensor, affine: Tensor) -> Tensor:
+    """What `undone` has made of images with colours, the other way round."""
+    mixed = images - affine[:, :, 3, None, None]
+    unmixed = torch.linalg.pinv(affine[:, :, :3])[..., None, None]
+    out: Tensor = (unmixed * mixed[:, None]).sum(2) * (-gain).exp()
+    return out
+
+
+def as_around(pictures: Tensor, originals: Tensor, lost: Tensor) -> Tensor:
+    """Pictures [N, 3, S, S] with the tone that the originals have beside what is lost.
+
+    That of the affine map of colours which brings both nearest there (least squares); `lost` [N, 1, S, S] is the share
+    of each pixel that is.
+    """
+    side = 2 * (pictures.shape[-1] // AROUND) + 1
+    near = F.avg_pool2d(F.pad(lost, (side // 2,) * 4, mode="replicate"), side, stride=1)
+    weight = ((1 - lost) * (near + 1e-3)).flatten(2)
+    weight = weight / weight.sum(2, keepdim=True).clamp_min(1e-6)
+    colours = pictures.flatten(2)
+    known = torch.cat([colours, torch.ones_like(colours[:, :1])], dim=1)
+    square = (known * weight) @ known.transpose(1, 2) + TIMID * torch.eye(4, device=known.device)
+    change = torch.linalg.solve(square, (known * weight) @ (originals.flatten(2) - colours).transpose(1, 2))
+    out: Tensor = pictures + (change.transpose(1, 2) @ known).view_as(pictures)
+    return out
 
 
 def levels_of(pictures: Tensor) -> Tensor:

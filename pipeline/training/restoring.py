@@ -16,13 +16,13 @@ from pipeline.restoration.model import CompactModel
 from pipeline.restoration.precision import autocast
 from pipeline.restoration.text import TextEncoder, text_encoder_of
 from pipeline.training.data import Batch, Mixture, Photo, Sampler
+from pipeline.training.judging import train_judge
 from pipeline.training.likeness import least_likeness
 from pipeline.training.loop import ALL_CAPTIONS, Plan, Progress, fit
 from pipeline.training.objective import (
     Prediction,
     decoder_losses,
     further_losses,
-    judge_loss,
     look,
     predict,
     total,
@@ -79,18 +79,13 @@ class Restoring:
         if held_out and self.team.leads:
             if plan.part == "all":
                 self._validation = Validation(held_out, model.config, text, device)
-            if model.tone is not None and plan.part != "judge":
+            if model.tone is not None:
                 self._tone_validation = ToneValidation(held_out, device)
 
     def losses(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Task`; the global view learns in some steps only."""
-        terms = {"all": self._all, "tone": self._tone, "judge": self._judge}[self.plan.part](step)
+        terms = self._tone(step) if self.plan.part == "tone" else self._all(step)
         return total(terms), terms
-
-    def _judge(self, step: int) -> dict[str, Tensor]:
-        with torch.no_grad():
-            _, answer = self._predicted(step, looking=False)
-        return judge_loss(self.model, answer)
 
     def _tone(self, step: int) -> dict[str, Tensor]:
         assert self.model.tone is not None
@@ -181,12 +176,16 @@ def train(
     model = CompactModel(dataclasses.replace(config, reference_likeness=0.0))  # it learns to bear the wrong ones
     if start is not None:
         model.load_state_dict(start.state_dict())
+    text = text or text_encoder_of(config, device, cached_bytes=ALL_CAPTIONS)
+    if plan.part == "judge":
+        sampler = Sampler(photos, plan.mixture, plan.seed, config.thumbnail, torch.device("cpu"))
+        train_judge(model, sampler, folder, plan, report, device=device, text_encoder=text)
+        model.config = config
+        return model
     if compiled:
         model.decoder.compile()
-    task = Restoring(
-        model, photos, held_out, text or text_encoder_of(config, device, cached_bytes=ALL_CAPTIONS), plan, device
-    )
+    task = Restoring(model, photos, held_out, text, plan, device)
     fit(task, folder, plan, device, report)
-    alike = config.reference_likeness if plan.part != "all" else least_likeness(model, held_out or photos)
+    alike = config.reference_likeness if plan.part == "tone" else least_likeness(model, held_out or photos)
     model.config = dataclasses.replace(model.config, reference_likeness=alike)
     return model

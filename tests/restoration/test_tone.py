@@ -10,7 +10,7 @@ from pipeline.quality.scores import psnr
 from pipeline.restoration.assembly import assemble, with_tone
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.model import CompactModel
-from pipeline.restoration.tone import CELLS, Tone, ToneHead, undone
+from pipeline.restoration.tone import CELLS, Tone, ToneHead, as_around, redone, undone
 from pipeline.training.data import Photo
 from pipeline.training.team import Team
 from pipeline.training.toning import draw
@@ -117,7 +117,26 @@ def test_tone_stays_where_only_a_mask_is_filled(restorer: Restorer, photo: np.nd
     mask[60:100, 60:120] = True
     result = restorer.restore(yellow, mask=mask)
     assert np.array_equal(result.pixels[~mask], yellow[~mask])
-    assert result.pixels[mask].std() > 0
+    filled, there = (pixels[mask].astype(float).mean(0) for pixels in (result.pixels, yellow))
+    assert np.abs(filled - there).max() < 16  # its blue is 60 darker than the photo's
+
+
+def test_what_was_undone_can_be_done_again() -> None:
+    images, gain = torch.rand(2, 3, 9, 9, generator=DICE), 0.3 * torch.randn(2, 3, 9, 9, generator=DICE)
+    affine = torch.eye(3, 4).repeat(2, 1, 1) + 0.1 * torch.randn(2, 3, 4, generator=DICE)
+    there = undone(images, gain, affine, torch.zeros(2, dtype=torch.bool))
+    assert torch.allclose(redone(there, gain, affine), images, atol=1e-5)
+
+
+def test_a_fill_has_the_tone_of_what_lies_around_it() -> None:
+    picture = torch.rand(1, 3, 40, 40, generator=DICE)
+    lost = torch.zeros(1, 1, 40, 40)
+    lost[..., 12:20, 15:30] = 1
+    matrix, added = torch.tensor([[0.5, 0.1, 0.0], [0.0, 0.6, 0.1], [0.1, 0.0, 0.3]]), torch.tensor([0.2, 0.1, 0.05])
+    original = torch.einsum("ij,njhw->nihw", matrix, picture) + added[:, None, None]
+    hidden = torch.where(lost > 0, 0.5, original)
+    assert torch.allclose(as_around(picture, hidden, lost), original, atol=0.05)
+    assert torch.equal(as_around(picture, hidden, torch.ones_like(lost)), picture)  # nothing is known
 
 
 def test_a_large_image_has_its_tone_undone_alike_in_every_tile(restorer: Restorer, photo: np.ndarray) -> None:

@@ -15,9 +15,12 @@ from pipeline.imaging.original import pixels_sha256
 from pipeline.lake.fetch import UriReader
 from pipeline.lake.images import ImageWriter
 from pipeline.recipe import Recipe, load_recipe
+from pipeline.schema import ROW_KEY
 from pipeline.stages.decode import DecodeStage
 from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage
+from pipeline.stages.table import stage_rows
+from tests.conftest import encoded
 from tests.imaging.files import profile_for
 
 TILES = ["restoration.tile=272", "restoration.margin=8"]
@@ -121,6 +124,20 @@ def test_what_cannot_be_done_in_bands_says_so(tmp_path: Path, photo: np.ndarray,
     assert refused["error_type"] == "ImageTooLarge" and "max_streamed_megapixels" in refused["error_message"]
     other = scan(tmp_path, photo, name="scan.image")
     assert "limits.max_megapixels" in through(other, "bands")["error_message"]
+
+
+def test_nothing_waits_for_a_giant_that_lies_among_others(tmp_path: Path, photo: np.ndarray) -> None:
+    giant, small = scan(tmp_path, photo), tmp_path / "small.png"
+    small.write_bytes(encoded(photo[:64, :64]))
+    reader = UriReader(str(tmp_path), (), 10**9, 1)
+    recipe = load_recipe(overrides=[*TILES, "limits.max_megapixels=0.05", "resources.block_mb=1"])
+    stage = DecodeStage(recipe, recipe.columns, PASSED, reader, reader.open)
+    paths = [str(path) for path in (small, giant, small, giant, small)]
+    tables = list(stage(pa.table({"id": list("abcde"), "image": paths, ROW_KEY: [f"f-{row}" for row in range(5)]})))
+    assert [table["id"].to_pylist() for table in tables] == [["b"], ["d"], ["a", "c", "e"]]
+    rows = [row for table in tables for row in stage_rows(table)]
+    assert [row["source_row"] for row in rows] == ["f-1", "f-3", "f-0", "f-2", "f-4"]
+    assert min(table.nbytes for table in tables[:2]) >= recipe.resources.block_bytes("cpu")  # Ray puts nothing to it
 
 
 def test_a_file_that_goes_away_fails_its_row(
