@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from pipeline.quality.gate import LEAST_FILL, Decision, Evidence, Sighting, decide, expected_gain
@@ -23,6 +24,8 @@ from pipeline.schema import FOUND, Status
 
 Pixels = npt.NDArray[np.uint8]
 
+CELLS = 96
+"""Of the shorter side of an image: three of them are wider than scratches are."""
 PLACE = 32
 """Pixels a side of the smallest face that is looked for, about."""
 
@@ -108,7 +111,8 @@ class Appraiser:
         }
         scores = {name: value if value is not None and math.isfinite(value) else None for name, value in told.items()}
         masked = None if case.mask is None else float(case.mask.mean())
-        evidence = Evidence(scores, masked, enlarged=result.enlarged is not None)
+        guessed = _wide(result.lost) if case.mask is None else 0.0
+        evidence = Evidence(scores, masked, guessed, enlarged=result.enlarged is not None)
         status, reasons = decide(evidence, self._gate)
         if status != "kept":
             try:
@@ -180,6 +184,21 @@ def _worst(result: Restored) -> float:
         sums = np.add.reduceat(errors, columns)
         worst = max(worst, float((sums / np.diff([*columns, width])).max()))
     return _local_psnr(result, worst)
+
+
+def _wide(lost: npt.NDArray[np.bool_]) -> float:
+    """Share of the area that lies in lost places at least three cells wide; the shorter side has `CELLS`.
+
+    [H, W] is brought to cells, of which those count that are lost as a whole, and opened by a square of 3 x 3.
+    """
+    side = max(1, min(lost.shape) // CELLS)
+    rows, columns = (length // side for length in lost.shape)
+    cells = lost[: rows * side, : columns * side].reshape(rows, side, columns, side).all((1, 3))
+    if min(rows, columns) < 3:
+        return 0.0
+    cores = sliding_window_view(cells, (3, 3)).all((2, 3))
+    wide = sliding_window_view(np.pad(cores, 2), (3, 3)).any((2, 3))
+    return float(wide.sum() * side**2 / lost.size)
 
 
 def _gain(result: Restored, change_psnr: float) -> float:

@@ -42,6 +42,8 @@ class Evidence:
     """By their columns: all of `EVIDENCE` that could be told."""
     masked: float | None
     """Share of the area that a mask asked to fill; None without a mask."""
+    guessed: float = 0.0
+    """Share of the area that was filled unasked, in places too wide to be scratches, cracks or dust."""
     sightings: Sequence[Sighting] = ()
     enlarged: bool = False
     """The result is larger than the input: that was asked for, whatever else there is to gain."""
@@ -123,8 +125,8 @@ def _to_review(evidence: Evidence, gate: Gate) -> list[str]:
     change, gain = evidence.score("change_psnr"), evidence.score("expected_gain")
     if evidence.enlarged and change < gate.least_change and gain < 0:
         doubts.append(f"it may be {-gain:.1f} dB farther from the truth than the input")
-    if evidence.masked is None and evidence.score("missing") > gate.review_fill:
-        doubts.append(f"{evidence.score('missing'):.1%} of the area looked missing and was filled")
+    if evidence.masked is None and evidence.guessed > gate.review_fill:
+        doubts.append(f"{evidence.guessed:.1%} of the area looked missing and was filled, over wide places")
     if evidence.masked is not None and evidence.masked > gate.review_mask:
         doubts.append(f"{evidence.masked:.1%} of the area was filled")
     doubts += _sighted(evidence, gate)

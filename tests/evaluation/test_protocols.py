@@ -116,7 +116,7 @@ def test_damaged_images_are_the_same_every_time_and_know_their_defects(samples: 
 
 def test_a_whole_evaluation(restorer: Restorer, samples: list[Sample], tmp_path: Path) -> None:
     found = evaluate(
-        restorer, {"kodak24": samples[:2], "mine": [s._replace(pixels=s.pixels[:64, :64]) for s in samples]}
+        restorer, {"kodak24": samples[:1], "mine": [s._replace(pixels=s.pixels[:64, :64]) for s in samples[:2]]}
     )
     text = as_markdown(found)
     for expected in ("noise, sigma 25", "20 % missing", "true captions over shuffled", "over Telea", "| dust |"):

@@ -144,6 +144,7 @@ def test_the_same_result_made_anew_is_what_was_decided(write_table: Write, tmp_p
     assert by_id(tmp_path)["a"]["status"] == "review"  # another result, which nobody has seen
 
 
+@pytest.mark.slow
 def test_the_report_beside_the_table_stays_that_of_the_last_whole_run(write_table: Write, tmp_path: Path) -> None:
     write_table(rows("a", "b", "c"))
     recipe = doubtful(tmp_path)
@@ -158,6 +159,7 @@ def test_the_report_beside_the_table_stays_that_of_the_last_whole_run(write_tabl
     assert "2</strong> rows" in (tmp_path / "out/report.html").read_text()  # as the table has them now
 
 
+@pytest.mark.slow
 def test_a_caption_that_is_no_text_does_not_keep_a_run_from_its_end(tmp_path: Path) -> None:
     table = pa.table(
         {

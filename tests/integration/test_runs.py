@@ -203,6 +203,7 @@ def test_rows_that_failed_in_passing_are_tried_again(
     assert prepare(recipe, retry="all").rows == 1
 
 
+@pytest.mark.slow
 def test_ids_that_come_twice_are_reported_and_kept(
     write_table: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,6 +256,7 @@ def test_a_folder_of_images_is_restored(tmp_path: Path) -> None:
     assert flow.restore(prepare(recipe_of(tmp_path))).rows == 1
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_table_follow_it_from_version_to_version(tmp_path: Path) -> None:
     import pyarrow as pa
     from deltalake import write_deltalake

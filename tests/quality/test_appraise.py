@@ -64,6 +64,25 @@ def test_a_good_result_is_taken_and_scored_before_and_after(appraiser: Appraiser
     assert "clip_score_before" not in scores
 
 
+@pytest.mark.parametrize("size", [(60, 90), (200, 300), (1500, 1000)])
+def test_a_hole_that_was_filled_unasked_is_for_a_person_and_a_scratch_is_not(
+    appraiser: Appraiser, size: tuple[int, int]
+) -> None:
+    truth = noise(*size)
+    hole, scratches = np.zeros(size, bool), np.zeros(size, bool)
+    hole[size[0] // 4 : size[0] // 2, size[1] // 4 : size[1] // 2] = True
+    scratches[:, :: size[1] // 8] = True
+    for _ in range(size[0] // 96):
+        scratches[:, 1:] |= scratches[:, :-1]  # of a hundredth of the picture
+    verdicts = []
+    for lost in (hole, scratches):
+        before = truth.copy()
+        before[lost] = 255
+        verdicts += appraiser([Case(before, result(truth, lost=lost, damage=Damage(missing=float(lost.mean()))))])
+    assert [verdict.status for verdict in verdicts] == ["review", "restored"]
+    assert scratches.mean() > 0.02 and "over wide places" in verdicts[0].reasons[0]
+
+
 def test_what_is_kept_scores_as_before(appraiser: Appraiser, photo: np.ndarray) -> None:
     case = Case(noisy(photo), result(photo, 0.2, clean=1.0), truth=photo)
     (verdict,) = appraiser([case])

@@ -9,7 +9,9 @@ from pipeline.recipe import Gate, Rule, load_recipe
 GATE = Gate(clean_above=0.5, least_change=45, least_gain=0.3, review_below=20, review_fill=0.02)
 
 
-def evidence(masked: float | None = None, sightings: tuple[Sighting, ...] = (), **changes: float) -> Evidence:
+def evidence(
+    masked: float | None = None, guessed: float = 0.0, sightings: tuple[Sighting, ...] = (), **changes: float
+) -> Evidence:
     scores: dict[str, float | None] = {
         "clean_probability": 0.0,
         "change_psnr": 25.0,
@@ -18,7 +20,7 @@ def evidence(masked: float | None = None, sightings: tuple[Sighting, ...] = (), 
         **changes,
     }
     scores["expected_gain"] = expected_gain(scores["change_psnr"], 10 ** (-scores["expected_psnr"] / 10))  # type: ignore
-    return Evidence(scores, masked, sightings)
+    return Evidence(scores, masked, guessed, sightings)
 
 
 def test_a_damaged_image_that_gets_better_is_restored() -> None:
@@ -33,7 +35,8 @@ def test_a_damaged_image_that_gets_better_is_restored() -> None:
         ({"change_psnr": 50.0}, "kept", "almost nothing"),
         ({"change_psnr": 43.0, "expected_psnr": 30.0}, "kept", "little to gain"),
         ({"expected_psnr": 15.0, "change_psnr": 12.0}, "review", "uncertain"),
-        ({"missing": 0.18}, "review", "18.0% of the area looked missing"),
+        ({"missing": 0.3, "guessed": 0.18}, "review", "18.0% of the area looked missing"),
+        ({"missing": 0.18}, "restored", "gain"),  # thin scratches
         ({"masked": 0.0}, "kept", "empty"),
         ({"masked": 0.1, "clean_probability": 1.0}, "restored", "10.0%"),
         ({"masked": 0.1, "expected_psnr": 15.0}, "review", "uncertain"),

@@ -174,6 +174,7 @@ def test_the_bare_speed_is_measured_in_a_batch_that_fits(monkeypatch: pytest.Mon
 
 
 def test_a_batch_that_runs_out_of_memory_is_not_taken(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.restoration.restorer.LARGEST_SIDES", (400,))
     restorer = Restorer.from_pretrained(device="cpu")
     only_fits(monkeypatch, restorer, 1, torch.OutOfMemoryError("CUDA out of memory"))
     assert restorer.tune("auto").batch_pixels == 272**2
