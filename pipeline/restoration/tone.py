@@ -23,7 +23,7 @@ CELLS = 8
 """Of the grid on which uneven light is undone, a side."""
 LEVELS = (0.01, 0.1, 0.5, 0.9, 0.99)
 """Quantiles of each colour that tell of fading and casts."""
-CERTAIN = 4.5
+CERTAIN = 5.2
 """Logit from which on a tone is taken for changed."""
 LEAST_GAIN = 1.0
 """dB that undoing it must be expected to gain."""
