@@ -193,9 +193,7 @@ def _plan(arguments: argparse.Namespace, digest: str) -> Plan:
 
     kind = TrainingPlan if arguments.task == "restore" else GenerationPlan
     usual = dataclasses.asdict(kind()) | (FINE_TUNING if arguments.start else {}) | PARTS.get(arguments.part, {})
-    mixture: dict[str, Any] = {}
-    if arguments.part == "judge":  # of all kinds alike
-        mixture = {"mixture": EVEN}
+    mixture: dict[str, Any] = {"mixture": EVEN} if arguments.part == "judge" else {}
     own = ("looks", "patch", "part") if arguments.task == "restore" else ()
     return kind(
         steps=arguments.steps or usual["steps"],

@@ -65,20 +65,21 @@ class DecodeStage:
         Images that are restored band by band come alone, each at once: what takes minutes holds up nothing else.
         """
         limit = self.recipe.resources.block_bytes(self.device)
+        source = table.select([name for name in self.passed.names if name in table.column_names])
         rows: dict[int, Row] = {}
         size = 0
         for index in range(table.num_rows):
             row = self._row(table, index) | {"source_row": _cell(table, ROW_KEY, index)}
             if row.get("large"):  # of so many bytes that Ray does not put others to it
-                yield self._table(table.slice(index, 1), [row | {"pixels": bytes(limit)}])
+                yield self._table(source.slice(index, 1), [row | {"pixels": bytes(limit)}])
                 continue
             rows[index] = row
             size += len(row.get("pixels") or b"") + len(row.get("file") or b"")
             if size >= limit:
-                yield self._table(table.take(pa.array(rows, pa.int64())), list(rows.values()))
+                yield self._table(source.take(pa.array(rows, pa.int64())), list(rows.values()))
                 rows, size = {}, 0
         if rows or not table.num_rows:
-            yield self._table(table.take(pa.array(rows, pa.int64())), list(rows.values()))
+            yield self._table(source.take(pa.array(rows, pa.int64())), list(rows.values()))
 
     def failed(self, table: pa.Table, error: RowError) -> pa.Table:
         """Rows that could not even be tried."""
@@ -94,7 +95,7 @@ class DecodeStage:
             if field.name in source.column_names:
                 columns[field.name] = as_type(source[field.name], field.type)
             else:  # another file of the source has it
-                columns[field.name] = pa.nulls(source.num_rows, field.type)
+                columns[field.name] = pa.nulls(len(rows), field.type)
         return with_columns(pa.table(columns), rows, DECODED)
 
     def _row(self, table: pa.Table, index: int) -> Row:

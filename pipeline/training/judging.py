@@ -6,9 +6,9 @@ times over in a minute.
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import json
-import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,15 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.damage.tone import luma
-from pipeline.errors import OutputError
 from pipeline.restoration.judge import SMALLEST, Judge, describe
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import Restorer, View
 from pipeline.training.data import VIEW, Batch, Sampler
-from pipeline.training.loop import Plan, Progress
-
-log = logging.getLogger(__name__)
+from pipeline.training.loop import Plan, Progress, check_identity
 
 KNOWN = "judged.safetensors"
 """In a run's folder: what was found out so far."""
@@ -68,6 +65,7 @@ def train_judge(
     sampler: Sampler,
     folder: Path,
     plan: Plan,
+    identity: dict[str, Any],
     report: Callable[[Progress], None],
     **options: Any,
 ) -> None:
@@ -78,13 +76,13 @@ def train_judge(
         sampler: draws the pictures.
         folder: where what is found out is kept.
         plan: steps, batch, seed.
+        identity: of the run, by `loop.identity_of`.
         report: called now and then.
         options: as for `Restorer`.
 
     Raises:
-        OutputError: `folder` holds what another plan has found out.
+        OutputError: `folder` holds what another run has found out.
     """
-    identity = repr(dataclasses.replace(plan, checkpoint_every=0))
     done, parts = _read(folder, identity)
     restorer = _Listening(model, tile=VIEW, **options)
     started, first = time.monotonic(), done
@@ -134,7 +132,7 @@ def fit_judge(judge: Judge, known: Known, seed: int) -> dict[str, float]:
 
     def held_out() -> float:
         with torch.no_grad():
-            return float(loss(chosen)) * 10 / float(torch.tensor(10.0).log())
+            return float(loss(chosen)) * 10 / math.log(10)
 
     torch.manual_seed(seed)
     judge.requires_grad_(True)
@@ -142,7 +140,7 @@ def fit_judge(judge: Judge, known: Known, seed: int) -> dict[str, float]:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, PASSES)
     learned = (~chosen).nonzero()[:, 0]
     before = least = held_out()
-    best = {name: tensor.clone() for name, tensor in judge.state_dict().items()}
+    best = copy.deepcopy(judge.state_dict())
     for _ in range(PASSES):
         for rows in torch.split(learned[torch.randperm(len(learned), generator=order)], BATCH):
             optimiser.zero_grad()
@@ -150,7 +148,7 @@ def fit_judge(judge: Judge, known: Known, seed: int) -> dict[str, float]:
             optimiser.step()
         schedule.step()
         if (now := held_out()) < least:
-            least, best = now, {name: tensor.clone() for name, tensor in judge.state_dict().items()}
+            least, best = now, copy.deepcopy(judge.state_dict())
     judge.load_state_dict(best)
     return {"judge": least, "judge_before": before}
 
@@ -159,7 +157,7 @@ def _together(parts: Sequence[Known]) -> Known:
     return Known(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def _read(folder: Path, identity: str) -> tuple[int, list[Known]]:
+def _read(folder: Path, identity: dict[str, Any]) -> tuple[int, list[Known]]:
     """How many steps were done, and what they have found out."""
     path = folder / KNOWN
     if not path.exists():
@@ -167,12 +165,11 @@ def _read(folder: Path, identity: str) -> tuple[int, list[Known]]:
     with safe_open(path, "pt") as file:
         told = json.loads(file.metadata()["run"])
         known = Known(*(file.get_tensor(name) for name in Known._fields))
-    if told["identity"] != identity:
-        raise OutputError(f"{folder} holds a checkpoint of another plan; give another --output, or the same options")
+    check_identity(folder, told["identity"], identity)
     return told["step"], [known]
 
 
-def _write(folder: Path, identity: str, step: int, known: Known) -> None:
+def _write(folder: Path, identity: dict[str, Any], step: int, known: Known) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     fresh = (folder / KNOWN).with_suffix(".new")
     save_file(known._asdict(), fresh, {"run": json.dumps({"identity": identity, "step": step})})

@@ -106,10 +106,9 @@ def fit(task: Task, folder: Path, plan: Plan, device: torch.device, report: Call
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     optimiser = Optimiser(model, plan.learning_rate, plan.decay)
-    identity = {"plan": repr(dataclasses.replace(plan, checkpoint_every=0)), **task.identity()}
+    identity = identity_of(plan, task.identity())
     state = read_state(folder) or {"step": 0, "identity": identity, "validation": {}}
-    if state["identity"] != identity:
-        raise OutputError(f"{folder} holds a checkpoint of another plan; give another --output, or the same options")
+    check_identity(folder, state["identity"], identity)
     first, shown = int(state["step"]), dict(state["validation"])
     if first:
         load_checkpoint(folder, model, average, optimiser.parts)
@@ -139,6 +138,21 @@ def fit(task: Task, folder: Path, plan: Plan, device: torch.device, report: Call
     if first == plan.steps and team.leads:
         report(Progress(first, plan.steps, 0.0, shown, 0.0, 0.0))
     model.load_state_dict(average)
+
+
+def identity_of(plan: Plan, told: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same for a run to go on; `told` beside the plan."""
+    return {"plan": repr(dataclasses.replace(plan, checkpoint_every=0)), **told}
+
+
+def check_identity(folder: Path, there: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Whether what a folder holds is of this run.
+
+    Raises:
+        OutputError: it is of another.
+    """
+    if there != identity:
+        raise OutputError(f"{folder} holds a checkpoint of another plan; give another --output, or the same options")
 
 
 def _step(task: Task, optimiser: Optimiser, plan: Plan, step: int, team: Team) -> dict[str, float]:

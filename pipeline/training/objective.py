@@ -109,29 +109,23 @@ def decoder_losses(model: CompactModel, answer: Prediction) -> dict[str, Tensor]
     """Each term of the decoder's and the judge's, unweighted.
 
     pixels: the logarithm of each image's mean error (`berhu`), for PSNR is one too: a slightly damaged image counts
-    somewhat more than a noisy one. error: Gaussian negative log-likelihood of the squared error (arXiv:1703.04977),
-    with the error detached, so that it never trades quality for confidence. lost: cross-entropy of the covered pixels,
-    where nobody told of them; they are few, and count more.
+    somewhat more than a noisy one. judge: L1 of the logarithm of a patch's mean squared error, from what the model
+    knows of it. error: Gaussian negative log-likelihood of the squared error (arXiv:1703.04977), with the error
+    detached, so that it never trades quality for confidence. lost: cross-entropy of the covered pixels, where nobody
+    told of them; they are few, and count more.
     """
-    _, squared = _judgeable(answer)
+    result, squared = _judgeable(answer)
     log_error = answer.decoded.log_error.clamp(LEAST_LOG_ERROR, MOST_LOG_ERROR)
+    pixels = summary(log_error.detach(), result - answer.damaged, answer.decoded.lost.detach())
+    judged = model.log_error(pixels, answer.view.guide.vector.detach(), answer.view.found.detach())
     return {
         "pixels": (berhu(answer.decoded.pixels - answer.truth).mean((1, 2, 3)) + EASY_ERROR).log().mean(),
-        **judge_loss(model, answer),
+        "judge": (judged - (squared.mean((1, 2, 3)) + SMALLEST).log()).abs().mean(),
         "error": (squared * torch.exp(-log_error) + log_error).mean(),
         "lost": F.binary_cross_entropy_with_logits(
             answer.decoded.lost, answer.lost, weight=1 - answer.told, pos_weight=answer.lost.new_tensor(RARE)
         ),
     }
-
-
-def judge_loss(model: CompactModel, answer: Prediction) -> dict[str, Tensor]:
-    """judge: L1 of the logarithm of a patch's mean squared error, from what the model knows of it."""
-    result, squared = _judgeable(answer)
-    log_error = answer.decoded.log_error.detach().clamp(LEAST_LOG_ERROR, MOST_LOG_ERROR)
-    pixels = summary(log_error, result - answer.damaged, answer.decoded.lost.detach())
-    judged = model.log_error(pixels, answer.view.guide.vector.detach(), answer.view.found.detach())
-    return {"judge": (judged - (squared.mean((1, 2, 3)) + SMALLEST).log()).abs().mean()}
 
 
 def _judgeable(answer: Prediction) -> tuple[Tensor, Tensor]:

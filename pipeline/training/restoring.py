@@ -18,7 +18,7 @@ from pipeline.restoration.text import TextEncoder, text_encoder_of
 from pipeline.training.data import Batch, Mixture, Photo, Sampler
 from pipeline.training.judging import train_judge
 from pipeline.training.likeness import least_likeness
-from pipeline.training.loop import ALL_CAPTIONS, Plan, Progress, fit
+from pipeline.training.loop import ALL_CAPTIONS, Plan, Progress, fit, identity_of
 from pipeline.training.objective import (
     Prediction,
     decoder_losses,
@@ -130,12 +130,17 @@ class Restoring:
 
     def identity(self) -> dict[str, Any]:
         """See `Task`."""
-        return {
-            "config": repr(self.model.config),
-            "photos": len(self._photos),
-            "pixels": sum(photo.pixels.numel() for photo in self._photos),
-            "captions": sum(len(photo.captions) for photo in self._photos),
-        }
+        return _told(self.model, self._photos)
+
+
+def _told(model: CompactModel, photos: list[Photo]) -> dict[str, Any]:
+    """What a run is known by, beside its plan."""
+    return {
+        "config": repr(model.config),
+        "photos": len(photos),
+        "pixels": sum(photo.pixels.numel() for photo in photos),
+        "captions": sum(len(photo.captions) for photo in photos),
+    }
 
 
 def train(
@@ -179,7 +184,8 @@ def train(
     text = text or text_encoder_of(config, device, cached_bytes=ALL_CAPTIONS)
     if plan.part == "judge":
         sampler = Sampler(photos, plan.mixture, plan.seed, config.thumbnail, torch.device("cpu"))
-        train_judge(model, sampler, folder, plan, report, device=device, text_encoder=text)
+        identity = identity_of(plan, _told(model, photos))
+        train_judge(model, sampler, folder, plan, identity, report, device=device, text_encoder=text)
         model.config = config
         return model
     if compiled:

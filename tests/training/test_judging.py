@@ -54,6 +54,8 @@ def test_a_run_that_was_killed_goes_on(photos: list[Photo], tmp_path: Path, monk
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in whole.state_dict().items())
     with pytest.raises(OutputError, match="another plan"):
         run(photos, tmp_path / "killed", dataclasses.replace(PLAN, seed=9))
+    with pytest.raises(OutputError, match="another plan"):
+        run(photos[:5], tmp_path / "killed")
 
 
 def test_a_judge_hears_what_tells_of_the_error() -> None:
