@@ -6,17 +6,14 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from pipeline.damage.record import Damage
 from pipeline.restoration.canvas import Band, Canvas, Restored
-from pipeline.restoration.colour import STRIP, is_grey
 from pipeline.restoration.decoder import Guide
 from pipeline.restoration.engine import Engine, Job
 from pipeline.restoration.judge import describe
@@ -24,10 +21,11 @@ from pipeline.restoration.model import CompactModel
 from pipeline.restoration.precision import autocast
 from pipeline.restoration.request import Pixels, Request, as_captions, as_mask, as_pixels, as_references
 from pipeline.restoration.rows import Rows, Whole
+from pipeline.restoration.sight import Sight, thumbnail_of
 from pipeline.restoration.text import TextEncoder, text_encoder_of
-from pipeline.restoration.tiles import Tile, as_floats, cut, plan_tiles, spans
+from pipeline.restoration.tiles import Tile, plan_tiles, spans
 from pipeline.restoration.tuning import Tuning, alone, device_key, memory_pixels, remember, remembered, tune
-from pipeline.restoration.views import CELL, probe_corners, thumbnails
+from pipeline.restoration.views import CELL
 from pipeline.restoration.weights import load_model, save_model
 
 IMAGES_A_LOOK = 4
@@ -263,7 +261,7 @@ class Restorer(RestoresBatches):
     def agreement(self, request: Request) -> float | None:
         """How well caption and picture agree, 0..1; None without a caption."""
         with torch.inference_mode():
-            return self._look([request], [self._sight(Whole(request.pixels, request.mask))])[0].agreement
+            return self._look([request], [Sight.of(Whole(request.pixels, request.mask), self.config)])[0].agreement
 
     def look_at(self, image: Rows, request: Request) -> View:
         """The global view of an image that is read band by band; what is asked of it stands in `request`."""
@@ -322,14 +320,9 @@ class Restorer(RestoresBatches):
             log_error = self._model.log_error(pixels, view.guide.vector[None], view.found[None])
             return float(log_error.exp())
 
-    def _sight(self, image: Rows) -> Sight:
-        config = self.config
-        thumbnail = _thumbnail(image, config.thumbnail)[0]
-        return Sight(thumbnail, _probes(image, config.probe, config.probes), _is_grey(image))
-
     def _views(self, requests: Sequence[Request], images: Sequence[Rows]) -> list[View]:
         """The global view of at most IMAGES_A_LOOK images by all of their captions; each image is read once."""
-        sights = [self._sight(image) for image in images]
+        sights = [Sight.of(image, self.config) for image in images]
         views = self._look(requests, sights)
         return [self._as_all_tell(*told) for told in zip(views, requests, sights, strict=True)]
 
@@ -359,7 +352,7 @@ class Restorer(RestoresBatches):
         references = small.new_zeros(len(small), places, 4, config.thumbnail, config.thumbnail)
         for row, request in enumerate(requests):
             for place, reference in enumerate(request.references):
-                references[row, place] = _thumbnail(Whole(reference), config.thumbnail)[0]
+                references[row, place] = thumbnail_of(Whole(reference), config.thumbnail)[0]
         with autocast(self.device):
             view = self._model.look(
                 small.to(self.device),
@@ -396,14 +389,6 @@ class Restorer(RestoresBatches):
         return min((side for side in self._sides if side > 2 * self.margin), key=pixels)
 
 
-class Sight(NamedTuple):
-    """What the global view is shown of an image."""
-
-    thumbnail: Tensor  # [4, S, S]
-    probes: Tensor  # [P, 4, s, s]
-    grey: bool
-
-
 @dataclasses.dataclass(frozen=True)
 class View:
     """What the global view tells of one image."""
@@ -424,46 +409,3 @@ def _size(request: Request) -> tuple[int, int]:
 def _padded(images: list[Tensor]) -> Tensor:
     """A batch of IMAGES_A_LOOK, the first image standing in for those that are not there."""
     return torch.stack(images + images[:1] * (IMAGES_A_LOOK - len(images)))
-
-
-def _planes(pixels: Pixels, mask: Pixels | None) -> tuple[Tensor, Tensor]:
-    """[H, W, 3] and [H, W] -> floats [1, 3, H, W] and [1, 1, H, W]."""
-    image = as_floats(pixels)[None]
-    lost = torch.zeros_like(image[:, :1])
-    if mask is not None:
-        lost = torch.from_numpy(mask.copy()).float()[None, None]
-    return image, lost
-
-
-def _thumbnail(image: Rows, side: int) -> Tensor:
-    """[1, 4, side, side]; large images are averaged strip by strip first, so that they never stand in floats whole."""
-    height, width = image.size
-    factor = 1
-    while min(height, width) // (2 * factor) >= 2 * side:
-        factor *= 2
-    if factor == 1:
-        return thumbnails(*_planes(*image.rows(0, height)), side)
-    images, masks = [], []
-    for top in range(0, height - factor + 1, STRIP):
-        picture, lost = _planes(*image.rows(top, min(top + STRIP, height - height % factor)))
-        present = F.avg_pool2d(1 - lost, factor)
-        images.append(F.avg_pool2d(picture * (1 - lost), factor) / present.clamp_min(1e-3))
-        masks.append(1 - present)
-    return thumbnails(torch.cat(images, 2), torch.cat(masks, 2), side)
-
-
-def _probes(image: Rows, side: int, count: int) -> Tensor:
-    """[count, 4, side, side] without turning the whole image into floats."""
-    height, width = image.size
-    found = []
-    for top, left in probe_corners(max(height, side), max(width, side), side, count):
-        pixels, mask = image.rows(top, min(height, top + side))
-        lost = np.zeros((*pixels.shape[:2], 1), np.bool_) if mask is None else mask[..., None]
-        corner = Tile(0, left, (0, 0, 0, 0))
-        found.append(torch.cat([cut(pixels, corner, side), cut(lost, corner, side)]))
-    return torch.stack(found)
-
-
-def _is_grey(image: Rows) -> bool:
-    height, _ = image.size
-    return all(is_grey(image.rows(top, min(height, top + STRIP))[0]) for top in range(0, height, STRIP))
