@@ -24,6 +24,7 @@ FINE_TUNING: dict[str, Any] = {"steps": 1500, "learning_rate": 3e-4, "warm_up": 
 """What differs from `TrainingPlan` where weights are given to start from."""
 PARTS: dict[str, dict[str, Any]] = {
     "tone": {"steps": 4000, "learning_rate": 2e-3, "batch": 64},
+    "marks": {"steps": 4000, "learning_rate": 2e-3, "batch": 24},
     "judge": {"steps": 300},
 }
 """The same where a part alone learns."""
@@ -101,8 +102,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["all", *PARTS],
         default="all",
         help="of a model given by --from: what of it is to learn. All (default); its tone head alone, which undoes "
-        "fading, casts and uneven light and learns quickly on thumbnails; or its judge alone, which says how good "
-        "results are",
+        "fading, casts and uneven light; its mark head alone, which finds scratches, folds and holes (both learn "
+        "quickly, on small pictures); or its judge alone, which says how good results are",
     )
     parser.add_argument("--patch", type=positive, help=f"pixels, a multiple of 8 ({plan.patch})")
     parser.add_argument(
@@ -247,7 +248,7 @@ class _Training(NamedTuple):
 
 
 def _restoring(arguments: argparse.Namespace, device: torch.device) -> _Training:
-    from pipeline.restoration.assembly import assemble, with_tone
+    from pipeline.restoration.assembly import assemble, with_marks, with_tone
     from pipeline.restoration.text import MINILM, text_encoder_of
     from pipeline.restoration.weights import load_model
     from pipeline.training.loop import ALL_CAPTIONS
@@ -257,6 +258,8 @@ def _restoring(arguments: argparse.Namespace, device: torch.device) -> _Training
         start, digest = load_model(arguments.start)
         if arguments.part == "tone":
             start = with_tone(start, arguments.seed)
+        elif arguments.part == "marks":
+            start = with_marks(start, arguments.seed)
     else:
         encoders = arguments.text_encoder or MINILM, arguments.image_encoder or "compact"
         start = assemble(*encoders, arguments.mapping or "attention", arguments.seed, arguments.downloads)

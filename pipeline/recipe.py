@@ -233,7 +233,7 @@ class Gate(_Section):
     """Results whose expected PSNR (dB) is lower are marked `review`."""
     review_subjects_below: float = Field(default=23.0, ge=0)
     """So are those that show a face or text, likely, whose expected PSNR (dB) is lower there."""
-    review_fill: float = Field(default=0.02, ge=0, le=1)
+    review_fill: float = Field(default=0.05, ge=0, le=1)
     """So are those of which a larger share looked missing, in places wider than about a thirtieth of the shorter side,
     and was filled without being asked for: what looks like a hole may be a silhouette, or the frame of the scan.
     Thinner ones (scratches, cracks, dust) do not count."""

@@ -130,6 +130,7 @@ def guarded(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
             ray.wait(60)
 
 
+@pytest.mark.slow
 def test_a_cluster_with_a_token_lets_in_who_has_it(guarded: tuple[str, dict[str, str]], tmp_path: Path) -> None:
     address, environment = guarded
     (tmp_path / "right").write_text(TOKEN)

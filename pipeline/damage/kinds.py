@@ -253,7 +253,9 @@ ACTIONS: dict[str, Action] = {
 }
 PLAIN: dict[str, Action] = {"gaussian": _gaussian}
 """What denoisers are compared by, to train on: white noise as a float holds it, never clipped or rounded."""
-MARKS = ("scratches", "dust", "hairs", "folds", "tears", "corners", "holes", "foxing", "stains")
+COVERS = ("scratches", "dust", "hairs", "folds", "tears", "corners", "holes")
+"""Kinds below which nothing is left of the picture."""
+MARKS = (*COVERS, "foxing", "stains")
 """Kinds that have a mask."""
 TONES = ("fading", "sepia", "yellowing", "cast", "uneven")
 

@@ -17,6 +17,8 @@ from pipeline.restoration.text import MINILM, text_encoder
 
 TONE_WIDTHS = (32, 64, 128, 192)
 """Of a new model's tone head."""
+MARK_WIDTHS = (16, 32, 64, 128)
+"""Of its mark head."""
 JUDGED = "judge.body.0.weight"
 """What the judge hears stands in its columns; what a tone head tells in the last."""
 
@@ -31,6 +33,16 @@ def with_tone(model: CompactModel, seed: int = 0) -> CompactModel:
     narrow = weights[JUDGED]
     weights[JUDGED] = F.pad(narrow, (0, larger.state_dict()[JUDGED].shape[1] - narrow.shape[1]))
     larger.load_state_dict(weights)
+    return larger
+
+
+def with_marks(model: CompactModel, seed: int = 0) -> CompactModel:
+    """The model, with a mark head that has not been trained if it has none."""
+    if model.marks is not None:
+        return model
+    torch.manual_seed(seed)
+    larger = CompactModel(dataclasses.replace(model.config, mark_widths=MARK_WIDTHS))
+    larger.load_state_dict(larger.state_dict() | model.state_dict())
     return larger
 
 
@@ -56,7 +68,7 @@ def assemble(
         ModelError: an encoder cannot be loaded.
         RecipeError: a package is missing.
     """
-    base = sizes or ModelConfig(tone_widths=TONE_WIDTHS)
+    base = sizes or ModelConfig(tone_widths=TONE_WIDTHS, mark_widths=MARK_WIDTHS)
     encoder = text_encoder(text, base.text_tokens, torch.device("cpu"), downloads)
     shape, folder = (None, None) if image == "compact" else backbone_shape(image, downloads)
     config = dataclasses.replace(

@@ -91,7 +91,8 @@ class Band(NamedTuple):
     uncertainty: npt.NDArray[np.float16]
     lost: npt.NDArray[np.bool_]
     sums: list[float]
-    """Over its pixels: those of `Canvas.means`, then of the squared difference that was withheld."""
+    """Over its pixels: those of `Canvas.means`, then of what is doubtful (see `error_before`), then of the squared
+    difference that was withheld."""
 
 
 class Canvas:
@@ -106,7 +107,7 @@ class Canvas:
         self._array = np.empty((height, width, 3), np.float32)
         self._uncertainty = np.empty((height, width), np.float16)
         self._lost = np.empty((height, width), np.bool_)
-        self._sums = torch.zeros(4, dtype=torch.float64)
+        self._sums = torch.zeros(5, dtype=torch.float64)
         self._withheld = 0.0
 
     def paint(self, tile: Tile, restored: Tensor, log_error: Tensor, lost: Tensor) -> None:
@@ -132,7 +133,13 @@ class Canvas:
             after = torch.where(lost, after, before)
             error = torch.where(lost, error, 0.0)
         change = luma(after) - before[:1] if self._grey else after - before
-        parts = (error, log_error, change.square().mean(0), lost)
+        change = change.square().mean(0)
+        doubt = torch.zeros_like(error)
+        if request.certainty is not None:  # where nothing was lost, the change is the error
+            sure = torch.from_numpy(request.certainty[here].astype(np.float32))
+            doubt = torch.where(told, (1 - sure) * change, 0.0)
+            error = torch.where(told, sure * error + doubt, error)
+        parts = (error, log_error, change, lost, doubt)
         self._sums += torch.stack([part.double().sum() for part in parts])
         if self._strength < 1 and not request.keeps_outside:
             weaker = torch.lerp(before.clamp(0, 1), after, torch.where(lost, 1.0, self._strength))
@@ -156,7 +163,7 @@ class Canvas:
     @property
     def means(self) -> list[float]:
         """What `judge.describe` wants to know, over the whole image."""
-        return (self._sums / self._uncertainty.size).tolist()
+        return (self._sums[:4] / self._uncertainty.size).tolist()
 
     def band(self, top: int, kept: slice) -> Band:
         """The painted rows of a canvas that holds a band of a larger image, which begin there at `top`."""
@@ -171,7 +178,8 @@ class Canvas:
         Both errors are those of the full result: what was withheld of it comes on top.
         """
         withheld = self._withheld / self._uncertainty.size
-        mean_error = max(self.means[0] + withheld, 1e-10)
+        error, _, change, _, doubt = (self._sums / self._uncertainty.size).tolist()
+        mean_error = max(error + withheld, 1e-10)
         likely_error += withheld
         return Restored(
             array=self._array,
@@ -183,4 +191,16 @@ class Canvas:
             mean_error=mean_error,
             agreement=agreement,
             references_ignored=references_ignored,
+            input_error=error_before(error, change, doubt),
         )
+
+
+def error_before(error: float, change: float, doubt: float) -> float | None:
+    """What `Restored.input_error` is, from means over all pixels; None if nothing is doubtful.
+
+    Args:
+        error: expected squared error of the result.
+        change: squared difference of result and input.
+        doubt: what of that is likely to be wrong: as probably as a pixel was not lost, the input is right there.
+    """
+    return max(error + change - 2 * doubt, 1e-10) if doubt else None

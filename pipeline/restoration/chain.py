@@ -154,7 +154,7 @@ class Chain(RestoresBatches):
         return dataclasses.replace(
             result,
             enlarged=_enlarged(request, result, full, scale) if scale > 1 else None,
-            input_error=opinion.mean_error + changed,
+            input_error=opinion.mean_error + changed if opinion.input_error is None else opinion.input_error,
         )
 
     def _is_damaged(self, opinion: Restored, changed: float) -> bool:

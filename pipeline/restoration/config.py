@@ -105,6 +105,9 @@ class ModelConfig(Stored):
     tone_widths: tuple[int, ...] = ()
     """Channels of the tone head at 1/2, 1/4, 1/8 and 1/16 of its thumbnail; none: there is no such head."""
 
+    mark_widths: tuple[int, ...] = ()
+    """Channels of the mark head at 1/2, 1/4, 1/8 and 1/16 of its view; none: there is no such head."""
+
     @classmethod
     def from_json(cls, text: str) -> Self:
         """As `Stored.from_json`; an unknown mapping is refused, too."""

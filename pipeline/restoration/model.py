@@ -18,6 +18,7 @@ from pipeline.restoration.graph import GraphFusion
 from pipeline.restoration.image import ImageEncoder, ProbeEncoder
 from pipeline.restoration.judge import SPREAD, USUAL, Judge
 from pipeline.restoration.layers import ResidualBlock, grid_positions, keep_scale
+from pipeline.restoration.marks import MarkHead
 from pipeline.restoration.tone import LEVELS, Judged, Tone, ToneHead, as_around, levels_of, undone
 from pipeline.restoration.views import CELL, cell_positions, regions
 
@@ -81,6 +82,7 @@ class CompactModel(nn.Module):
         self.agreement_scale = nn.Parameter(torch.tensor([1.6, -4.0]))  # log scale and bias, arXiv:2303.15343
         self.decoder = TileDecoder(config)
         self.tone = ToneHead(config.tone_widths) if config.tone_widths else None
+        self.marks = MarkHead(config.mark_widths) if config.mark_widths else None
         self.judge = Judge(config.width, len(SCALES) + 1 + (TONES_FOUND if self.tone is not None else 0))
 
     def __reduce__(self) -> tuple[Any, ...]:

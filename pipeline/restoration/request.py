@@ -34,6 +34,8 @@ class Request:
     """[H, W], true where the picture is lost."""
     only_mask: bool = True
     """Change only the pixels of the mask, if there is one, and give no colours."""
+    certainty: npt.NDArray[np.float16] | None = None
+    """[H, W], 0..1, how probable it is that a pixel of the mask is lost; None: that is certain."""
     references: tuple[Pixels, ...] = ()
     """Other pictures of the same subject, [h, w, 3] uint8 each."""
     colourise: bool = False

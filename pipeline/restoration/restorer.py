@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,6 +19,7 @@ from pipeline.restoration.canvas import Band, Canvas, Restored
 from pipeline.restoration.decoder import Guide
 from pipeline.restoration.engine import Engine, Job
 from pipeline.restoration.judge import describe
+from pipeline.restoration.marks import Marked, Marks, find_marks
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.precision import autocast
 from pipeline.restoration.request import Pixels, Request, as_captions, as_mask, as_pixels, as_references
@@ -226,6 +229,7 @@ class Restorer(RestoresBatches):
         return [results[row] for row in range(len(requests))]
 
     def _restore_alike(self, requests: Sequence[Request]) -> list[Restored]:
+        requests = [self._with_marks(request) for request in requests]
         self.text([request.caption for request in requests])  # in full batches; from now on they are remembered
         views: list[View] = []
         for start in range(0, len(requests), IMAGES_A_LOOK):
@@ -252,6 +256,18 @@ class Restorer(RestoresBatches):
             results.append(canvas.finish(view.damage, view.clean, view.agreement, likely, view.references_ignored))
         return results
 
+    def _with_marks(self, request: Request) -> Request:
+        """The request, with what is found to be covered in its mask; a mask that says all of it stays as it is."""
+        marks = self._marks(Whole(request.pixels, request.mask), request)
+        if marks is None:
+            return request
+        return _masked(request, marks.rows(0, len(request.pixels)))
+
+    def _marks(self, image: Rows, request: Request) -> Marks | None:
+        if self._model.marks is None or request.keeps_outside:
+            return None
+        return find_marks(self._model.marks, image, self.device)
+
     def _skips(self, request: Request, view: View) -> bool:
         """Whether an image needs no decoding: it is certainly undamaged, and nothing else is asked for."""
         if self._skip_undamaged is None or view.clean < self._skip_undamaged:
@@ -266,7 +282,9 @@ class Restorer(RestoresBatches):
     def look_at(self, image: Rows, request: Request) -> View:
         """The global view of an image that is read band by band; what is asked of it stands in `request`."""
         with torch.inference_mode():
-            return self._views([request], [image])[0]
+            marks = self._marks(image, request)
+            (view,) = self._views([request], [image if marks is None else Marked(image, marks)])
+            return dataclasses.replace(view, marks=marks)
 
     def restore_rows(self, image: Rows, request: Request, view: View) -> Iterator[Band]:
         """Restore an image that is read band by band, from top to bottom; the pixels are those of `restore_batch`.
@@ -282,8 +300,11 @@ class Restorer(RestoresBatches):
         height, width = image.size
         side = self._side(height, width)
         for top, keep_top, keep_bottom in spans(height, side, self.margin):
-            pixels, mask = image.rows(top, min(height, top + side))
+            bottom = min(height, top + side)
+            pixels, mask = image.rows(top, bottom)
             here = dataclasses.replace(request, pixels=pixels, mask=mask)
+            if view.marks is not None:
+                here = _masked(here, view.marks.rows(top, bottom))
             with torch.inference_mode():
                 canvas = Canvas(here, view.damage)
                 if self._skips(here, view):
@@ -399,6 +420,16 @@ class View:
     clean: float
     agreement: float | None
     references_ignored: int
+    marks: Marks | None = None
+    """Of an image that is read band by band."""
+
+
+def _masked(request: Request, found: tuple[npt.NDArray[np.bool_], npt.NDArray[np.float16]]) -> Request:
+    """The request, with covered pixels in its mask, and how probable they are."""
+    covered, probable = found
+    if request.mask is not None:
+        covered, probable = covered | request.mask, np.where(request.mask, np.float16(1), probable)
+    return dataclasses.replace(request, mask=covered, only_mask=False, certainty=probable)
 
 
 def _size(request: Request) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from pipeline.imaging.xmp import with_provenance
 from pipeline.quality.appraise import Appraiser, Case, Verdict
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
-from pipeline.restoration.canvas import Band, Restored
+from pipeline.restoration.canvas import Band, Restored, error_before
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import Restorer, View
 from pipeline.stages.provenance import actions, change_mask, digital_source, provenance
@@ -186,7 +186,7 @@ class _Account:
         self._after = np.zeros((*shape, 3), np.float32)
         self._uncertainty = np.zeros(shape, np.float16)
         self._lost = np.zeros(shape, np.bool_)
-        self._sums = np.zeros(5)
+        self._sums = np.zeros(6)
         self._preview = preview
         self._scale = min(1.0, 1024 / max(height, width))
         self._small: dict[str, list[npt.NDArray[np.uint8]]] = {"before": [], "after": []}
@@ -226,7 +226,7 @@ class _Account:
     def result(self, view: View, likely_error: Callable[[list[float]], float]) -> Restored:
         """The windows as a result, with what was found in the whole image."""
         area = self._size[0] * self._size[1]
-        error, log_error, change, lost, withheld = (float(total) / area for total in self._sums)
+        error, log_error, change, lost, doubt, withheld = (float(total) / area for total in self._sums)
         likely = likely_error([error, log_error, change, lost]) + withheld
         return Restored(
             array=self._after,
@@ -238,6 +238,7 @@ class _Account:
             mean_error=max(error + withheld, 1e-10),
             agreement=view.agreement,
             references_ignored=view.references_ignored,
+            input_error=error_before(error, change, doubt),
         )
 
     def preview(self, name: str) -> bytes | None:

@@ -36,6 +36,8 @@ WEIGHTS = {
     "tone_error": 0.01,
     "tone_changed": 0.03,
     "tone_fading": 0.01,
+    "marks": 0.1,
+    "marks_overlap": 0.03,
 }
 
 

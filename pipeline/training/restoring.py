@@ -19,6 +19,8 @@ from pipeline.training.data import Batch, Mixture, Photo, Sampler
 from pipeline.training.judging import train_judge
 from pipeline.training.likeness import least_likeness
 from pipeline.training.loop import ALL_CAPTIONS, Plan, Progress, fit, identity_of
+from pipeline.training.marking import MarkValidation, mark_losses
+from pipeline.training.marking import draw as draw_marked
 from pipeline.training.objective import (
     Prediction,
     decoder_losses,
@@ -32,7 +34,7 @@ from pipeline.training.team import Team
 from pipeline.training.toning import ToneValidation, draw, tone_losses
 from pipeline.training.validation import Validation
 
-Part = Literal["all", "tone", "judge"]
+Part = Literal["all", "tone", "marks", "judge"]
 """Of a model, that can learn by itself."""
 
 
@@ -49,6 +51,8 @@ class TrainingPlan(Plan):
     """Side in pixels of the patch decoded of each image; a multiple of 8."""
     tones: int = 48
     """Thumbnails in each such step, of which the tone head learns."""
+    marked: int = 12
+    """Views in each such step, in which the mark head learns to find marks."""
     part: Part = "all"
     """Of the model that learns; the rest stays as it is. A part alone learns in each step."""
     mixture: Mixture = dataclasses.field(default_factory=Mixture)
@@ -73,18 +77,22 @@ class Restoring:
         self._sampler = Sampler(photos, plan.mixture, plan.seed, model.config.thumbnail, device, self.team)
         self._validation = None
         self._tone_validation = None
+        self._mark_validation = None
         if plan.part != "all":
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name.startswith(f"{plan.part}."))
         if held_out and self.team.leads:
             if plan.part == "all":
                 self._validation = Validation(held_out, model.config, text, device)
-            if model.tone is not None:
+            if model.tone is not None and plan.part != "marks":
                 self._tone_validation = ToneValidation(held_out, device)
+            if model.marks is not None and plan.part != "tone":
+                self._mark_validation = MarkValidation(held_out, device)
 
     def losses(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Task`; the global view learns in some steps only."""
-        terms = self._tone(step) if self.plan.part == "tone" else self._all(step)
+        of_part = {"tone": self._tone, "marks": self._marks}
+        terms = of_part.get(self.plan.part, self._all)(step)
         return total(terms), terms
 
     def _tone(self, step: int) -> dict[str, Tensor]:
@@ -93,6 +101,14 @@ class Restoring:
         size = plan.batch if plan.part == "tone" else plan.tones
         batch = draw(self._photos, f"{plan.seed}/{step}/tone", size, self.device, self.team)
         return tone_losses(self.model.tone, batch)
+
+    def _marks(self, step: int) -> dict[str, Tensor]:
+        assert self.model.marks is not None
+        plan = self.plan
+        size = plan.batch if plan.part == "marks" else plan.marked
+        return mark_losses(
+            self.model.marks, draw_marked(self._photos, f"{plan.seed}/{step}/marks", size, self.device, self.team)
+        )
 
     def _all(self, step: int) -> dict[str, Tensor]:
         plan, model = self.plan, self.model
@@ -109,6 +125,8 @@ class Restoring:
             terms |= further_losses(seen, further)
         if looking and plan.tones and model.tone is not None:
             terms |= self._tone(step)
+        if looking and plan.marked and model.marks is not None:
+            terms |= self._marks(step)
         return terms
 
     def _predicted(self, step: int, looking: bool) -> tuple[Batch, Prediction]:
@@ -126,6 +144,8 @@ class Restoring:
         found = self._validation(self.model) if self._validation else {}
         if self._tone_validation is not None and self.model.tone is not None:
             found |= self._tone_validation(self.model.tone)
+        if self._mark_validation is not None and self.model.marks is not None:
+            found |= self._mark_validation(self.model.marks)
         return found
 
     def identity(self) -> dict[str, Any]:
@@ -192,6 +212,6 @@ def train(
         model.decoder.compile()
     task = Restoring(model, photos, held_out, text, plan, device)
     fit(task, folder, plan, device, report)
-    alike = config.reference_likeness if plan.part == "tone" else least_likeness(model, held_out or photos)
+    alike = config.reference_likeness if plan.part != "all" else least_likeness(model, held_out or photos)
     model.config = dataclasses.replace(model.config, reference_likeness=alike)
     return model

@@ -1,4 +1,4 @@
-"""PSNR on held-out photos, damage by damage, while a model is trained; masks are not told."""
+"""PSNR on held-out photos, damage by damage, while a model is trained; of masks it knows what its mark head finds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pipeline.damage.jpeg import jpeg
 from pipeline.damage.mixture import KINDS, damage
 from pipeline.damage.strengths import Strengths
 from pipeline.restoration.config import ModelConfig
+from pipeline.restoration.marks import LIKELY
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.precision import autocast
 from pipeline.restoration.text import TextEncoder
@@ -60,6 +61,8 @@ class Validation:
         config = self.config
         count = len(images)
         masks = torch.zeros_like(images[:, :1])
+        if model.marks is not None:
+            masks = (model.marks(images.clamp(0, 1)) > LIKELY).float()
         features = self.text(captions)
         boxes = torch.tensor([[0.0, 0, 1, 1]], device=self.device).expand(count, -1)
         with autocast(self.device):

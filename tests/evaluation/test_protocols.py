@@ -114,6 +114,7 @@ def test_damaged_images_are_the_same_every_time_and_know_their_defects(samples: 
     assert next(iter(damaged(samples, "noise", 0.5))).defects is None
 
 
+@pytest.mark.slow
 def test_a_whole_evaluation(restorer: Restorer, samples: list[Sample], tmp_path: Path) -> None:
     found = evaluate(
         restorer, {"kodak24": samples[:1], "mine": [s._replace(pixels=s.pixels[:64, :64]) for s in samples[:2]]}

@@ -232,6 +232,7 @@ def test_filters_and_projections_reach_the_files(write_table: Write, tmp_path: P
         prepare(recipe_of(tmp_path, chosen[1]))
 
 
+@pytest.mark.slow
 def test_a_limit_leaves_the_rest_for_the_next_run(write_table: Write, tmp_path: Path) -> None:
     write_table(rows("a", "b", "c"), "source/one.parquet")
     write_table(rows("d"), "source/two.parquet")
@@ -333,11 +334,12 @@ def test_a_run_that_is_told_to_end_finishes_what_it_has_and_the_next_goes_on(
     assert ids(tmp_path) == sorted(str(part) for part in range(12)) and summary.rows == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
         ("--deadline", "1s", "stopped at its deadline"),
-        pytest.param("--max-megapixels", "0.5", "megapixels, of which it was to do 0.5", marks=pytest.mark.slow),
+        ("--max-megapixels", "0.5", "megapixels, of which it was to do 0.5"),
     ],
 )
 def test_a_run_ends_at_its_deadline_or_budget_and_the_next_goes_on(

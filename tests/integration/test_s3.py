@@ -41,6 +41,7 @@ def test_an_archive_on_s3_is_restored_to_s3(s3: Seaweed) -> None:
     assert KEYS["AWS_SECRET_ACCESS_KEY"] not in done.stderr + done.stdout
 
 
+@pytest.mark.slow
 def test_a_model_lies_in_a_store_of_its_own(s3: Seaweed, write_table: Callable[..., Path], tmp_path: Path) -> None:
     """The job has no keys but those that the recipe names for models."""
     s3.store().put(str(ROOT / "pipeline/restoration/models/compact"), "archive/models/mine", recursive=True)

@@ -66,7 +66,8 @@ def scan(folder: Path, photo: np.ndarray, deep: bool = False, name: str = "scan.
     return path
 
 
-@pytest.mark.parametrize("deep", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("deep", [False, True])
 def test_band_by_band_gives_the_pixels_that_the_whole_gives(
     tmp_path: Path, photo: np.ndarray, through: Through, deep: bool
 ) -> None:

@@ -34,6 +34,7 @@ def run(photos: list[Photo], folder: Path, plan: GenerationPlan = PLAN) -> Gener
     return train_generator(photos, photos[:2], folder, TINY, plan, CPU, lambda progress: None)
 
 
+@pytest.mark.slow
 def test_it_learns_what_captions_mean(photos: list[Photo], tmp_path: Path) -> None:
     plan = dataclasses.replace(PLAN, steps=400, batch=16, learning_rate=3e-3, warm_up=20, average=0.98)
     model = run(photos, tmp_path, plan).eval()
