@@ -30,8 +30,9 @@ ENLARGED = 1.15
 """What a view's side is at most to the image's shorter one, but for small images."""
 LIKELY = 0.5
 """Logit from which on a pixel is taken for covered, where it touches one that is `SURE`."""
-SURE = 7.0
-"""Logit that one pixel at least of each mark must have: less is found in many pictures without (docs/evaluation.md)."""
+SURE = {256: 7.0, 384: 8.0, 512: 8.0}
+"""Logit that one pixel at least of each mark must have, by the view's side: less is found in many pictures without any
+(docs/evaluation.md). Sharp large pictures are few among those that the shipped weights have learned from."""
 LARGER = 1.5
 """By so much logits are too large, measured: covered pixels count for more in learning, since few are."""
 SUREST = 0.99
@@ -97,7 +98,8 @@ class Marks:
     def __init__(self, logits: Tensor, size: tuple[int, int]) -> None:
         """Of an image of this height and width, by what `MarkHead` says of its view: [1, 1, S, S]."""
         likely = (logits > LIKELY).numpy()
-        marks = ndimage.binary_propagation((logits > SURE).numpy(), np.ones((1, 1, 3, 3)), likely)
+        sure = (logits > SURE.get(logits.shape[-1], max(SURE.values()))).numpy()
+        marks = ndimage.binary_propagation(sure, np.ones((1, 1, 3, 3)), likely)
         self.any = bool(marks.any())
         """Whether it is covered anywhere."""
         self._logits = torch.where(torch.from_numpy(likely & ~marks), torch.full_like(logits, LIKELY - 1), logits)
