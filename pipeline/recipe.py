@@ -307,7 +307,7 @@ class Output(_Section):
     """So long after a run has died without a word, another may write."""
 
 
-DEFAULTS = 1
+DEFAULTS = 2
 """To be raised when a default that decides what rows hold becomes another one: then recipes are no longer what they
 were, and their digests must not be."""
 _PLACES = (
