@@ -37,8 +37,6 @@ LARGER = 1.5
 """By so much logits are too large, measured: covered pixels count for more in learning, since few are."""
 SUREST = 0.99
 """More than this is never believed."""
-STEP = 16
-"""The sides of a view are multiples of this."""
 
 
 def side_for(height: int, width: int) -> int:
@@ -76,7 +74,7 @@ class MarkHead(nn.Module):
             self.leave.bias.fill_(-4.0)  # few pixels are covered
 
     def forward(self, views: Tensor) -> Tensor:
-        """`views` [N, 3, S, S] in 0..1, S a multiple of `STEP` -> logits [N, 1, S, S]."""
+        """`views` [N, 3, S, S] in 0..1, S a multiple of 16 -> logits [N, 1, S, S]."""
         side = views.shape[-1]
         places = 2 * grid_positions(side, side, views.device).T.reshape(2, side, side) - 1
         planes = torch.cat([2 * views - 1, places.expand(len(views), -1, -1, -1)], dim=1)

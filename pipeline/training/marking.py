@@ -56,7 +56,8 @@ class Marked(NamedTuple):
 def draw(photos: Sequence[Photo], seed: str, size: int, device: torch.device, team: Team = ALONE) -> Marked:
     """This worker's share of a batch of `size` pictures: the same seed and place give the same picture."""
     side = random.Random(seed).choice(SIDES)
-    drawn = [_picture(photos, side, random.Random(f"{seed}/{index}"), device) for index in team.share(size)]
+    sharp = [photo for photo in photos if min(photo.pixels.shape[1:]) > VIEW] or photos
+    drawn = [_picture(photos, sharp, side, random.Random(f"{seed}/{index}"), device) for index in team.share(size)]
     return _batch(drawn)
 
 
@@ -65,9 +66,10 @@ def _batch(drawn: Sequence[tuple[Tensor, Tensor]]) -> Marked:
     return Marked(torch.cat(views), torch.cat(masks))
 
 
-def _picture(photos: Sequence[Photo], side: int, dice: random.Random, device: torch.device) -> tuple[Tensor, Tensor]:
+def _picture(
+    photos: Sequence[Photo], sharp: Sequence[Photo], side: int, dice: random.Random, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """A view and its mask."""
-    sharp = [photo for photo in photos if min(photo.pixels.shape[1:]) > VIEW] or photos
     photo = dice.choice(sharp if dice.random() < SHARP else photos)
     view = crop(photo.pixels, dice, dice.uniform(LEAST, 1.0)).to(device)
     drawn = min(round(side / dice.uniform(*SHRUNK)), round(ENLARGED * min(view.shape[1:])), LARGEST)
