@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.damage.kinds import TONES
 from pipeline.damage.mixture import KINDS, Damaged, damage
+from pipeline.damage.tone import luma
 from pipeline.errors import RowError, SourceError
 from pipeline.imaging.tables import CAPTIONS, ImageTable, captions_of
 from pipeline.training.team import ALONE, Team
@@ -275,6 +276,21 @@ def _view(pixels: Tensor, dice: random.Random) -> Tensor:
         size = (VIEW, VIEW)
         view = F.interpolate(view[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0]
     return view.flip(2) if dice.random() < 0.5 else view
+
+
+def varied(view: Tensor, plain: float, grey: float, dice: random.Random) -> Tensor:
+    """A picture [3, H, W] in 0..255, half the time mirrored, as [1, 3, H, W] in 0..1.
+
+    `plain` and `grey` are the shares of pictures with something flat in them, and without colours.
+    """
+    if dice.random() < 0.5:
+        view = view.flip(2)
+    if dice.random() < plain:
+        view = dice.choice([mounted, silhouette])(view, dice)
+    truth = view[None] / 255
+    if dice.random() < grey:
+        truth = luma(truth).expand_as(truth).clone()
+    return truth
 
 
 def mounted(view: Tensor, dice: random.Random) -> Tensor:

@@ -13,9 +13,8 @@ from torch import Tensor
 from pipeline.damage.kinds import ACTIONS, COVERS, TONES
 from pipeline.damage.mixture import damage_one
 from pipeline.damage.strengths import Strengths
-from pipeline.damage.tone import luma
 from pipeline.restoration.marks import LIKELY, MarkHead
-from pipeline.training.data import VIEW, Photo, crop, mounted, silhouette
+from pipeline.training.data import VIEW, Photo, crop, varied
 from pipeline.training.team import ALONE, Team
 
 SIDES = (160, 192, 256, 320)
@@ -74,13 +73,7 @@ def _picture(
     view = crop(photo.pixels, dice, dice.uniform(LEAST, 1.0)).to(device)
     drawn = min(round(side / dice.uniform(*SHRUNK)), round(ENLARGED * min(view.shape[1:])), LARGEST)
     view = _resized(view[None].float(), drawn)[0].clamp(0, 255).round()
-    if dice.random() < 0.5:
-        view = view.flip(2)
-    if dice.random() < PLAIN:
-        view = dice.choice([mounted, silhouette])(view, dice)
-    image = view[None] / 255
-    if dice.random() < GREY:
-        image = luma(image).expand_as(image).clone()
+    image = varied(view, PLAIN, GREY, dice)
     (count,) = dice.choices([count for count, _ in COUNTS], [share for _, share in COUNTS])
     covers = set(dice.sample(COVERS, count))
     below = [dice.choice(BELOW)] if dice.random() < BEFORE else []

@@ -106,9 +106,8 @@ class Restoring:
         assert self.model.marks is not None
         plan = self.plan
         size = plan.batch if plan.part == "marks" else plan.marked
-        return mark_losses(
-            self.model.marks, draw_marked(self._photos, f"{plan.seed}/{step}/marks", size, self.device, self.team)
-        )
+        batch = draw_marked(self._photos, f"{plan.seed}/{step}/marks", size, self.device, self.team)
+        return mark_losses(self.model.marks, batch)
 
     def _all(self, step: int) -> dict[str, Tensor]:
         plan, model = self.plan, self.model

@@ -18,7 +18,7 @@ from pipeline.damage.tone import luma
 from pipeline.restoration.judge import SMALLEST
 from pipeline.restoration.tone import SIDE, Judged, ToneHead, undone
 from pipeline.restoration.views import thumbnails
-from pipeline.training.data import Photo, mounted, silhouette
+from pipeline.training.data import Photo, varied
 from pipeline.training.team import ALONE, Team
 
 DRAWN = 2 * SIDE
@@ -89,13 +89,7 @@ def _picture(
     tall, wide = (round(length * dice.uniform(LEAST, 1.0)) for length in pixels.shape[1:])
     top, left = dice.randint(0, pixels.shape[1] - tall), dice.randint(0, pixels.shape[2] - wide)
     view = _small(pixels[:, top : top + tall, left : left + wide].to(device))
-    if dice.random() < 0.5:
-        view = view.flip(2)
-    if dice.random() < PLAIN:
-        view = dice.choice([mounted, silhouette])(view, dice)
-    truth = view[None] / 255
-    if dice.random() < GREY:
-        truth = luma(truth).expand_as(truth).clone()
+    truth = varied(view, PLAIN, GREY, dice)
     (tones,) = dice.choices([kinds for kinds, _ in KINDS], [share for _, share in KINDS])
     kinds = set(dice.sample(TONES, tones) if isinstance(tones, int) else tones)
     changed = bool(kinds)
