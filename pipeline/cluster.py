@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import ray
@@ -32,14 +34,16 @@ def start_ray(recipe: Recipe) -> None:
         ray.init(logging_level=logging.WARNING, runtime_env=told or None, log_to_driver=not as_json)
     else:
         os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")  # else 32 for every group of files
-        ray.init(
-            address="local",  # not one that somebody else has left running here
-            num_cpus=max(2, len(os.sched_getaffinity(0))),
-            include_dashboard=False,
-            object_store_memory=recipe.resources.object_store_mb * 1_000_000,
-            logging_level=logging.WARNING,
-            log_to_driver=False,
-        )
+        with ThreadPoolExecutor(1, "import") as beside:
+            beside.submit(importlib.import_module, "ray.data")  # takes a second, and Ray's start is mostly waiting
+            ray.init(
+                address="local",  # not one that somebody else has left running here
+                num_cpus=max(2, len(os.sched_getaffinity(0))),
+                include_dashboard=False,
+                object_store_memory=recipe.resources.object_store_mb * 1_000_000,
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+            )
 
 
 def _is_told() -> bool:

@@ -26,7 +26,7 @@ from pipeline.schema import ROW_KEY
 
 PIECE = 64_000_000
 """Bytes read by a task, about."""
-BEGIN = (2, 4, 8, 16)
+BEGIN = (1, 1, 2, 4, 8, 16)
 """Rows of the first tasks: Ray hands on what a task has made when it ends, or when a block of it is full, which takes a
 CPU half a minute."""
 AT_ONCE = 200

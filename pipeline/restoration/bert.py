@@ -51,7 +51,8 @@ class Bert(nn.Module):
         self.positions = nn.Embedding(shape["max_position_embeddings"], width)
         self.norm = nn.LayerNorm(width, eps=epsilon)
         self.layers = nn.TransformerEncoder(layer, shape["num_hidden_layers"], enable_nested_tensor=False)
-        self.load_state_dict(_renamed(load_file(folder / "model.safetensors"), shape["num_hidden_layers"]))
+        weights = load_file(folder / "model.safetensors")
+        self.load_state_dict(_renamed(weights, shape["num_hidden_layers"]), assign=True)
 
     def forward(self, ids: Tensor, present: Tensor) -> Tensor:
         """`ids` [N, T] and `present` [N, T], bool -> [N, T, width]; what is not present is whatever it is."""
