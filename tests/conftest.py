@@ -17,6 +17,8 @@ from PIL import Image
 from tests.seaweed import Seaweed
 
 ROOT = Path(__file__).parent.parent
+ONE_ACTOR = "resources.actors=1"
+"""Enough for a few small rows: each takes seconds to start."""
 
 
 @pytest.fixture(scope="session", autouse=True)

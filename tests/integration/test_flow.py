@@ -33,7 +33,7 @@ from pipeline.reporting.summary import as_text
 from pipeline.restoration.generator import Generator, GeneratorConfig
 from pipeline.restoration.weights import save_model
 from pipeline.schema import OUTPUT
-from tests.conftest import ROOT, encoded, noise
+from tests.conftest import ONE_ACTOR, ROOT, encoded, noise
 
 Write = Callable[..., Path]
 
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def recipe_of(source: Path | str, output: Path | str, *overrides: str) -> Recipe:
-    return load_recipe(overrides=overrides, source__uri=[str(source)], output__uri=str(output))
+    return load_recipe(overrides=[ONE_ACTOR, *overrides], source__uri=[str(source)], output__uri=str(output))
 
 
 def table_of(output: Path) -> list[dict[str, Any]]:

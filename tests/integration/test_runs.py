@@ -27,7 +27,7 @@ from pipeline import flow
 from pipeline.errors import OutputError, RecipeError, SourceError
 from pipeline.plan import prepare
 from pipeline.recipe import Recipe, load_recipe
-from tests.conftest import ROOT, encoded, noise
+from tests.conftest import ONE_ACTOR, ROOT, encoded, noise
 
 Write = Callable[..., Path]
 
@@ -49,7 +49,8 @@ def rows(*ids: str, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def recipe_of(tmp_path: Path, *overrides: str, source: str = "source") -> Recipe:
-    return load_recipe(overrides=overrides, source__uri=[str(tmp_path / source)], output__uri=str(tmp_path / "out"))
+    places = {"source__uri": [str(tmp_path / source)], "output__uri": str(tmp_path / "out")}
+    return load_recipe(overrides=[ONE_ACTOR, *overrides], **places)
 
 
 def table_of(tmp_path: Path, kind: str = "parquet") -> pl.DataFrame:
@@ -316,10 +317,10 @@ def test_a_run_that_is_told_to_end_finishes_what_it_has_and_the_next_goes_on(
 ) -> None:
     for part in range(12):
         write_table(
-            rows(f"{part}", seed=part) if part else [{"id": "0", "image": picture(0, 900)}], f"source/{part}.parquet"
+            rows(f"{part}", seed=part) if part else [{"id": "0", "image": picture(0, 400)}], f"source/{part}.parquet"
         )
     command = [sys.executable, "-m", "jobs.restore", "--source", str(tmp_path / "source")]
-    command += ["--output", str(tmp_path / "out"), "--set", "output.file_mb=1"]
+    command += ["--output", str(tmp_path / "out"), "--set", "output.file_mb=1", "--set", ONE_ACTOR]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "out/state/run.json").exists():
         assert process.poll() is None

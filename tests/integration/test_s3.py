@@ -17,12 +17,12 @@ from pipeline.lake.iceberg import IcebergTable
 from pipeline.lake.places import open_store
 from pipeline.lake.storage import open_catalog
 from pipeline.lake.table import Commit, DataFile, Removal
-from tests.conftest import ROOT, encoded, noise
+from tests.conftest import ONE_ACTOR, ROOT, encoded, noise
 from tests.seaweed import KEYS, Seaweed
 
 
 def job(server: Seaweed, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "jobs.restore", *options]
+    command = [sys.executable, "-m", "jobs.restore", "--set", ONE_ACTOR, *options]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | server.environment | more)
 
 
