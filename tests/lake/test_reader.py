@@ -107,12 +107,12 @@ def test_the_beginning_is_made_of_little_tasks(write_table: Write, tmp_path: Pat
     for number in range(10):
         write_table([row(number)], f"small/{number}.parquet")
     found = tasks(tmp_path / "large")
-    assert [sum(table.num_rows for table in task) for task in found] == [2, 4, 8, 16, 30]
+    assert [sum(table.num_rows for table in task) for task in found] == [1, 1, 2, 4, 8, 16, 28]
     assert ids(found) == sorted(f"row-{number}" for number in range(60))
     keys = [key for task in found for table in task for key in table[ROW_KEY].to_pylist()]
     assert [int(key.rpartition("-")[2]) for key in keys] == list(range(60))
     found = tasks(tmp_path / "small")
-    assert [sum(table.num_rows for table in task) for task in found] == [2, 4, 4]
+    assert [sum(table.num_rows for table in task) for task in found] == [1, 1, 2, 4, 2]
 
 
 def test_a_giant_goes_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
