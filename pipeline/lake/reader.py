@@ -28,7 +28,7 @@ PIECE = 64_000_000
 """Bytes read by a task, about."""
 BEGIN = (1, 1, 2, 4, 8, 16)
 """Rows of the first tasks: Ray hands on what a task has made when it ends, or when a block of it is full, which takes a
-CPU half a minute."""
+CPU half a minute, and an actor what it has restored when all of it is: of one row the first, in a second or so."""
 AT_ONCE = 200
 """Tasks that are wanted at least, as long as none is smaller than `SMALL`."""
 FILES = 500

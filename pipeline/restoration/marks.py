@@ -29,9 +29,9 @@ ENLARGED = 1.15
 """What a view's side is at most to the image's shorter one, but for small images."""
 LIKELY = 0.5
 """Logit from which on a pixel is taken for covered, where it touches one that is `SURE`."""
-SURE = {256: 7.0, 384: 8.0, 512: 8.0}
-"""Logit that one pixel at least of each mark must have, by the view's side: less is found in many pictures without any
-(docs/evaluation.md). Sharp large pictures are few among those that the shipped weights have learned from."""
+SURE, SURE_LARGER = 7.0, 8.0
+"""Logit that one pixel at least of each mark must have, in views of the smallest side and in larger ones: less is found
+in many pictures without any (docs/evaluation.md). The weights have learned from few sharp large pictures."""
 LARGER = 1.5
 """By so much logits are too large, measured: covered pixels count for more in learning, since few are."""
 SUREST = 0.99
@@ -95,14 +95,13 @@ class Marks:
     def __init__(self, logits: Tensor, size: tuple[int, int]) -> None:
         """Of an image of this height and width, by what `MarkHead` says of its view: [1, 1, S, S]."""
         likely = (logits > LIKELY).numpy()
-        sure = (logits > SURE.get(logits.shape[-1], max(SURE.values()))).numpy()
-        marks = sure
-        if sure.any():
-            from scipy import ndimage  # takes a third of a second, and many pictures are without
-
-            marks = ndimage.binary_propagation(sure, np.ones((1, 1, 3, 3)), likely)
+        marks = (logits > (SURE if logits.shape[-1] == min(SIDES) else SURE_LARGER)).numpy()
         self.any = bool(marks.any())
         """Whether it is covered anywhere."""
+        if self.any:
+            from scipy import ndimage  # takes a third of a second, and many pictures are without
+
+            marks = ndimage.binary_propagation(marks, np.ones((1, 1, 3, 3)), likely)
         self._logits = torch.where(torch.from_numpy(likely & ~marks), torch.full_like(logits, LIKELY - 1), logits)
         self._size = size
 
