@@ -118,6 +118,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint-every", type=positive, default=plan.checkpoint_every, metavar="STEPS")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores")
+    parser.add_argument(
+        "--loaders",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes of each worker that draw and damage images ahead of a GPU, which would wait for them; where a "
+        "CPU trains they are in the way (0)",
+    )
     parser.add_argument("--compile", action="store_true", help="run the decoder through torch.compile")
     parser.add_argument(
         "--workers", type=positive, default=1, help="share every batch among so many workers on Ray (1: without Ray)"
@@ -134,6 +142,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise RecipeError(f"--patch {arguments.patch}: it must be a multiple of {CELL}, and {VIEW} at most")
     if (arguments.looks or 0) < 0 or (arguments.learning_rate is not None and arguments.learning_rate <= 0):
         raise RecipeError("--looks must be 0 or more, and --learning-rate more than 0")
+    if arguments.loaders < 0 or (arguments.loaders and arguments.part == "judge"):
+        raise RecipeError("--loaders must be 0 or more, and --part judge has none")
     if arguments.side and (arguments.side % CELL or not 32 <= arguments.side <= 128):
         raise RecipeError(f"--side {arguments.side}: it must be a multiple of {CELL} from 32 to 128")
     if arguments.start and (arguments.image_encoder or arguments.mapping):
@@ -271,7 +281,7 @@ def _restoring(arguments: argparse.Namespace, device: torch.device) -> _Training
 
     def run(photos: Any, held_out: Any, folder: Path, live: _LiveLine) -> Any:
         given = (photos, held_out, folder, config, plan, device, live)
-        return train(*given, start=start, compiled=arguments.compile, text=text)
+        return train(*given, start=start, compiled=arguments.compile, text=text, loaders=arguments.loaders)
 
     return _Training(plan, run)
 
@@ -296,7 +306,7 @@ def _generating(arguments: argparse.Namespace, device: torch.device) -> _Trainin
     assert isinstance(plan, GenerationPlan)
 
     def run(photos: Any, held_out: Any, folder: Path, live: _LiveLine) -> Any:
-        return train_generator(photos, held_out, folder, config, plan, device, live, start, text)
+        return train_generator(photos, held_out, folder, config, plan, device, live, start, text, arguments.loaders)
 
     return _Training(plan, run)
 

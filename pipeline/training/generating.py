@@ -34,6 +34,10 @@ class GenerationPlan(Plan):
     """Share of captions withheld: guidance needs a model that knows what pictures look like at all."""
 
 
+_Drawn = tuple[Tensor, str, random.Random]
+"""A picture, its caption or none, and the die that draws the noise."""
+
+
 class Generating:
     """The task."""
 
@@ -60,19 +64,22 @@ class Generating:
             raise SourceError("no image has a caption: there is nothing to learn generating from")
         self._held_out = [photo for photo in held_out if photo.captions][:128] if self.team.leads else []
 
-    def losses(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def draw(self, step: int) -> list[_Drawn]:
         """See `Task`."""
-        drawn = [self._draw(step, index) for index in self.team.share(self.plan.batch)]
+        return [self._draw(step, index) for index in self.team.share(self.plan.batch)]
+
+    def losses(self, drawn: list[_Drawn]) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `Task`."""
         loss = self._flow(drawn)
         return loss, {"flow": loss}
 
-    def _draw(self, step: int, index: int) -> tuple[Tensor, str, random.Random]:
+    def _draw(self, step: int, index: int) -> _Drawn:
         dice = random.Random(f"{self.plan.seed}/{step}/{index}/generate")
         photo = dice.choice(self._photos)
         caption = dice.choice(photo.captions) if dice.random() >= self.plan.caption_dropped else ""
         return _picture(photo, self.model.config.side, dice), caption, dice
 
-    def _flow(self, drawn: list[tuple[Tensor, str, random.Random]]) -> Tensor:
+    def _flow(self, drawn: list[_Drawn]) -> Tensor:
         pictures, captions, dice = zip(*drawn, strict=True)
         truth = 2 * torch.stack(pictures).to(self.device) - 1
         generators = [torch.Generator().manual_seed(die.getrandbits(62)) for die in dice]
@@ -121,6 +128,7 @@ def train_generator(
     report: Callable[[Progress], None],
     start: Generator | None = None,
     text: TextEncoder | None = None,
+    loaders: int = 0,
 ) -> Generator:
     """Train a model to generate, as `loop.fit` does it; the arguments are those of `restoring.train`.
 
@@ -135,7 +143,7 @@ def train_generator(
     if start is not None:
         model.load_state_dict(start.state_dict())
     text = text or text_encoder_of(config, device, cached_bytes=ALL_CAPTIONS)
-    fit(Generating(model, photos, held_out, text, plan, device), folder, plan, device, report)
+    fit(Generating(model, photos, held_out, text, plan, device), folder, plan, device, report, loaders)
     return model
 
 

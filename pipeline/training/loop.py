@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import OutputError
 from pipeline.training.checkpoint import load_checkpoint, read_state, save_checkpoint
+from pipeline.training.loaders import drawn
 from pipeline.training.optimiser import Optimiser
 from pipeline.training.team import Team
 
@@ -76,8 +77,11 @@ class Task(Protocol):
     def model(self) -> nn.Module:
         """The network."""
 
-    def losses(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a step, on this worker's share of its batch, and its terms, unweighted."""
+    def draw(self, step: int) -> Any:
+        """What a step learns from: this worker's share. The same for the same step, whatever ran before."""
+
+    def losses(self, drawn: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss on what was drawn for a step, and its terms, unweighted."""
 
     def validate(self) -> dict[str, float]:
         """What is measured on held-out images, with the weights that the model has now; may be empty."""
@@ -86,7 +90,14 @@ class Task(Protocol):
         """What must be the same for a run to go on, beside the plan; for JSON."""
 
 
-def fit(task: Task, folder: Path, plan: Plan, device: torch.device, report: Callable[[Progress], None]) -> None:
+def fit(
+    task: Task,
+    folder: Path,
+    plan: Plan,
+    device: torch.device,
+    report: Callable[[Progress], None],
+    loaders: int = 0,
+) -> None:
     """Train a task's model, or go on training from `folder`'s checkpoint; in the end it has the averaged weights.
 
     In a process group of torch.distributed all workers call this alike and share every batch; they take the same
@@ -98,6 +109,7 @@ def fit(task: Task, folder: Path, plan: Plan, device: torch.device, report: Call
         plan: what the run consists of.
         device: this worker's.
         report: called every 20 steps, by the first worker.
+        loaders: processes of this worker's that draw ahead (`loaders.drawn`); 0: none.
 
     Raises:
         OutputError: `folder` holds a checkpoint of another plan.
@@ -115,8 +127,9 @@ def fit(task: Task, folder: Path, plan: Plan, device: torch.device, report: Call
     team.agree(first)
     started, recent = time.monotonic(), 0.0
     seen: dict[str, list[float]] = {}
-    for step in range(first, plan.steps):
-        terms = team.mean(_step(task, optimiser, plan, step, team))
+    steps = range(first, plan.steps)
+    for step, told in zip(steps, drawn(task.draw, steps, loaders, device), strict=True):
+        terms = team.mean(_step(task, told, optimiser, plan, step, team))
         _average(average, model, min(plan.average, (1 + step) / (10 + step)))
         recent = terms[task.main] if step == first else 0.98 * recent + 0.02 * terms[task.main]
         done = step + 1
@@ -155,8 +168,8 @@ def check_identity(folder: Path, there: dict[str, Any], identity: dict[str, Any]
         raise OutputError(f"{folder} holds a checkpoint of another plan; give another --output, or the same options")
 
 
-def _step(task: Task, optimiser: Optimiser, plan: Plan, step: int, team: Team) -> dict[str, float]:
-    loss, terms = task.losses(step)
+def _step(task: Task, told: Any, optimiser: Optimiser, plan: Plan, step: int, team: Team) -> dict[str, float]:
+    loss, terms = task.losses(told)
     loss.backward()  # type: ignore[no-untyped-call]
     team.average_gradients(task.model.parameters())
     torch.nn.utils.clip_grad_norm_(task.model.parameters(), plan.clip)

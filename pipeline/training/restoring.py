@@ -6,7 +6,7 @@ import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,11 +18,11 @@ from pipeline.restoration.text import TextEncoder, text_encoder_of
 from pipeline.training.data import Batch, Mixture, Photo, Sampler
 from pipeline.training.judging import train_judge
 from pipeline.training.likeness import least_likeness
+from pipeline.training.loaders import moved
 from pipeline.training.loop import ALL_CAPTIONS, Plan, Progress, fit, identity_of
-from pipeline.training.marking import MarkValidation, mark_losses
+from pipeline.training.marking import Marked, MarkValidation, mark_losses
 from pipeline.training.marking import draw as draw_marked
 from pipeline.training.objective import (
-    Prediction,
     decoder_losses,
     further_losses,
     look,
@@ -31,7 +31,8 @@ from pipeline.training.objective import (
     view_losses,
 )
 from pipeline.training.team import Team
-from pipeline.training.toning import ToneValidation, draw, tone_losses
+from pipeline.training.toning import Toned, ToneValidation, tone_losses
+from pipeline.training.toning import draw as draw_toned
 from pipeline.training.validation import Validation
 
 Part = Literal["all", "tone", "marks", "judge"]
@@ -58,6 +59,20 @@ class TrainingPlan(Plan):
     mixture: Mixture = dataclasses.field(default_factory=Mixture)
 
 
+class Drawn(NamedTuple):
+    """What one step learns from."""
+
+    batch: Batch | None
+    """None where a part learns alone."""
+    looks: Batch | None
+    tones: Toned | None
+    marked: Marked | None
+    looking: bool
+    """The global view learns, too."""
+    dice: list[random.Random]
+    """One an image of the batch: which patch is taken of it does not depend on who draws it."""
+
+
 class Restoring:
     """The task."""
 
@@ -69,12 +84,14 @@ class Restoring:
         text: TextEncoder,
         plan: TrainingPlan,
         device: torch.device,
+        drawn_on: torch.device | None = None,
     ) -> None:
+        """Batches are damaged on `drawn_on`; None: on `device`."""
         self.model, self.plan, self.text, self.device = model, plan, text, device
         self.team = Team.current()
         self.main: str = "pixels" if plan.part == "all" else plan.part
-        self._photos = photos
-        self._sampler = Sampler(photos, plan.mixture, plan.seed, model.config.thumbnail, device, self.team)
+        self._photos, self._drawn_on = photos, drawn_on or device
+        self._sampler = Sampler(photos, plan.mixture, plan.seed, model.config.thumbnail, self._drawn_on, self.team)
         self._validation = None
         self._tone_validation = None
         self._mark_validation = None
@@ -89,54 +106,48 @@ class Restoring:
             if model.marks is not None and plan.part != "tone":
                 self._mark_validation = MarkValidation(held_out, device)
 
-    def losses(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def draw(self, step: int) -> Drawn:
+        """See `Task`."""
+        plan, model = self.plan, self.model
+        of_all, looking = plan.part == "all", plan.part == "all" and step % plan.look_every == 0
+        tones = plan.batch if plan.part == "tone" else plan.tones * (looking and model.tone is not None)
+        marked = plan.batch if plan.part == "marks" else plan.marked * (looking and model.marks is not None)
+        seed, drawn_on, team = f"{plan.seed}/{step}", self._drawn_on, self.team
+        return Drawn(
+            batch=self._sampler.batch(step, plan.batch) if of_all else None,
+            looks=self._sampler.looks(step, plan.looks) if looking and plan.looks else None,
+            tones=draw_toned(self._photos, f"{seed}/tone", tones, drawn_on, team) if tones else None,
+            marked=draw_marked(self._photos, f"{seed}/marks", marked, drawn_on, team) if marked else None,
+            looking=looking,
+            dice=[random.Random(f"{seed}/{index}/patch") for index in team.share(plan.batch)],
+        )
+
+    def losses(self, drawn: Drawn) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Task`; the global view learns in some steps only."""
-        of_part = {"tone": self._tone, "marks": self._marks}
-        terms = of_part.get(self.plan.part, self._all)(step)
+        drawn, model = moved(drawn, self.device), self.model
+        terms: dict[str, Tensor] = {}
+        if drawn.batch is not None:
+            terms |= self._restored(drawn.batch, drawn)
+        if drawn.looks is not None:
+            said = self.text(drawn.looks.captions)  # at full precision always: the encoder remembers it
+            with autocast(self.device):
+                seen = look(model, drawn.looks, said)
+            terms |= further_losses(seen, drawn.looks)
+        if drawn.tones is not None and model.tone is not None:
+            terms |= tone_losses(model.tone, drawn.tones)
+        if drawn.marked is not None and model.marks is not None:
+            terms |= mark_losses(model.marks, drawn.marked)
         return total(terms), terms
 
-    def _tone(self, step: int) -> dict[str, Tensor]:
-        assert self.model.tone is not None
-        plan = self.plan
-        size = plan.batch if plan.part == "tone" else plan.tones
-        batch = draw(self._photos, f"{plan.seed}/{step}/tone", size, self.device, self.team)
-        return tone_losses(self.model.tone, batch)
-
-    def _marks(self, step: int) -> dict[str, Tensor]:
-        assert self.model.marks is not None
-        plan = self.plan
-        size = plan.batch if plan.part == "marks" else plan.marked
-        batch = draw_marked(self._photos, f"{plan.seed}/{step}/marks", size, self.device, self.team)
-        return mark_losses(self.model.marks, batch)
-
-    def _all(self, step: int) -> dict[str, Tensor]:
-        plan, model = self.plan, self.model
-        looking = step % plan.look_every == 0
-        batch, answer = self._predicted(step, looking)
-        terms = decoder_losses(model, answer)
-        if looking:
-            terms |= view_losses(model, batch, answer.view, self.team)
-        if looking and plan.looks:
-            further = self._sampler.looks(step, plan.looks)
-            said = self.text(further.captions)  # at full precision always: the encoder remembers it
-            with autocast(self.device):
-                seen = look(model, further, said)
-            terms |= further_losses(seen, further)
-        if looking and plan.tones and model.tone is not None:
-            terms |= self._tone(step)
-        if looking and plan.marked and model.marks is not None:
-            terms |= self._marks(step)
-        return terms
-
-    def _predicted(self, step: int, looking: bool) -> tuple[Batch, Prediction]:
-        """The batch of a step, and what the network says of it."""
-        plan = self.plan
-        batch = self._sampler.batch(step, plan.batch)
+    def _restored(self, batch: Batch, drawn: Drawn) -> dict[str, Tensor]:
+        """The terms of what the network says of the batch."""
         features = self.text(batch.captions)
-        # one die an image: which patch is taken of it does not depend on who draws it
-        dice = [random.Random(f"{plan.seed}/{step}/{index}/patch") for index in self.team.share(plan.batch)]
         with autocast(self.device):
-            return batch, predict(self.model, batch, features, plan.patch, dice, looking)
+            answer = predict(self.model, batch, features, self.plan.patch, drawn.dice, drawn.looking)
+        terms = decoder_losses(self.model, answer)
+        if drawn.looking:
+            terms |= view_losses(self.model, batch, answer.view, self.team)
+        return terms
 
     def validate(self) -> dict[str, float]:
         """PSNR by damage."""
@@ -173,6 +184,7 @@ def train(
     start: CompactModel | None = None,
     compiled: bool = False,
     text: TextEncoder | None = None,
+    loaders: int = 0,
 ) -> CompactModel:
     """Train a model to restore, as `loop.fit` does it.
 
@@ -187,6 +199,7 @@ def train(
         start: weights to begin with, of the same shape.
         compiled: run the decoder through torch.compile.
         text: what captions go through; None: what the shape names.
+        loaders: processes that draw batches ahead, on the CPU; 0: none, batches are drawn on the device.
 
     Returns:
         The averaged model.
@@ -209,8 +222,8 @@ def train(
         return model
     if compiled:
         model.decoder.compile()
-    task = Restoring(model, photos, held_out, text, plan, device)
-    fit(task, folder, plan, device, report)
+    task = Restoring(model, photos, held_out, text, plan, device, torch.device("cpu") if loaders else device)
+    fit(task, folder, plan, device, report, loaders)
     alike = config.reference_likeness if plan.part != "all" else least_likeness(model, held_out or photos)
     model.config = dataclasses.replace(model.config, reference_likeness=alike)
     return model

@@ -86,6 +86,23 @@ def test_a_killed_run_goes_on_to_the_same_weights(photos: list[Photo], tmp_path:
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
 
 
+def test_loaders_draw_ahead_and_change_nothing(photos: list[Photo], tmp_path: Path) -> None:
+    alone = run(photos, tmp_path / "alone")
+    told: list[Progress] = []
+    ahead = train(photos, photos[:2], tmp_path / "ahead", TINY, PLAN, CPU, told.append, loaders=2).state_dict()
+    assert all(torch.equal(tensor, ahead[name]) for name, tensor in alone.items())
+    assert [progress.step for progress in told] == [6]
+
+
+def test_what_fails_in_a_loader_is_told(photos: list[Photo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> object:
+        raise SourceError("no picture today")
+
+    monkeypatch.setattr(Sampler, "batch", fail)
+    with pytest.raises(SourceError, match="no picture today"):
+        train(photos, [], tmp_path, TINY, PLAN, CPU, lambda progress: None, loaders=1)
+
+
 def test_a_checkpoint_of_another_plan_is_refused(photos: list[Photo], tmp_path: Path) -> None:
     run(photos, tmp_path)
     with pytest.raises(OutputError, match="another plan"):
