@@ -1,4 +1,5 @@
-"""How fast the bare decoder is on tiles in memory, and what share of the machine's peak that is.
+"""How fast the bare decoder is on tiles in memory, what share of the machine's peak that is, and what is left of it
+when whole pictures in memory are restored.
 
     python -m benchmarks.ceiling [--model compact] [--device cpu] [--rounds 7]
 
@@ -15,17 +16,25 @@ import sys
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.restoration.decoder import Guide
 from pipeline.restoration.precision import autocast, half_precision
+from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import Restorer
 from pipeline.restoration.tone import Tone
 
-SHAPES = ((272, 4), (400, 2), (560, 1), (560, 4), (816, 1))
+SHAPES = {
+    "cpu": ((272, 4), (400, 2), (560, 1), (560, 4), (816, 1)),
+    "cuda": ((272, 4), (272, 16), (272, 64), (272, 256), (400, 32), (560, 4), (560, 16), (560, 64), (816, 16)),
+}
 """Sides of tiles, and tiles a batch."""
+PICTURES = {"cpu": ((321, 481, 4), (1000, 1500, 1)), "cuda": ((321, 481, 64), (2000, 3000, 8))}
+"""Heights, widths, and how many are restored together."""
 SECONDS = 0.5
 """Of one measurement, about."""
 
@@ -86,6 +95,29 @@ def decoding(restorer: Restorer, side: int, batch: int) -> tuple[Callable[[], ob
     return work, float(counter.get_total_flops())
 
 
+def restoring(restorer: Restorer, height: int, width: int, count: int, rounds: int) -> dict[str, float]:
+    """Whole noisy pictures in memory: the best of some rounds after one that does not count."""
+    dice = np.random.default_rng(0)
+
+    def picture() -> np.ndarray:
+        coarse = Image.fromarray(dice.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+        return (smooth + dice.normal(0, 12, smooth.shape)).clip(0, 255).round().astype(np.uint8)
+
+    requests = [Request(picture(), caption=f"picture {number}") for number in range(count)]
+    restorer.restore_batch(requests)
+    megapixels, measured = count * height * width / 1e6, []
+    for _ in range(rounds):
+        started, busy = time.perf_counter(), time.process_time()
+        restorer.restore_batch(requests)
+        measured.append((time.perf_counter() - started, time.process_time() - busy))
+    seconds, busy = min(measured)
+    return {"height": height, "width": width, "count": count} | {
+        "megapixels_a_second": megapixels / seconds,
+        "cpu_seconds_a_megapixel": busy / megapixels,
+    }
+
+
 def main() -> None:
     """Measure, and print Markdown and JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,14 +129,14 @@ def main() -> None:
     device = restorer.device
     with torch.inference_mode():
         tops = peaks(device)
-        shapes = {shape: decoding(restorer, *shape) for shape in SHAPES}
+        shapes = {shape: decoding(restorer, *shape) for shape in SHAPES[device.type]}
         measured: dict[object, list[float]] = {key: [] for key in (*tops, *shapes)}
         for _ in range(options.rounds):
             for key, (work, operations) in (*tops.items(), *shapes.items()):
                 measured[key].append(rate(work, device) * operations / 1e12)
     peak = [max(measured[name][turn] for name in tops) for turn in range(options.rounds)]
     rows = []
-    for side, batch in SHAPES:
+    for side, batch in shapes:
         operations = shapes[side, batch][1]
         shares = [got / top for got, top in zip(measured[side, batch], peak, strict=True)]
         tera = statistics.median(measured[side, batch])
@@ -118,6 +150,7 @@ def main() -> None:
                 "share_of_peak": statistics.median(shares),
             }
         )
+    whole = [restoring(restorer, *picture, rounds=min(3, options.rounds)) for picture in PICTURES[device.type]]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     out = [
         f"{name}, {half_precision(device)}; peak {statistics.median(peak):.2f} TFLOP/s ("
@@ -131,8 +164,17 @@ def main() -> None:
             f"| {row['megapixels_a_second']:.2f} | {row['share_of_peak']:.2f} |"
             for row in rows
         ),
+        "",
+        "| pictures | together | MP/s | CPU seconds a MP |",
+        "|---|---|---|---|",
+        *(
+            f"| {row['width']} x {row['height']} | {row['count']} | {row['megapixels_a_second']:.2f} "
+            f"| {row['cpu_seconds_a_megapixel']:.3f} |"
+            for row in whole
+        ),
     ]
-    sys.stdout.write("\n".join(out) + "\n\n" + json.dumps({"peak_tflops": peak, "decoder": rows}) + "\n")
+    told = {"peak_tflops": peak, "decoder": rows, "restoring": whole}
+    sys.stdout.write("\n".join(out) + "\n\n" + json.dumps(told) + "\n")
 
 
 if __name__ == "__main__":

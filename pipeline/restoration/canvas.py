@@ -17,7 +17,7 @@ from pipeline.damage.tone import luma
 from pipeline.restoration.colour import STRIP, colour_onto
 from pipeline.restoration.decoder import LEAST_LOG_ERROR
 from pipeline.restoration.request import Request
-from pipeline.restoration.tiles import Tile, as_floats
+from pipeline.restoration.tiles import Tile, as_floats, sent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +95,15 @@ class Band(NamedTuple):
     difference that was withheld."""
 
 
+class Part(NamedTuple):
+    """What is kept of a tile, as it goes into the result."""
+
+    array: Tensor  # [H, W, 3], float32, 0..1
+    uncertainty: Tensor  # [H, W], float16
+    lost: Tensor  # [H, W], bool
+    sums: Tensor  # [6], float64: what `Band.sums` says
+
+
 class Canvas:
     """Where an image's tiles come together, under what its request forbids to change."""
 
@@ -107,18 +116,36 @@ class Canvas:
         self._array = np.empty((height, width, 3), np.float32)
         self._uncertainty = np.empty((height, width), np.float16)
         self._lost = np.empty((height, width), np.bool_)
-        self._sums = torch.zeros(5, dtype=torch.float64)
-        self._withheld = 0.0
+        self._sums = torch.zeros(6, dtype=torch.float64)
 
     def paint(self, tile: Tile, restored: Tensor, log_error: Tensor, lost: Tensor) -> None:
-        """Place the kept part of `restored` [3, T, T], and of [T, T]: its expected error's logarithm, lost pixels."""
-        request = self._request
+        """Place a tile that lies in the CPU's memory, as `blend` takes it."""
+        self.place(tile, self.blend(tile, restored, log_error, lost))
+
+    def place(self, tile: Tile, part: Part) -> None:
+        """Put in its place what `blend` has made of a tile; it must have come to the CPU's memory."""
+        top, left, bottom, right = tile.keep
+        here = (slice(top, bottom), slice(left, right))
+        self._array[here], self._uncertainty[here] = part.array.numpy(), part.uncertainty.numpy()
+        self._lost[here] = part.lost.numpy()
+        self._sums += part.sums
+
+    def blend(self, tile: Tile, restored: Tensor, log_error: Tensor, lost: Tensor) -> Part:
+        """What becomes of a tile under the request, on the tile's device.
+
+        Args:
+            tile: its place.
+            restored: [3, T, T], 0..1.
+            log_error: [T, T], the logarithm of the squared error to expect.
+            lost: [T, T], bool.
+        """
+        request, device = self._request, restored.device
         top, left, bottom, right = tile.keep
         inner = (slice(top - tile.top, bottom - tile.top), slice(left - tile.left, right - tile.left))
         here = (slice(top, bottom), slice(left, right))
         after, log_error = restored[:, inner[0], inner[1]], log_error[inner]
         error = log_error.exp()
-        before = as_floats(request.pixels[here])
+        before = as_floats(request.pixels[here], device)
         if self._grey and request.colourise and not request.keeps_outside:
             luminance = before[:1] if request.keep_luminance else luma(after)
             after = colour_onto(luminance, after)
@@ -127,7 +154,7 @@ class Canvas:
         after = after.clamp(0, 1)
         lost = lost[inner]
         if request.mask is not None:  # a given mask always wins
-            told = torch.from_numpy(request.mask[here].copy())
+            told = sent(torch.from_numpy(request.mask[here].copy()), device)
             lost = told if request.only_mask else lost | told
         if request.keeps_outside:
             after = torch.where(lost, after, before)
@@ -136,20 +163,17 @@ class Canvas:
         change = change.square().mean(0)
         doubt = torch.zeros_like(error)
         if request.certainty is not None:  # where nothing was lost, the change is the error
-            sure = torch.from_numpy(request.certainty[here].astype(np.float32))
+            sure = sent(torch.from_numpy(request.certainty[here].astype(np.float32)), device)
             doubt = torch.where(told, (1 - sure) * change, 0.0)
             error = torch.where(told, sure * error + doubt, error)
-        parts = (error, log_error, change, lost, doubt)
-        self._sums += torch.stack([part.double().sum() for part in parts])
+        parts, withheld = (error, log_error, change, lost, doubt), torch.zeros_like(error)
         if self._strength < 1 and not request.keeps_outside:
             weaker = torch.lerp(before.clamp(0, 1), after, torch.where(lost, 1.0, self._strength))
             # the full result is the mean of what the original may be: from there errors add up
             withheld = (after - weaker).square().mean(0)
             after, error = weaker, error + withheld
-            self._withheld += float(withheld.double().sum())
-        self._lost[here] = lost.numpy()
-        self._array[here] = after.permute(1, 2, 0).numpy()
-        self._uncertainty[here] = error.sqrt().numpy()
+        sums = torch.stack([part.double().sum() for part in (*parts, withheld)])
+        return Part(after.permute(1, 2, 0), error.sqrt().half(), lost, sums)
 
     def leave(self) -> None:
         """The original is the result, for certain."""
@@ -167,8 +191,7 @@ class Canvas:
 
     def band(self, top: int, kept: slice) -> Band:
         """The painted rows of a canvas that holds a band of a larger image, which begin there at `top`."""
-        sums = [*self._sums.tolist(), self._withheld]
-        return Band(top, self._array[kept], self._uncertainty[kept], self._lost[kept], sums)
+        return Band(top, self._array[kept], self._uncertainty[kept], self._lost[kept], self._sums.tolist())
 
     def finish(
         self, damage: Damage, clean: float, agreement: float | None, likely_error: float, references_ignored: int = 0
@@ -177,8 +200,7 @@ class Canvas:
 
         Both errors are those of the full result: what was withheld of it comes on top.
         """
-        withheld = self._withheld / self._uncertainty.size
-        error, _, change, _, doubt = (self._sums / self._uncertainty.size).tolist()
+        error, _, change, _, doubt, withheld = (self._sums / self._uncertainty.size).tolist()
         mean_error = max(error + withheld, 1e-10)
         likely_error += withheld
         return Restored(

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.restoration.canvas import Canvas
+from pipeline.restoration.canvas import Canvas, Part
 from pipeline.restoration.decoder import LEAST_LOG_ERROR, MOST_LOG_ERROR, Guide
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.precision import autocast
 from pipeline.restoration.request import Request
-from pipeline.restoration.tiles import Tile, cut
+from pipeline.restoration.tiles import Tile, cut, sent
 from pipeline.restoration.tone import Tone, redone
 from pipeline.restoration.views import regions
 
@@ -46,9 +46,7 @@ class _Running(NamedTuple):
     """A batch that a GPU may still be at work on."""
 
     jobs: Sequence[Job]
-    pixels: Tensor
-    log_error: Tensor
-    lost: Tensor
+    parts: Sequence[Part]
     done: torch.cuda.Event | None
 
 
@@ -164,29 +162,24 @@ class Engine:
         full = self.batch(side)
         count = full if self._compiled else min(full, 1 << (len(jobs) - 1).bit_length())
         padded = [*jobs, *[jobs[0]] * (count - len(jobs))]
-        pixels = self._sent(torch.stack([cut(job.request.pixels, job.tile, side) for job in padded]))
-        masks = self._sent(torch.stack([_cut_mask(job.request, job.tile, side) for job in padded]))
-        boxes = self._sent(torch.tensor([job.box for job in padded]))
+        device = self._device
+        pixels = torch.stack([cut(job.request.pixels, job.tile, side, device) for job in padded])
+        masks = torch.stack([_cut_mask(job.request, job.tile, side, device) for job in padded])
+        boxes = sent(torch.tensor([job.box for job in padded]), device)
         guide = Guide(*(torch.stack(parts) for parts in zip(*(job.guide for job in padded), strict=True)))
-        grey = self._sent(torch.tensor([job.grey for job in padded]))
+        grey = sent(torch.tensor([job.grey for job in padded]), device)
         decoded = self._model.decode(pixels, masks, guide, boxes, grey)
-        kept = (
-            decoded.pixels.float(),
-            decoded.log_error.float().clamp(LEAST_LOG_ERROR, MOST_LOG_ERROR),
-            decoded.lost > 0,  # a logit
-        )
-        restored, log_error, lost = (part[: len(jobs)].to("cpu", non_blocking=True) for part in kept)
-        done = None
-        if self._device.type == "cuda":
-            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record(torch.cuda.current_stream(self._device))
-        return _Running(jobs, restored, log_error, lost, done)
-
-    def _sent(self, tensor: Tensor) -> Tensor:
-        """On the device; the copy to a GPU goes on while the next batch is cut."""
-        if self._device.type == "cuda":
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor.to(self._device)
+        with torch.autocast(device.type, enabled=False):
+            restored, lost = decoded.pixels.float(), decoded.lost > 0  # a logit
+            log_error = decoded.log_error.float().clamp(LEAST_LOG_ERROR, MOST_LOG_ERROR)
+            tiles = zip(jobs, restored, log_error, lost, strict=False)  # not those that fill the batch up
+            parts = [_blended(*tile) for tile in tiles]
+        if device.type != "cuda":
+            return _Running(jobs, parts, None)
+        parts = [Part(*(_coming(tensor) for tensor in part)) for part in parts]
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record(torch.cuda.current_stream(device))
+        return _Running(jobs, parts, done)
 
 
 def out_of_memory(error: RuntimeError) -> bool:
@@ -197,24 +190,33 @@ def out_of_memory(error: RuntimeError) -> bool:
 def _paint(running: _Running) -> None:
     if running.done is not None:
         running.done.synchronize()
-    with torch.autocast("cpu", enabled=False):
-        for row, job in enumerate(running.jobs):
-            pixels, log_error = running.pixels[row], running.log_error[row]
-            if job.request.keeps_outside:
-                pixels, log_error = _fitting(pixels, log_error, job)
-            job.canvas.paint(job.tile, pixels, log_error[0], running.lost[row, 0])
+    for job, part in zip(running.jobs, running.parts, strict=True):
+        job.canvas.place(job.tile, part)
+
+
+def _blended(job: Job, pixels: Tensor, log_error: Tensor, lost: Tensor) -> Part:
+    if job.request.keeps_outside:
+        pixels, log_error = _fitting(pixels, log_error, job)
+    return job.canvas.blend(job.tile, pixels, log_error[0], lost[0])
+
+
+def _coming(tensor: Tensor) -> Tensor:
+    """Where a GPU's tensor will be, once it has come so far."""
+    there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return there.copy_(tensor.contiguous(), non_blocking=True)
 
 
 def _fitting(pixels: Tensor, log_error: Tensor, job: Job) -> tuple[Tensor, Tensor]:
     """A tile [3, T, T] and its error [1, T, T] for an image that keeps its tone."""
-    gain, affine = job.guide.gain[None].cpu(), job.guide.affine[None].cpu()
-    gain = regions(gain, torch.tensor([job.box]), pixels.shape[-1])
+    gain, affine, device = job.guide.gain[None], job.guide.affine[None], pixels.device
+    gain = regions(gain, sent(torch.tensor([job.box]), device), pixels.shape[-1])
     again = redone(pixels[None], gain, affine)[0]
-    steps = redone(torch.eye(3)[..., None, None], gain, affine) - redone(torch.zeros(3, 3, 1, 1), gain, affine)
+    unit = torch.eye(3, device=device)[..., None, None]
+    steps = redone(unit, gain, affine) - redone(torch.zeros_like(unit), gain, affine)
     return again, log_error + steps.square().sum(0).mean(0, keepdim=True).log()
 
 
-def _cut_mask(request: Request, tile: Tile, side: int) -> Tensor:
+def _cut_mask(request: Request, tile: Tile, side: int, device: torch.device) -> Tensor:
     if request.mask is None:
-        return torch.zeros(1, side, side)
-    return cut(request.mask[..., None], tile, side)
+        return torch.zeros(1, side, side, device=device)
+    return cut(request.mask[..., None], tile, side, device)

@@ -7,6 +7,7 @@ does. What it finds is filled as if a mask had told of it, but that pixels besid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ SURE, SURE_LARGER = 7.0, 8.0
 in many pictures without any (docs/evaluation.md). The weights have learned from few sharp large pictures."""
 LARGER = 1.5
 """By so much logits are too large, measured: covered pixels count for more in learning, since few are."""
+TOGETHER = {"cuda": 32}
+"""Views in one run, by the kind of device; elsewhere one, so that none depends on its company."""
 SUREST = 0.99
 """More than this is never believed."""
 
@@ -138,10 +141,16 @@ class Marked:
         return pixels, covered if missing is None else covered | missing
 
 
-def find_marks(head: MarkHead, image: Rows, device: torch.device) -> Marks | None:
-    """Look for marks in an image; None if there are none."""
-    height, width = image.size
-    view = thumbnail_of(image, side_for(height, width))[:, :3]
-    with autocast(device):
-        marks = Marks(head(view.to(device)).detach().cpu(), (height, width))
-    return marks if marks.any else None
+def find_marks(head: MarkHead, images: Sequence[Rows], device: torch.device) -> list[Marks | None]:
+    """Look for marks in images; None for those that have none."""
+    views = [thumbnail_of(image, side_for(*image.size), device)[:, :3] for image in images]
+    logits: dict[int, Tensor] = {}
+    for side in sorted({view.shape[-1] for view in views}):
+        rows = [row for row, view in enumerate(views) if view.shape[-1] == side]
+        together = TOGETHER.get(device.type, 1)
+        for some in (rows[start : start + together] for start in range(0, len(rows), together)):
+            with autocast(device):
+                found = head(torch.cat([views[row] for row in some]))
+            logits.update(zip(some, found.detach().cpu().split(1), strict=True))
+    marks = [Marks(logits[row], image.size) for row, image in enumerate(images)]
+    return [one if one.any else None for one in marks]

@@ -19,7 +19,7 @@ from pipeline.restoration.image import ImageEncoder, ProbeEncoder
 from pipeline.restoration.judge import SPREAD, USUAL, Judge
 from pipeline.restoration.layers import ResidualBlock, grid_positions, keep_scale
 from pipeline.restoration.marks import MarkHead
-from pipeline.restoration.tone import LEVELS, Judged, Tone, ToneHead, as_around, levels_of, undone
+from pipeline.restoration.tone import CONFIRMED, LEVELS, Judged, Tone, ToneHead, as_around, levels_of, undone
 from pipeline.restoration.views import CELL, cell_positions, regions
 
 REFERENCE_CELLS = 5
@@ -111,10 +111,36 @@ class CompactModel(nn.Module):
             filled: [N] bool, images of which nothing but what is missing will be changed, so that it must have their
                 tone: where `guide` undoes that, it must be done again; None: none.
         """
+        judged = self._tone(thumbnails)
+        rest = (text, text_absent, references, references_absent, filled)
+        if judged is None:
+            return self._seen(thumbnails, probes, *rest)
+        used = judged.is_worth_it & ~_is_grey(thumbnails[:, :3])  # of greys it is too often certain, and wrong
+        if bool(used.any()):  # what sees all of the picture has to see it, too
+            with torch.no_grad():
+                fading = self._seen(thumbnails, probes, *rest, judged=judged).damage[:, FADING]
+            used = used & (fading > CONFIRMED)
+        tone = judged.tone.where(used)
+        thumbnails, probes = _toned(thumbnails, tone), _probes_toned(probes, tone)
+        return self._seen(thumbnails, probes, *rest, judged=judged, used=used)
+
+    def _seen(
+        self,
+        thumbnails: Tensor,
+        probes: Tensor,
+        text: Tensor,
+        text_absent: Tensor,
+        references: Tensor,
+        references_absent: Tensor,
+        filled: Tensor | None,
+        judged: Judged | None = None,
+        used: Tensor | None = None,
+    ) -> GlobalView:
+        """What `look` says of images as they are shown: with the tone undone that is `judged`, where it is `used`."""
         count, places = references_absent.shape
-        judged_tone, tone, used = self._tone(thumbnails)
-        if judged_tone is not None:
-            thumbnails, probes = _toned(thumbnails, tone), _probes_toned(probes, tone)
+        nowhere = torch.zeros(count, dtype=torch.bool, device=thumbnails.device)
+        used = nowhere if used is None else used
+        tone = Tone.none(count, thumbnails.device) if judged is None else judged.tone.where(used)
         pyramid = self.image_encoder(thumbnails)
         references_absent = references_absent | ~self._trusted(thumbnails, references, references_absent)
         pooled = thumbnails.new_zeros(count, places, self.config.encoder_widths[-1], REFERENCE_CELLS, REFERENCE_CELLS)
@@ -125,18 +151,18 @@ class CompactModel(nn.Module):
         small = F.avg_pool2d(thumbnails[:, :3], 4)
         probe = self.probe_encoder(probes) + self.levels_in(2 * levels_of(small) - 1)
         context = self.fusion(text, text_absent, pyramid[-1], probe, pooled, references_absent)
-        judged = self.damage_head(torch.cat([context.vector, probe], dim=1)).float()
-        scales = judged.new_tensor(SCALES)
+        wrong = self.damage_head(torch.cat([context.vector, probe], dim=1)).float()
+        scales = wrong.new_tensor(SCALES)
         coarse = self.coarse_head(context.image, pyramid, small)
         if filled is not None:
             with torch.autocast(coarse.device.type, enabled=False):
                 fitting = as_around(coarse.float(), small.float(), F.avg_pool2d(thumbnails[:, 3:].float(), 4))
             coarse = torch.where(filled[:, None, None, None], fitting, coarse)
-        damage, clean = judged[:, :-1] * scales, judged[:, -1]
-        if judged_tone is not None:  # the rest has seen what is left of it
-            fading = torch.where(used, judged_tone.fading, damage[:, FADING])[:, None]
+        damage, clean = wrong[:, :-1] * scales, wrong[:, -1]
+        if judged is not None:  # the rest has seen what is left of it
+            fading = torch.where(used, judged.fading, damage[:, FADING])[:, None]
             damage = torch.cat([damage[:, :FADING], fading, damage[:, FADING + 1 :]], dim=1)
-            clean = torch.where(used, torch.minimum(clean, -judged_tone.changed), clean)
+            clean = torch.where(used, torch.minimum(clean, -judged.changed), clean)
         weight = (~text_absent).float()[..., None]
         sentence = (text * weight).sum(1) / weight.sum(1).clamp_min(1)
         return GlobalView(
@@ -146,19 +172,17 @@ class CompactModel(nn.Module):
             image_feature=F.normalize(self.image_agreement(pyramid[-1].mean((2, 3))).float(), dim=1),
             text_feature=F.normalize(self.text_agreement(sentence).float(), dim=1),
             trusted=~references_absent,
-            found=_found(damage / scales, clean, judged_tone),
+            found=_found(damage / scales, clean, judged),
         )
 
     @torch.no_grad()
-    def _tone(self, thumbnails: Tensor) -> tuple[Judged | None, Tone, Tensor]:
-        """What the tone head says, what undoes the tone, and where: [N] bool. It learns by itself alone."""
-        used = torch.zeros(len(thumbnails), dtype=torch.bool, device=thumbnails.device)
+    def _tone(self, thumbnails: Tensor) -> Judged | None:
+        """What the tone head says, which learns by itself alone; None without one."""
         if self.tone is None:
-            return None, Tone.none(len(thumbnails), thumbnails.device), used
+            return None
         with torch.autocast(thumbnails.device.type, enabled=False):
             judged: Judged = self.tone(thumbnails.float())
-        used = judged.is_worth_it & ~_is_grey(thumbnails[:, :3])  # of greys it is too often certain, and wrong
-        return judged, judged.tone.where(used), used
+        return judged
 
     def _trusted(self, thumbnails: Tensor, references: Tensor, absent: Tensor) -> Tensor:
         """Which references [N, R] show what the image shows; of the absent it says nothing."""

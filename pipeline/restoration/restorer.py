@@ -229,7 +229,11 @@ class Restorer(RestoresBatches):
         return [results[row] for row in range(len(requests))]
 
     def _restore_alike(self, requests: Sequence[Request]) -> list[Restored]:
-        requests = [self._with_marks(request) for request in requests]
+        marks = self._marks([Whole(request.pixels, request.mask) for request in requests], requests)
+        requests = [
+            request if one is None else _masked(request, one.rows(0, len(request.pixels)))
+            for request, one in zip(requests, marks, strict=True)
+        ]
         self.text([request.caption for request in requests])  # in full batches; from now on they are remembered
         views: list[View] = []
         for start in range(0, len(requests), IMAGES_A_LOOK):
@@ -256,17 +260,16 @@ class Restorer(RestoresBatches):
             results.append(canvas.finish(view.damage, view.clean, view.agreement, likely, view.references_ignored))
         return results
 
-    def _with_marks(self, request: Request) -> Request:
-        """The request, with what is found to be covered in its mask; a mask that says all of it stays as it is."""
-        marks = self._marks(Whole(request.pixels, request.mask), request)
-        if marks is None:
-            return request
-        return _masked(request, marks.rows(0, len(request.pixels)))
-
-    def _marks(self, image: Rows, request: Request) -> Marks | None:
-        if self._model.marks is None or request.keeps_outside:
-            return None
-        return find_marks(self._model.marks, image, self.device)
+    def _marks(self, images: Sequence[Rows], requests: Sequence[Request]) -> list[Marks | None]:
+        """What is found to cover each image; None where nothing is, or a mask says all of it."""
+        found: list[Marks | None] = [None] * len(images)
+        if self._model.marks is None:
+            return found
+        rows = [row for row, request in enumerate(requests) if not request.keeps_outside]
+        marks = find_marks(self._model.marks, [images[row] for row in rows], self.device)
+        for row, one in zip(rows, marks, strict=True):
+            found[row] = one
+        return found
 
     def _skips(self, request: Request, view: View) -> bool:
         """Whether an image needs no decoding: it is certainly undamaged, and nothing else is asked for."""
@@ -277,12 +280,13 @@ class Restorer(RestoresBatches):
     def agreement(self, request: Request) -> float | None:
         """How well caption and picture agree, 0..1; None without a caption."""
         with torch.inference_mode():
-            return self._look([request], [Sight.of(Whole(request.pixels, request.mask), self.config)])[0].agreement
+            sight = Sight.of(Whole(request.pixels, request.mask), self.config, self.device)
+            return self._look([request], [sight])[0].agreement
 
     def look_at(self, image: Rows, request: Request) -> View:
         """The global view of an image that is read band by band; what is asked of it stands in `request`."""
         with torch.inference_mode():
-            marks = self._marks(image, request)
+            (marks,) = self._marks([image], [request])
             (view,) = self._views([request], [image if marks is None else Marked(image, marks)])
             return dataclasses.replace(view, marks=marks)
 
@@ -343,7 +347,7 @@ class Restorer(RestoresBatches):
 
     def _views(self, requests: Sequence[Request], images: Sequence[Rows]) -> list[View]:
         """The global view of at most IMAGES_A_LOOK images by all of their captions; each image is read once."""
-        sights = [Sight.of(image, self.config) for image in images]
+        sights = [Sight.of(image, self.config, self.device) for image in images]
         views = self._look(requests, sights)
         return [self._as_all_tell(*told) for told in zip(views, requests, sights, strict=True)]
 
@@ -373,14 +377,14 @@ class Restorer(RestoresBatches):
         references = small.new_zeros(len(small), places, 4, config.thumbnail, config.thumbnail)
         for row, request in enumerate(requests):
             for place, reference in enumerate(request.references):
-                references[row, place] = thumbnail_of(Whole(reference), config.thumbnail)[0]
+                references[row, place] = thumbnail_of(Whole(reference), config.thumbnail, self.device)[0]
         with autocast(self.device):
             view = self._model.look(
-                small.to(self.device),
+                small,
                 native.to(self.device),
                 text.tokens,
                 text.absent,
-                references.to(self.device),
+                references,
                 torch.zeros(len(small), places, dtype=torch.bool, device=self.device),
                 torch.tensor(filled, device=self.device) if any(filled) else None,
             )

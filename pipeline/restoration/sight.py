@@ -27,23 +27,21 @@ class Sight(NamedTuple):
     grey: bool
 
     @classmethod
-    def of(cls, image: Rows, config: ModelConfig) -> Sight:
-        """What a model of this shape is shown."""
-        thumbnail = thumbnail_of(image, config.thumbnail)[0]
+    def of(cls, image: Rows, config: ModelConfig, device: torch.device) -> Sight:
+        """What a model of this shape is shown, which is on this device; the probes lie in the CPU's memory."""
+        thumbnail = thumbnail_of(image, config.thumbnail, device)[0]
         return cls(thumbnail, probes_of(image, config.probe, config.probes), has_no_colours(image))
 
 
-def _planes(pixels: Pixels, mask: Pixels | None) -> tuple[Tensor, Tensor]:
+def _planes(pixels: Pixels, mask: Pixels | None, device: torch.device) -> tuple[Tensor, Tensor]:
     """[H, W, 3] and [H, W] -> floats [1, 3, H, W] and [1, 1, H, W]."""
-    image = as_floats(pixels)[None]
-    lost = torch.zeros_like(image[:, :1])
-    if mask is not None:
-        lost = torch.from_numpy(mask.copy()).float()[None, None]
+    image = as_floats(pixels, device)[None]
+    lost = torch.zeros_like(image[:, :1]) if mask is None else as_floats(mask[..., None], device)[None]
     return image, lost
 
 
-def thumbnail_of(image: Rows, side: int) -> Tensor:
-    """What `thumbnails` gives: [1, 4, side, side].
+def thumbnail_of(image: Rows, side: int, device: torch.device) -> Tensor:
+    """What `thumbnails` gives: [1, 4, side, side], on a device.
 
     Large images are averaged strip by strip first, so that they never stand in floats whole.
     """
@@ -52,10 +50,10 @@ def thumbnail_of(image: Rows, side: int) -> Tensor:
     while min(height, width) // (2 * factor) >= 2 * side:
         factor *= 2
     if factor == 1:
-        return thumbnails(*_planes(*image.rows(0, height)), side)
+        return thumbnails(*_planes(*image.rows(0, height), device), side)
     images, masks = [], []
     for top in range(0, height - factor + 1, STRIP):
-        picture, lost = _planes(*image.rows(top, min(top + STRIP, height - height % factor)))
+        picture, lost = _planes(*image.rows(top, min(top + STRIP, height - height % factor)), device)
         present = F.avg_pool2d(1 - lost, factor)
         images.append(F.avg_pool2d(picture * (1 - lost), factor) / present.clamp_min(1e-3))
         masks.append(1 - present)

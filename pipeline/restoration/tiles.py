@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.restoration.views import CELL
 
+CPU = torch.device("cpu")
 WHITES = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
 """What whole numbers mean by white."""
 
@@ -60,8 +61,8 @@ def plan_tiles(height: int, width: int, side: int, margin: int) -> list[Tile]:
     ]
 
 
-def cut(pixels: npt.NDArray[np.generic], tile: Tile, side: int) -> Tensor:
-    """The tile's pixels [C, side, side], float32 in 0..1, from [H, W, C] of uint8, uint16 or float.
+def cut(pixels: npt.NDArray[np.generic], tile: Tile, side: int, device: torch.device = CPU) -> Tensor:
+    """The tile's pixels [C, side, side], float32 in 0..1, from [H, W, C] of uint8, uint16, bool or float.
 
     Beyond the edges of the image its picture is mirrored.
     """
@@ -70,13 +71,20 @@ def cut(pixels: npt.NDArray[np.generic], tile: Tile, side: int) -> Tensor:
     columns = _mirrored(tile.left, side, width)
     part = pixels[tile.top : tile.top + side] if tile.top + side <= height else pixels[rows]
     part = part[:, tile.left : tile.left + side] if tile.left + side <= width else part[:, columns]
-    return as_floats(part)
+    return as_floats(part, device)
 
 
-def as_floats(pixels: npt.NDArray[np.generic]) -> Tensor:
+def as_floats(pixels: npt.NDArray[np.generic], device: torch.device = CPU) -> Tensor:
     """[H, W, C] of uint8, uint16, bool or float -> [C, H, W], float32 in 0..1."""
-    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float()
+    tensor = sent(torch.from_numpy(pixels.copy()), device).permute(2, 0, 1).float()
     return tensor / WHITES[pixels.dtype] if pixels.dtype in WHITES else tensor
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On a device; a GPU gets it when it has come so far, and is not waited for."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def _mirrored(start: int, side: int, length: int) -> npt.NDArray[np.intp]:

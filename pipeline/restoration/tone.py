@@ -23,10 +23,12 @@ CELLS = 8
 """Of the grid on which uneven light is undone, a side."""
 LEVELS = (0.01, 0.1, 0.5, 0.9, 0.99)
 """Quantiles of each colour that tell of fading and casts."""
-CERTAIN = 5.2
-"""Logit from which on a tone is taken for changed."""
+CERTAIN = 4.25
+"""Logit from which on a tone may be taken for changed."""
 LEAST_GAIN = 1.0
 """dB that undoing it must be expected to gain."""
+CONFIRMED = 0.25
+"""`Damage.fading` that the global view must see, too, before a tone is undone: it errs elsewhere than the tone head."""
 QUICK = 8.0
 """What the last layer's numbers are multiplied by: the optimiser moves it by little a step, and they reach far."""
 AROUND = 6

@@ -107,6 +107,29 @@ def test_a_batch_that_is_not_full_is_padded_to_little_more(monkeypatch: pytest.M
     assert counts[2:] == [1] * 11
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_says_what_the_cpu_says_but_for_rounding(photo: np.ndarray) -> None:
+    hole = np.zeros(photo.shape[:2], bool)
+    hole[30:60, 40:90] = True
+    grey = np.ascontiguousarray(photo[..., :1].repeat(3, axis=2))
+    torn = photo.copy()
+    torn[:70, :70] = 245
+    asked = [
+        Request(photo, caption="a photograph"),
+        Request(photo, mask=hole),
+        Request(grey, colourise=True),
+        Request(torn),
+        Request(photo, strength=0.5),
+        Request(photo, references=(photo[20:, 20:],)),
+    ]
+    cpu, gpu = (Restorer.from_pretrained(device=device).restore_batch(asked) for device in ("cpu", "cuda"))
+    for one, other in zip(cpu, gpu, strict=True):
+        assert np.abs(one.array - other.array).mean() < 0.004
+        assert (one.lost != other.lost).mean() < 0.01
+        assert one.expected_psnr == pytest.approx(other.expected_psnr, abs=0.5)
+        assert one.mean_error == pytest.approx(other.mean_error, rel=0.1)
+
+
 class Speeds:
     """Stands in for measuring: megapixels a second by side and batch."""
 

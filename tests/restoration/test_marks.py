@@ -10,7 +10,7 @@ from pipeline.quality.scores import psnr
 from pipeline.restoration.assembly import assemble, with_marks
 from pipeline.restoration.canvas import Canvas
 from pipeline.restoration.config import ModelConfig
-from pipeline.restoration.marks import SIDES, Marked, MarkHead, Marks, find_marks, side_for
+from pipeline.restoration.marks import SIDES, TOGETHER, Marked, MarkHead, Marks, find_marks, side_for
 from pipeline.restoration.request import Request
 from pipeline.restoration.rows import Whole
 from pipeline.restoration.tiles import Tile
@@ -61,7 +61,8 @@ def test_a_view_is_about_as_large_as_its_image(size: tuple[int, int], side: int)
 
 def test_a_head_that_has_learned_nothing_finds_nothing() -> None:
     torch.manual_seed(0)
-    assert find_marks(MarkHead((8, 8, 8, 8)), Whole(noise(90, 120)), CPU) is None
+    pictures = [Whole(noise(90, 120)), Whole(noise(300, 420)), Whole(noise(64, 64))]
+    assert find_marks(MarkHead((8, 8, 8, 8)), pictures, CPU) == [None] * 3
 
 
 def test_a_model_that_gets_a_mark_head_restores_as_before(photo: np.ndarray) -> None:
@@ -110,6 +111,21 @@ def test_a_missing_corner_is_found_and_filled(restorer: Restorer, photo: np.ndar
     assert (result.lost & ~gone).mean() < 0.01
     assert psnr(result.pixels, photo) > psnr(torn, photo) + 5
     assert result.damage.missing == pytest.approx(gone.mean(), abs=0.02)
+
+
+@pytest.mark.parametrize("together", [1, 32])
+def test_marks_of_many_pictures_keep_their_places(
+    restorer: Restorer, photo: np.ndarray, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TOGETHER, "cpu", together)
+    head = restorer._model.marks
+    assert head is not None
+    (torn, gone), small = without_corner(photo), photo[:200, :200]
+    pictures = [Whole(photo), Whole(small), Whole(torn), Whole(np.ascontiguousarray(torn[:, ::-1]))]
+    found = find_marks(head, pictures, CPU)
+    assert [marks is not None for marks in found] == [False, False, True, True]
+    for marks, wanted in ((found[2], gone), (found[3], gone[:, ::-1])):
+        assert marks is not None and (marks.rows(0, len(photo))[0] & wanted).sum() > 0.9 * wanted.sum()
 
 
 def test_where_a_mask_is_given_no_marks_are_looked_for(restorer: Restorer, photo: np.ndarray) -> None:
