@@ -64,6 +64,7 @@ def test_a_job_ends_with_the_exit_code_of_its_command(
     assert submit(address, "runs", str(tmp_path), options=["--ok", "2", "--log-format", "json"]) == 0
 
 
+@pytest.mark.slow
 def test_a_job_that_runs_already_is_followed_and_one_that_has_ended_gets_a_number(address: str) -> None:
     client = JobSubmissionClient(address)
     client.submit_job(entrypoint="sleep 600", submission_id="nightly")
@@ -78,6 +79,7 @@ def test_a_job_that_runs_already_is_followed_and_one_that_has_ended_gets_a_numbe
     assert client.get_job_status("nightly-2") == "SUCCEEDED"
 
 
+@pytest.mark.slow
 def test_a_signal_is_passed_on(address: str, tmp_path: Path) -> None:
     words = ["--address", address, "--env", f"PATH={tmp_path}:{os.environ['PATH']}", "--", "models"]
     python = tmp_path / "python"  # stands for a run: it ends as one does that is told to

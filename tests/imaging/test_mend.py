@@ -143,6 +143,7 @@ def test_a_damaged_file_without_a_place_is_said_to_be_damaged() -> None:
     assert "damaged" in broken.broken
 
 
+@pytest.mark.slow
 def test_hostile_files_are_read_in_part_or_refused_in_time_and_memory() -> None:
     """Each in one process: none may crash it, take 10 s, or 1 GB."""
     done = subprocess.run(

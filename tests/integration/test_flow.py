@@ -328,6 +328,7 @@ def test_failed_rows_give_exit_code_three_and_the_report_can_be_made_again(
     assert "no finished run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_estimate_is_made_of_rows_from_all_over_the_source(write_table: Write, tmp_path: Path) -> None:
     sizes = {0: 40, 1: 40, 2: 120, 3: 120}
     for part, side in sizes.items():
@@ -342,6 +343,7 @@ def test_an_estimate_is_made_of_rows_from_all_over_the_source(write_table: Write
     assert " EUR" in found.as_text() and "hours of cores" in found.as_text()
 
 
+@pytest.mark.slow
 def test_a_run_tells_what_it_cost(write_table: Write, tmp_path: Path) -> None:
     write_table([{"id": f"{n}", "image": encoded(noise(30, 30, n))} for n in range(3)])
     prices = ["resources.prices.actor_hour=2", "resources.prices.core_hour=1", "resources.prices.currency=CHF"]

@@ -124,6 +124,7 @@ def test_a_file_that_was_written_anew_replaces_its_rows(write_table: Write, tmp_
         )
 
 
+@pytest.mark.slow
 def test_all_rows_are_done_anew_into_a_table_that_is_exchanged_at_once(write_table: Write, tmp_path: Path) -> None:
     write_table(rows("a", "b"), "source/one.parquet")
     flow.restore(prepare(recipe_of(tmp_path, "output.images=files")))

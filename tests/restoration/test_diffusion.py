@@ -94,6 +94,7 @@ def test_the_thinnest_scratch_stays_in_a_smaller_mask() -> None:
     assert small.shape == (48, 64) and small.any(0).all() and small.any(1).all() and small.mean() < 0.1
 
 
+@pytest.mark.slow
 def test_pictures_are_redrawn_at_their_size(folder: Path) -> None:
     chain = load_restorer(f"diffusers-redraw:{folder / 'plain'}", "cpu")
     for size in ((70, 90), (200, 40), (7, 9)):
@@ -102,6 +103,7 @@ def test_pictures_are_redrawn_at_their_size(folder: Path) -> None:
         assert result.array.shape == picture.shape and np.isfinite(result.array).all() and result.enlarged is None
 
 
+@pytest.mark.slow
 def test_pictures_are_enlarged_four_times(folder: Path) -> None:
     chain = load_restorer(["compact", f"diffusers-enlarge:{folder / 'enlarge'}"], "cpu")
     result = chain.restore_batch([Request(noise(10, 12), caption="a red dog")])[0]

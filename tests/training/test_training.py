@@ -87,11 +87,12 @@ def test_a_killed_run_goes_on_to_the_same_weights(photos: list[Photo], tmp_path:
 
 
 def test_loaders_draw_ahead_and_change_nothing(photos: list[Photo], tmp_path: Path) -> None:
-    alone = run(photos, tmp_path / "alone")
+    plan = dataclasses.replace(PLAN, steps=4)
+    alone = run(photos, tmp_path / "alone", plan)
     told: list[Progress] = []
-    ahead = train(photos, photos[:2], tmp_path / "ahead", TINY, PLAN, CPU, told.append, loaders=2).state_dict()
+    ahead = train(photos, photos[:2], tmp_path / "ahead", TINY, plan, CPU, told.append, loaders=2).state_dict()
     assert all(torch.equal(tensor, ahead[name]) for name, tensor in alone.items())
-    assert [progress.step for progress in told] == [6]
+    assert [progress.step for progress in told] == [4]
 
 
 def test_what_fails_in_a_loader_is_told(photos: list[Photo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,6 +330,7 @@ def test_training_starts_from_given_weights(photos: list[Photo], tmp_path: Path)
         run(photos, tmp_path / "tuned", dataclasses.replace(PLAN, steps=1, learning_rate=1e-9))
 
 
+@pytest.mark.slow
 def test_no_unit_of_a_new_model_falls_silent(photos: list[Photo], tmp_path: Path) -> None:
     plan = dataclasses.replace(PLAN, steps=40, batch=4, learning_rate=2e-3, checkpoint_every=40)
     model = train(photos, [], tmp_path, TINY, plan, CPU, lambda progress: None)
