@@ -10,7 +10,8 @@ from pipeline.quality.scores import psnr
 from pipeline.restoration.assembly import assemble, with_tone
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.model import CompactModel
-from pipeline.restoration.tone import CELLS, Tone, ToneHead, as_around, redone, undone
+from pipeline.restoration.tone import CELLS, Judged, Tone, ToneHead, as_around, redone, undone
+from pipeline.restoration.views import probes, thumbnails
 from pipeline.training.data import Photo
 from pipeline.training.team import Team
 from pipeline.training.toning import draw
@@ -144,3 +145,23 @@ def test_a_large_image_has_its_tone_undone_alike_in_every_tile(restorer: Restore
     yellow = as_pixels(damages.yellow(as_planes(large), torch.tensor([0.4])))
     result = restorer.restore(yellow)
     assert psnr(result.pixels, large) > psnr(yellow, large) + 4
+
+
+def test_what_is_looked_at_twice_is_learned_from_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.restoration.model.CONFIRMED", -1e9)
+    monkeypatch.setattr(Judged, "is_worth_it", property(lambda judged: judged.changed > -1e9))
+    model = with_tone(assemble(sizes=ModelConfig(decoder_widths=(8, 8, 16, 16))))
+    config, pictures = model.config, torch.rand(2, 3, 96, 96)
+    nothing = torch.zeros(2, 1, 96, 96)
+    with torch.autocast("cpu", torch.bfloat16):
+        view = model.look(
+            thumbnails(pictures, nothing, config.thumbnail),
+            probes(pictures, nothing, config.probe, config.probes),
+            torch.zeros(2, config.text_tokens, config.text_width),
+            torch.ones(2, config.text_tokens, dtype=torch.bool),
+            torch.zeros(2, 0, 4, config.thumbnail, config.thumbnail),
+            torch.zeros(2, 0, dtype=torch.bool),
+        )
+        (view.guide.coarse.square().mean() + view.damage.square().mean()).backward()
+    weights = [weight for weight in model.image_encoder.parameters() if weight.ndim > 1]
+    assert all(weight.grad is not None for weight in weights)
