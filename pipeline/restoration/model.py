@@ -63,6 +63,18 @@ class CoarseHead(nn.Module):
         return out
 
 
+class _Shown(NamedTuple):
+    """What `CompactModel.look` is given."""
+
+    thumbnails: Tensor
+    probes: Tensor
+    text: Tensor
+    text_absent: Tensor
+    references: Tensor
+    references_absent: Tensor
+    filled: Tensor | None
+
+
 class CompactModel(nn.Module):
     """Text and image encoders' outputs are fused, and that drives the tile decoder."""
 
@@ -111,36 +123,26 @@ class CompactModel(nn.Module):
             filled: [N] bool, images of which nothing but what is missing will be changed, so that it must have their
                 tone: where `guide` undoes that, it must be done again; None: none.
         """
+        shown = _Shown(thumbnails, probes, text, text_absent, references, references_absent, filled)
+        nowhere = torch.zeros(len(thumbnails), dtype=torch.bool, device=thumbnails.device)
         judged = self._tone(thumbnails)
-        rest = (text, text_absent, references, references_absent, filled)
         if judged is None:
-            return self._seen(thumbnails, probes, *rest)
+            return self._seen(shown, None, nowhere)
         used = judged.is_worth_it & ~_is_grey(thumbnails[:, :3])  # of greys it is too often certain, and wrong
         if bool(used.any()):  # what sees all of the picture has to see it, too
             with torch.no_grad():
-                fading = self._seen(thumbnails, probes, *rest, judged=judged).damage[:, FADING]
+                fading = self._seen(shown, judged, nowhere).damage[:, FADING]
             used = used & (fading > CONFIRMED)
-        tone = judged.tone.where(used)
-        thumbnails, probes = _toned(thumbnails, tone), _probes_toned(probes, tone)
-        return self._seen(thumbnails, probes, *rest, judged=judged, used=used)
+        return self._seen(shown, judged, used)
 
-    def _seen(
-        self,
-        thumbnails: Tensor,
-        probes: Tensor,
-        text: Tensor,
-        text_absent: Tensor,
-        references: Tensor,
-        references_absent: Tensor,
-        filled: Tensor | None,
-        judged: Judged | None = None,
-        used: Tensor | None = None,
-    ) -> GlobalView:
-        """What `look` says of images as they are shown: with the tone undone that is `judged`, where it is `used`."""
+    def _seen(self, shown: _Shown, judged: Judged | None, used: Tensor) -> GlobalView:
+        """What `look` says, with the tone undone that was `judged` in the images where it is `used`, [N] bool."""
+        thumbnails, probes, text, text_absent, references, references_absent, filled = shown
         count, places = references_absent.shape
-        nowhere = torch.zeros(count, dtype=torch.bool, device=thumbnails.device)
-        used = nowhere if used is None else used
-        tone = Tone.none(count, thumbnails.device) if judged is None else judged.tone.where(used)
+        tone = Tone.none(count, thumbnails.device)
+        if judged is not None:
+            tone = judged.tone.where(used)
+            thumbnails, probes = _toned(thumbnails, tone), _probes_toned(probes, tone)
         pyramid = self.image_encoder(thumbnails)
         references_absent = references_absent | ~self._trusted(thumbnails, references, references_absent)
         pooled = thumbnails.new_zeros(count, places, self.config.encoder_widths[-1], REFERENCE_CELLS, REFERENCE_CELLS)
