@@ -25,7 +25,7 @@ FINE_TUNING: dict[str, Any] = {"steps": 1500, "learning_rate": 3e-4, "warm_up": 
 PARTS: dict[str, dict[str, Any]] = {
     "tone": {"steps": 4000, "learning_rate": 2e-3, "batch": 64},
     "marks": {"steps": 4000, "learning_rate": 2e-3, "batch": 24},
-    "judge": {"steps": 300},
+    "judge": {"steps": 800},
 }
 """The same where a part alone learns."""
 HELD_OUT_BYTES = 1 << 30
@@ -103,7 +103,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="all",
         help="of a model given by --from: what of it is to learn. All (default); its tone head alone, which undoes "
         "fading, casts and uneven light; its mark head alone, which finds scratches, folds and holes (both learn "
-        "quickly, on small pictures); or its judge alone, which says how good results are",
+        "quickly, on small pictures); or its judge and critic alone, which say how good results are, and whether "
+        "they are worse than what came in",
     )
     parser.add_argument("--patch", type=positive, help=f"pixels, a multiple of 8 ({plan.patch})")
     parser.add_argument(
@@ -258,7 +259,7 @@ class _Training(NamedTuple):
 
 
 def _restoring(arguments: argparse.Namespace, device: torch.device) -> _Training:
-    from pipeline.restoration.assembly import assemble, with_marks, with_tone
+    from pipeline.restoration.assembly import HEADS, assemble, with_head
     from pipeline.restoration.text import MINILM, text_encoder_of
     from pipeline.restoration.weights import load_model
     from pipeline.training.loop import ALL_CAPTIONS
@@ -266,10 +267,8 @@ def _restoring(arguments: argparse.Namespace, device: torch.device) -> _Training
 
     if arguments.start:
         start, digest = load_model(arguments.start)
-        if arguments.part == "tone":
-            start = with_tone(start, arguments.seed)
-        elif arguments.part == "marks":
-            start = with_marks(start, arguments.seed)
+        part = "critic" if arguments.part == "judge" else arguments.part
+        start = with_head(start, part, arguments.seed) if part in HEADS else start
     else:
         encoders = arguments.text_encoder or MINILM, arguments.image_encoder or "compact"
         start = assemble(*encoders, arguments.mapping or "attention", arguments.seed, arguments.downloads)

@@ -219,9 +219,12 @@ class Rule(_Section):
 class Gate(_Section):
     """When a restored image is taken, when the original is kept, and when a person should look."""
 
+    worse_above: float = Field(default=0.01, ge=0, le=1)
+    """An image whose result is farther from the truth than it is, with a greater probability than this, is kept. Models
+    with a critic tell it, `compact` among them; for results of others the next two rules stand in."""
     clean_above: float = Field(default=0.002, ge=0, le=1)
-    """An image judged undamaged with at least this probability is kept as it is. So small since the model is too sure
-    of damage where there is none (docs/evaluation.md)."""
+    """Without a critic: an image judged undamaged with at least this probability is kept as it is. So small since the
+    model is too sure of damage where there is none (docs/evaluation.md)."""
     sure_gain: float = Field(default=4.5, ge=0)
     """Unless its result is expected to be better by at least so many dB: what judges the whole image overlooks folds,
     tears and hairs, which the decoder finds."""

@@ -26,7 +26,7 @@ FIDELITY_SCORES = ("change_psnr", "changed_share", "colour_shift", "redamaged_ps
 """How far the result that was proposed is from the input, whether it was taken or not."""
 FOUND = ("noise_sigma", "jpeg_quality", "blur_sigma", "downscale", "fading", "missing")
 """What the model found to be wrong."""
-EXPECTED = ("clean_probability", "caption_agreement", "expected_psnr", "expected_gain")
+EXPECTED = ("clean_probability", "caption_agreement", "expected_psnr", "expected_gain", "worse_probability")
 """What the model thinks of image and result."""
 
 
@@ -77,6 +77,7 @@ OUTPUT = pa.schema(
         pa.field("caption_agreement", pa.float32()),  # 0..1; null without a caption
         pa.field("expected_psnr", pa.float32()),  # dB, of the result, in the likely case, by the model
         pa.field("expected_gain", pa.float32()),  # dB, of the PSNR, from input to result
+        pa.field("worse_probability", pa.float32()),  # 0..1, that the result is farther from the truth than the input
         pa.field("change_psnr", pa.float32()),  # dB, the result against the input; 100 if equal
         pa.field("changed_share", pa.float32()),  # 0..1, of the pixels, visibly
         pa.field("colour_shift", pa.float32()),  # CIEDE2000, of colours over a coarse grid

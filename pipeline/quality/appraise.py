@@ -107,6 +107,7 @@ class Appraiser:
             "caption_agreement": result.agreement,
             "expected_psnr": result.expected_psnr,
             "expected_gain": _gain(result, measured["change_psnr"]),
+            "worse_probability": result.worse,
             **measured,
         }
         scores = {name: value if value is not None and math.isfinite(value) else None for name, value in told.items()}

@@ -19,30 +19,31 @@ TONE_WIDTHS = (32, 64, 128, 192)
 """Of a new model's tone head."""
 MARK_WIDTHS = (16, 32, 64, 128)
 """Of its mark head."""
-JUDGED = "judge.body.0.weight"
-"""What the judge hears stands in its columns; what a tone head tells in the last."""
+CRITIC_WIDTHS = (40, 80, 128)
+"""Of its critic, if it gets one."""
 
 
-def with_tone(model: CompactModel, seed: int = 0) -> CompactModel:
-    """The model, with a tone head that has not been trained if it has none."""
-    if model.tone is not None:
+HEADS = {
+    "tone": ("tone_widths", TONE_WIDTHS),
+    "marks": ("mark_widths", MARK_WIDTHS),
+    "critic": ("critic_widths", CRITIC_WIDTHS),
+}
+"""Parts that a model may be without: where their sizes stand in its shape, and those of new ones."""
+
+
+def with_head(model: CompactModel, part: str, seed: int = 0) -> CompactModel:
+    """The model, with one of `HEADS` that has not been trained if it has none."""
+    name, widths = HEADS[part]
+    if getattr(model.config, name):
         return model
     torch.manual_seed(seed)
-    larger = CompactModel(dataclasses.replace(model.config, tone_widths=TONE_WIDTHS))
-    weights = larger.state_dict() | model.state_dict()
-    narrow = weights[JUDGED]
-    weights[JUDGED] = F.pad(narrow, (0, larger.state_dict()[JUDGED].shape[1] - narrow.shape[1]))
-    larger.load_state_dict(weights)
-    return larger
-
-
-def with_marks(model: CompactModel, seed: int = 0) -> CompactModel:
-    """The model, with a mark head that has not been trained if it has none."""
-    if model.marks is not None:
-        return model
-    torch.manual_seed(seed)
-    larger = CompactModel(dataclasses.replace(model.config, mark_widths=MARK_WIDTHS))
-    larger.load_state_dict(larger.state_dict() | model.state_dict())
+    larger = CompactModel(dataclasses.replace(model.config, **{name: widths}))
+    fresh, weights = larger.state_dict(), model.state_dict()
+    heard = [name for name in weights if weights[name].shape != fresh[name].shape]
+    for name in heard:  # judge and critic hear a tone head last
+        more = fresh[name].shape[-1] - weights[name].shape[-1]
+        weights[name] = F.pad(weights[name], (0, more), value=float(name.endswith("spread")))
+    larger.load_state_dict(fresh | weights)
     return larger
 
 

@@ -50,6 +50,9 @@ class Restored:
     """How many references were left alone, since they seem to show something else."""
     seed: int | None = None
     """Of what was drawn at random; None: nothing was."""
+    worse: float | None = None
+    """Estimated probability that the result is farther from the truth than the input was, by 0.1 dB or more; None: not
+    known, or a mask has asked for it."""
     repaired: bool = True
     """Whether a model of ours saw to the damage that was found; else only `others` did anything."""
     others: tuple[tuple[str, float], ...] = ()

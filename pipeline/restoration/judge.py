@@ -9,6 +9,8 @@ SMALLEST = 1e-6
 """Mean squared error below which nothing is told apart: 60 dB."""
 USUAL, SPREAD = -7.0, 2.0
 """Logarithm of a usual mean squared error (30 dB), and what brings logarithms near unit size."""
+JUDGED = 4
+"""Numbers that an image's pixels are summed up in."""
 
 
 def summary(log_error: Tensor, change: Tensor, lost: Tensor) -> Tensor:
@@ -44,7 +46,7 @@ class Judge(nn.Module):
     def __init__(self, width: int, found: int) -> None:
         """`width` of the global vector, `found`: how many findings."""
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(4 + width + found, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU())
+        self.body = nn.Sequential(nn.Linear(JUDGED + width + found, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU())
         self.out = nn.Linear(64, 1)
         nn.init.zeros_(self.out.weight)
         assert self.out.bias is not None

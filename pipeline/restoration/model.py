@@ -12,11 +12,12 @@ from pipeline.damage.record import FADING, SCALES
 from pipeline.damage.tone import luma
 from pipeline.restoration.backbone import Backbone
 from pipeline.restoration.config import ModelConfig
+from pipeline.restoration.critic import Critic, Opinion
 from pipeline.restoration.decoder import Decoded, Guide, TileDecoder
 from pipeline.restoration.fusion import AttentionFusion
 from pipeline.restoration.graph import GraphFusion
 from pipeline.restoration.image import ImageEncoder, ProbeEncoder
-from pipeline.restoration.judge import SPREAD, USUAL, Judge
+from pipeline.restoration.judge import JUDGED, SPREAD, USUAL, Judge
 from pipeline.restoration.layers import ResidualBlock, grid_positions, keep_scale
 from pipeline.restoration.marks import MarkHead
 from pipeline.restoration.tone import CONFIRMED, LEVELS, Judged, Tone, ToneHead, as_around, levels_of, undone
@@ -95,7 +96,9 @@ class CompactModel(nn.Module):
         self.decoder = TileDecoder(config)
         self.tone = ToneHead(config.tone_widths) if config.tone_widths else None
         self.marks = MarkHead(config.mark_widths) if config.mark_widths else None
-        self.judge = Judge(config.width, len(SCALES) + 1 + (TONES_FOUND if self.tone is not None else 0))
+        found = len(SCALES) + 1 + (TONES_FOUND if self.tone is not None else 0)
+        self.judge = Judge(config.width, found)
+        self.critic = Critic(config.critic_widths, JUDGED + found + config.width) if config.critic_widths else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Shape and weights: some backbones hold hooks, once they have run, that cannot be pickled."""
@@ -245,6 +248,20 @@ class CompactModel(nn.Module):
             found: [N, F], of the global view.
         """
         out: Tensor = self.judge(pixels, vector, found)
+        return out
+
+    def opinion(self, pairs: Tensor, pixels: Tensor, vector: Tensor, found: Tensor) -> Opinion | None:
+        """What the critic says of results, if there is one.
+
+        Args:
+            pairs: [N, 6, S, S], by `critic.pair_of`.
+            pixels: with the others as `log_error` takes them.
+            vector: of the guide.
+            found: of the global view.
+        """
+        if self.critic is None:
+            return None
+        out: Opinion = self.critic(pairs, torch.cat([pixels, vector, found], dim=1))
         return out
 
     def agreement(self, view: GlobalView) -> Tensor:

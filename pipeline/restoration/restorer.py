@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.damage.record import Damage
 from pipeline.restoration.canvas import Band, Canvas, Restored
+from pipeline.restoration.critic import pair_of
 from pipeline.restoration.decoder import Guide
 from pipeline.restoration.engine import Engine, Job
 from pipeline.restoration.judge import describe
@@ -255,9 +256,12 @@ class Restorer(RestoresBatches):
                 ),
             )
         results = []
-        for canvas, view, request in zip(canvases, views, requests, strict=True):
+        for canvas, view, request, skip in zip(canvases, views, requests, skipped, strict=True):
             likely = self.likely_error(canvas.means, view, request)
-            results.append(canvas.finish(view.damage, view.clean, view.agreement, likely, view.references_ignored))
+            result = canvas.finish(view.damage, view.clean, view.agreement, likely, view.references_ignored)
+            both = Whole(request.pixels), Whole(result.array)
+            worse = None if skip else self.worse(*both, canvas.means, view, request)
+            results.append(dataclasses.replace(result, worse=worse))
         return results
 
     def _marks(self, images: Sequence[Rows], requests: Sequence[Request]) -> list[Marks | None]:
@@ -341,9 +345,33 @@ class Restorer(RestoresBatches):
         if request.keeps_outside:
             return means[0]
         with torch.inference_mode():
-            pixels = describe(*torch.tensor(means)[:, None].to(self.device))
-            log_error = self._model.log_error(pixels, view.guide.vector[None], view.found[None])
-            return float(log_error.exp())
+            return float(self._model.log_error(*self._known(means, view)).exp())
+
+    def worse(self, before: Rows, after: Rows, means: Sequence[float], view: View, request: Request) -> float | None:
+        """How probable it is that a result is farther from the truth than the image was.
+
+        None without a critic, and where a mask says what is to change. Each is judged alone, so that it does not depend
+        on its company.
+
+        Args:
+            before: the image; it may be a smaller one, if `after` is so, too.
+            after: the result.
+            means: with the others as `likely_error` takes them.
+            view: of the image.
+            request: what was asked.
+        """
+        if request.keeps_outside or self._model.critic is None:
+            return None
+        with torch.inference_mode():
+            pair = pair_of(before, after, view.damage.grey, self.device)[None]
+            with autocast(self.device):
+                opinion = self._model.opinion(pair, *self._known(means, view))
+            return float(torch.sigmoid(opinion.worse)) if opinion is not None else None
+
+    def _known(self, means: Sequence[float], view: View) -> tuple[Tensor, Tensor, Tensor]:
+        """What judge and critic are told of an image."""
+        pixels = describe(*torch.tensor(means)[:, None].to(self.device))
+        return pixels, view.guide.vector[None], view.found[None]
 
     def _views(self, requests: Sequence[Request], images: Sequence[Rows]) -> list[View]:
         """The global view of at most IMAGES_A_LOOK images by all of their captions; each image is read once."""

@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -28,6 +28,7 @@ from pipeline.recipe import Recipe
 from pipeline.restoration.canvas import Band, Restored, error_before
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import Restorer, View
+from pipeline.restoration.rows import Whole
 from pipeline.stages.provenance import actions, change_mask, digital_source, provenance
 from pipeline.stages.table import Row
 
@@ -102,7 +103,7 @@ class LargeStage:
                     image, request, view, account, one_channel=image.proto.space == "grey" and not coloured
                 )
                 pixels_sha256, layout = image.write(file, bands, coloured)
-                result = account.result(view, lambda means: self.restorer.likely_error(means, view, request))
+                result = account.result(self.restorer, view, request)
                 restored = time.perf_counter()
                 case = Case(
                     *(account.before, result),
@@ -223,11 +224,13 @@ class _Account:
         share = self._missing / (self._size[0] * self._size[1])
         return broken_note(share) if share else None
 
-    def result(self, view: View, likely_error: Callable[[list[float]], float]) -> Restored:
+    def result(self, restorer: Restorer, view: View, request: Request) -> Restored:
         """The windows as a result, with what was found in the whole image."""
         area = self._size[0] * self._size[1]
         error, log_error, change, lost, doubt, withheld = (float(total) / area for total in self._sums)
-        likely = likely_error([error, log_error, change, lost]) + withheld
+        means = [error, log_error, change, lost]
+        likely = restorer.likely_error(means, view, request) + withheld
+        before, after = (Whole(np.concatenate(self._small[name])) for name in ("before", "after"))
         return Restored(
             array=self._after,
             damage=dataclasses.replace(view.damage, missing=lost),
@@ -239,6 +242,7 @@ class _Account:
             agreement=view.agreement,
             references_ignored=view.references_ignored,
             input_error=error_before(error, change, doubt),
+            worse=restorer.worse(before, after, means, view, request),
         )
 
     def preview(self, name: str) -> bytes | None:

@@ -29,12 +29,12 @@ VIEW = 224
 LOOKS = (("grey",), ("holes",), ("grey",), TONES, ("grey",), ("clean",))
 """What the further pictures for the global view are, one after the other. Undamaged ones are as many as those with
 another tone: else a picture with nothing else wrong is taken for a faded one."""
-SHARP = 0.7
-"""Share of pictures drawn among the photos that are larger than a training image: they are at their own resolution."""
 SHRUNK, ENLARGED = 0.1, 0.1
 """Shares of crops of large photos that are shrunk, up to all that it holds, and enlarged, by half at most: what a
 scanner sees of an old print is softer than a small photo from the web, and noise is taken from it otherwise. With a
 quarter of each, the others' noise was learned much later: 0.24 dB behind after 340 steps from scratch."""
+MOST = 0.65
+"""Share of each side that is left of a large photo, at least, where most of it is shown."""
 LARGEST = 768
 """Of larger photos a part of this side is kept."""
 
@@ -89,14 +89,18 @@ class Mixture:
     """Share of references that show another scene: it must do no harm."""
     mask_withheld: float = 0.5
     """Share of defects whose mask is not given: archives have none."""
+    sharp: float = 0.7
+    """Share of pictures drawn among the photos that are larger than a training image: they are at their own
+    resolution."""
 
 
 EVEN = Mixture(
     kinds=tuple((kind, 0.3 if kind == "clean" else 0.7 / (len(KINDS) - 1)) for kind in KINDS),
     plain=0.05,
     mask_withheld=1.0,
+    sharp=0.15,
 )
-"""Every kind of damage as often as another: what the judge is to know of."""
+"""Every kind of damage as often as another, in as many photos as there are: what judge and critic are to know of."""
 
 
 class Batch(NamedTuple):
@@ -197,6 +201,11 @@ class Sampler:
         """Its share of `size` further pictures, such as the global view learns most from: see `LOOKS`."""
         return self._draw(LOOKS, f"{self.seed}/{step}/look", size)
 
+    def large(self, step: int, size: int) -> list[tuple[Tensor, Damaged, str]]:
+        """`size` pictures of larger photos, all or most of each: truth [1, 3, H, W], what became of it, a caption."""
+        drawn = (self._image((), random.Random(f"{self.seed}/{step}/large/{index}"), True) for index in range(size))
+        return [(truth, damaged, caption) for truth, damaged, _, caption, _ in drawn]
+
     def _draw(self, kinds: Sequence[Sequence[str]], seed: str, size: int) -> Batch:
         drawn = [
             self._image(kinds[index % len(kinds)] if kinds else (), random.Random(f"{seed}/{index}"))
@@ -217,15 +226,18 @@ class Sampler:
             done, torch.cat(truths), torch.cat(masks), list(captions), shown.to(self.device), absent.to(self.device)
         )
 
-    def _image(self, among: Sequence[str], dice: random.Random) -> tuple[Tensor, Damaged, Tensor, str, Tensor | None]:
+    def _image(
+        self, among: Sequence[str], dice: random.Random, large: bool = False
+    ) -> tuple[Tensor, Damaged, Tensor, str, Tensor | None]:
         """Truth [1, 3, VIEW, VIEW], what became of it, the mask that is told, a caption, and a reference [3, S, S].
 
-        The kind is one of `among`, alike; if that is empty, as the mixture says.
+        The kind is one of `among`, alike; if that is empty, as the mixture says. `large`: all or most of a larger
+        photo.
         """
         mixture = self.mixture
         kind = dice.choice(among) if among else dice.choices(self._kinds, self._shares)[0]
-        photo = self._pick(kind, dice)
-        view = _view(photo.pixels, dice)
+        photo = dice.choice(self._sharp) if large else self._pick(kind, dice)
+        view = crop(photo.pixels, dice, dice.uniform(MOST, 1.0)) if large else _view(photo.pixels, dice)
         if kind != "grey" and dice.random() < mixture.plain:
             view = dice.choice([mounted, silhouette])(view, dice)
         truth = view[None].to(self.device).float() / 255
@@ -248,7 +260,7 @@ class Sampler:
     def _pick(self, kind: str, dice: random.Random) -> Photo:
         if kind in ("grey", "holes"):
             return dice.choice(self._captioned)
-        return dice.choice(self._sharp if dice.random() < SHARP else self._all)
+        return dice.choice(self._sharp if dice.random() < self.mixture.sharp else self._all)
 
 
 def crop(pixels: Tensor, dice: random.Random, share: float) -> Tensor:

@@ -1,7 +1,7 @@
-"""The judge learns what became of whole pictures, restored as they are in use.
+"""Judge and critic learn what became of whole pictures, restored as they are in use.
 
-A picture is restored once, and what the judge is told of it is kept: a network as small then sees all of them many
-times over in a minute.
+A picture is restored once, and what they are told of it is kept: networks as small then see all of them many times over
+in minutes.
 """
 
 from __future__ import annotations
@@ -9,55 +9,84 @@ from __future__ import annotations
 import copy
 import json
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipeline.damage.planes import as_pixels
 from pipeline.damage.tone import luma
-from pipeline.restoration.judge import SMALLEST, Judge, describe
+from pipeline.restoration.critic import LOST, Critic, Opinion, pair_of
+from pipeline.restoration.judge import SMALLEST, SPREAD, USUAL, Judge, describe
 from pipeline.restoration.model import CompactModel
+from pipeline.restoration.precision import autocast
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import Restorer, View
-from pipeline.training.data import VIEW, Batch, Sampler
+from pipeline.restoration.rows import Rows
+from pipeline.restoration.tiles import as_floats
+from pipeline.training.data import Sampler
 from pipeline.training.loop import Plan, Progress, check_identity
 
-KNOWN = "judged.safetensors"
-"""In a run's folder: what was found out so far."""
+KNOWN = "judged-{:06}.safetensors"
+"""In a run's folder: what was found out up to so many batches since the file before."""
 HELD_OUT = 8
 """One picture in so many is not learned from: by these it is chosen when to stop."""
+LARGE = 0.2
+"""Larger pictures to each training view: what is shown of them is smaller, and marks in them are thinner there."""
 PASSES = 300
 BATCH = 256
 RATE, DECAY = 2e-3, 0.5
 DROPPED = 0.1
 """Share of what is known that is withheld at a time."""
+CRITIC_PASSES = 10
+CRITIC_BATCH = 64
+CRITIC_RATE, CRITIC_DECAY = 2e-3, 0.05
+RISE = 0.1
+"""Share of the steps in which the critic's rate rises; then it falls."""
+KEPT = 0.998
+"""What a step leaves of the averaged weights."""
+FLIPPED = 0.5, 0.3
+"""Shares of batches that are mirrored, and turned upside down."""
+HARDLY = 10**-4.5
+"""Squared change, 45 dB: a result as near to its original is not taken anyway, and counts `FAINTLY` for the critic."""
+FAINTLY = 0.2
+ERROR_WEIGHT, GAIN_WEIGHT = 0.2, 0.3
+"""What the critic's other answers count beside whether a result is the worse: they teach it where to look."""
+MOST_LOST, MOST_GAINED = -3.0, 5.0
+"""Logarithms of errors' ratios beyond which no more is learned: -13 and 22 dB."""
 
 
 class Known(NamedTuple):
-    """What the judge is told of some pictures' results, and how good those are."""
+    """What judge and critic are told of some pictures' results, and how good those are."""
 
     pixels: Tensor  # [N, 4], by `judge.describe`
     vector: Tensor  # [N, width], of the guide
     found: Tensor  # [N, F], of the global view
-    error: Tensor  # [N], mean squared, of the greys where there are no colours
+    pairs: Tensor  # [N, 6, S, S], by `critic.pair_of`, uint8
+    error_before: Tensor  # [N], mean squared, of the greys where there are no colours
+    error: Tensor  # [N], the same of the results
 
 
 class _Listening(Restorer):
-    """Keeps what its judge is told."""
+    """Keeps what its judge and its critic are told."""
 
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
-        self.told: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.told: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
-    def likely_error(self, means: Sequence[float], view: View, request: Request) -> float:
-        self.told.append((describe(*torch.tensor(means)[:, None])[0], view.guide.vector, view.found))
-        return super().likely_error(means, view, request)
+    def worse(self, before: Rows, after: Rows, means: Sequence[float], view: View, request: Request) -> float | None:
+        pair = (255 * pair_of(before, after, view.damage.grey, self.device)).round().to(torch.uint8)
+        self.told.append((describe(*torch.tensor(means)[:, None])[0], view.guide.vector, view.found, pair))
+        return None
 
 
 def train_judge(
@@ -69,10 +98,10 @@ def train_judge(
     report: Callable[[Progress], None],
     **options: Any,
 ) -> None:
-    """Restore `plan.steps` batches of pictures, or go on with that, and fit the model's judge to what became of them.
+    """Restore `plan.steps` batches of pictures, or go on with that, and fit judge and critic to what became of them.
 
     Args:
-        model: whose judge learns; the rest stays as it is.
+        model: whose judge learns, and the critic that it must have; the rest stays as it is.
         sampler: draws the pictures.
         folder: where what is found out is kept.
         plan: steps, batch, seed.
@@ -83,45 +112,79 @@ def train_judge(
     Raises:
         OutputError: `folder` holds what another run has found out.
     """
+    assert model.critic is not None
     done, parts = _read(folder, identity)
-    restorer = _Listening(model, tile=VIEW, **options)
+    restorer = _Listening(model, **options)
     started, first = time.monotonic(), done
+    fresh: list[Known] = []
     while done < plan.steps:
-        parts.append(_restored(restorer, sampler.batch(done, plan.batch)))
+        fresh.append(_restored(restorer, _pictures(sampler, done, plan.batch)))
         done += 1
         if done % plan.checkpoint_every == 0 or done == plan.steps:
-            parts = [_together(parts)]
-            _write(folder, identity, done, parts[0])
+            parts.append(_together(fresh))
+            fresh = []
+            _write(folder, identity, done, parts[-1])
         if done % 20 == 0:
             seconds = (time.monotonic() - started) / (done - first)
             report(Progress(done, plan.steps, 0.0, {}, plan.batch / seconds, seconds * (plan.steps - done)))
-    found = fit_judge(model.judge, _together(parts), plan.seed)
+    known = _together(parts)
+    held_out = torch.arange(len(known.error)) % HELD_OUT == 0
+    found = fit_judge(model.judge, known, held_out, plan.seed)
+
+    def shown(step: int, steps: int, loss: float) -> None:
+        seconds = (time.monotonic() - started) / step
+        report(Progress(step, steps, loss, found, CRITIC_BATCH / seconds, seconds * (steps - step)))
+
+    started = time.monotonic()
+    found |= fit_critic(model.critic, known, held_out, plan.seed, shown)
     report(Progress(plan.steps, plan.steps, found["judge"], found, 0.0, 0.0))
 
 
-def _restored(restorer: _Listening, batch: Batch) -> Known:
-    """What the judge is told of a batch, restored with captions and without masks and references."""
+class _Picture(NamedTuple):
+    """A damaged picture, as its file would hold it."""
+
+    pixels: npt.NDArray[np.uint8]  # [H, W, 3]
+    truth: Tensor  # [1, 3, H, W]
+    caption: str | None
+
+
+def _pictures(sampler: Sampler, step: int, size: int) -> list[_Picture]:
+    """Those of a step: so many training views, and larger ones."""
+    batch = sampler.batch(step, size)
+    views = zip(batch.damaged.images.split(1), batch.truth.split(1), batch.captions, strict=True)
+    large = ((damaged.images, truth, told) for truth, damaged, told in sampler.large(step, round(size * LARGE)))
+    return [_Picture(as_pixels(image), truth, told or None) for image, truth, told in (*views, *large)]
+
+
+def _restored(restorer: _Listening, pictures: Sequence[_Picture]) -> Known:
+    """What is told of pictures, restored without masks and references."""
     restorer.told = []
-    pictures = batch.damaged.images.permute(0, 2, 3, 1).cpu().numpy()
-    both = zip(pictures, batch.captions, strict=True)
-    results = restorer.restore_batch([Request(picture, caption=caption or None) for picture, caption in both])
+    results = restorer.restore_batch([Request(picture.pixels, caption=picture.caption) for picture in pictures])
     errors = []
-    for result, truth in zip(results, batch.truth.cpu(), strict=True):
-        difference = torch.from_numpy(result.array).permute(2, 0, 1)[None] - truth[None]
-        errors.append((luma(difference) if result.damage.grey else difference).square().mean())
-    pixels, vectors, found = (torch.stack(part).float().cpu() for part in zip(*restorer.told, strict=True))
-    return Known(pixels, vectors, found, torch.stack(errors))
+    for picture, result in zip(pictures, results, strict=True):
+        for image in (picture.pixels, result.pixels):
+            difference = as_floats(image)[None] - picture.truth
+            errors.append((luma(difference) if result.damage.grey else difference).square().mean())
+    told = [torch.stack(part).cpu() for part in zip(*restorer.told, strict=True)]
+    pixels, vectors, found = (part.float() for part in told[:3])
+    return Known(pixels, vectors, found, told[3], *torch.stack(errors).view(-1, 2).unbind(1))
 
 
-def fit_judge(judge: Judge, known: Known, seed: int) -> dict[str, float]:
+def fit_judge(judge: Judge, known: Known, chosen: Tensor, seed: int) -> dict[str, float]:
     """Fit the judge to the logarithm of the errors, by L1; it has what held-out pictures are judged best with.
+
+    Args:
+        judge: is fitted.
+        known: to what.
+        chosen: [N] bool, which are held out.
+        seed: draws the order.
 
     Returns:
         judge: the loss of those, in decibels; judge_before: what it was.
     """
     device = next(judge.parameters()).device
     given, wanted = [part.to(device) for part in known[:3]], (known.error.to(device) + SMALLEST).log()
-    chosen = torch.arange(len(wanted), device=device) % HELD_OUT == 0
+    chosen = chosen.to(device)
     order = torch.Generator().manual_seed(seed)
 
     def loss(rows: Tensor, dropped: float = 0.0) -> Tensor:
@@ -153,24 +216,96 @@ def fit_judge(judge: Judge, known: Known, seed: int) -> dict[str, float]:
     return {"judge": least, "judge_before": before}
 
 
+def fit_critic(
+    critic: Critic, known: Known, chosen: Tensor, seed: int, report: Callable[[int, int, float], None]
+) -> dict[str, float]:
+    """Fit the critic to which results are worse than their input; it has averaged weights in the end.
+
+    Args:
+        critic: is fitted.
+        known: to what.
+        chosen: [N] bool, which are held out.
+        seed: draws order and mirroring.
+        report: called now and then with the step, how many there will be, and the loss.
+
+    Returns:
+        critic: cross-entropy on the held-out.
+    """
+    device = next(critic.parameters()).device
+    numbers = torch.cat([known.pixels, known.vector, known.found], dim=1)
+    learned = (~chosen).nonzero()[:, 0]
+    critic.usual.copy_(numbers[learned].mean(0))
+    critic.spread.copy_(numbers[learned].std(0) + 1e-3)
+    ratio = (known.error_before.clamp_min(1e-10) / known.error.clamp_min(1e-10)).log()
+    worse = (ratio < -LOST * math.log(10) / 10).float()
+    gain, log_error = ratio.clamp(MOST_LOST, MOST_GAINED), (known.error + SMALLEST).log()
+    weight = FAINTLY + ((SPREAD * known.pixels[:, 2] + USUAL).exp() > HARDLY).float()
+
+    def answers(rows: Tensor, flips: Sequence[int] = (), dropped: float = 0.0) -> Opinion:
+        pairs, told = known.pairs[rows].to(device).float() / 255, F.dropout(numbers[rows].to(device), dropped)
+        with autocast(device):
+            out: Opinion = critic(pairs.flip(*flips) if flips else pairs, told)
+        return out
+
+    def loss(out: Opinion, rows: Tensor) -> Tensor:
+        wrong, wanted = weight[rows].to(device), [part[rows].to(device) for part in (worse, gain, log_error)]
+        terms = F.binary_cross_entropy_with_logits(out.worse, wanted[0], reduction="none")
+        terms = wrong * (terms + GAIN_WEIGHT * (out.gain - wanted[1]).abs())
+        return (terms + ERROR_WEIGHT * (out.log_error - wanted[2]).abs()).mean()
+
+    torch.manual_seed(seed)
+    order, dice = torch.Generator().manual_seed(seed), random.Random(seed)
+    critic.requires_grad_(True)
+    critic.train()
+    average = copy.deepcopy(critic)
+    optimiser = torch.optim.AdamW(critic.parameters(), CRITIC_RATE, weight_decay=CRITIC_DECAY)
+    steps = CRITIC_PASSES * -(-len(learned) // CRITIC_BATCH)
+    rise = max(RISE, 2 / steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, CRITIC_RATE, total_steps=steps, pct_start=rise)
+    step, recent = 0, 0.0
+    for _ in range(CRITIC_PASSES):
+        for rows in torch.split(learned[torch.randperm(len(learned), generator=order)], CRITIC_BATCH):
+            flips = [axis for axis, share in zip((3, 2), FLIPPED, strict=True) if dice.random() < share]
+            optimiser.zero_grad()
+            now = loss(answers(rows, flips, DROPPED), rows)
+            now.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(critic.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            step, recent = step + 1, float(now.detach()) if step == 0 else 0.98 * recent + 0.02 * float(now.detach())
+            keep = min(KEPT, step / (step + 10))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.parameters()), list(critic.parameters()), 1 - keep)
+            if step % 100 == 0:
+                report(step, steps, recent)
+    critic.load_state_dict(average.state_dict())
+    critic.eval()
+    with torch.no_grad():
+        said = torch.cat([answers(rows).worse.cpu() for rows in torch.split(chosen.nonzero()[:, 0], BATCH)])
+    return {"critic": float(F.binary_cross_entropy_with_logits(said, worse[chosen]))}
+
+
 def _together(parts: Sequence[Known]) -> Known:
     return Known(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def _read(folder: Path, identity: dict[str, Any]) -> tuple[int, list[Known]]:
     """How many steps were done, and what they have found out."""
-    path = folder / KNOWN
-    if not path.exists():
-        return 0, []
-    with safe_open(path, "pt") as file:
-        told = json.loads(file.metadata()["run"])
-        known = Known(*(file.get_tensor(name) for name in Known._fields))
-    check_identity(folder, told["identity"], identity)
-    return told["step"], [known]
+    done, parts = 0, []
+    for path in sorted(folder.glob(KNOWN.replace("{:06}", "*"))):
+        with safe_open(path, "pt") as file:
+            told = json.loads(file.metadata()["run"])
+            parts.append(Known(*(file.get_tensor(name) for name in Known._fields)))
+        check_identity(folder, told["identity"], identity)
+        done = told["step"]
+    return done, parts
 
 
 def _write(folder: Path, identity: dict[str, Any], step: int, known: Known) -> None:
+    """Put down what was found out since the last time."""
     folder.mkdir(parents=True, exist_ok=True)
-    fresh = (folder / KNOWN).with_suffix(".new")
-    save_file(known._asdict(), fresh, {"run": json.dumps({"identity": identity, "step": step})})
-    fresh.replace(folder / KNOWN)
+    path = folder / KNOWN.format(step)
+    fresh = path.with_suffix(".new")
+    told = {name: tensor.contiguous() for name, tensor in known._asdict().items()}
+    save_file(told, fresh, {"run": json.dumps({"identity": identity, "step": step})})
+    fresh.replace(path)

@@ -188,7 +188,7 @@ def test_a_replacement_that_is_killed(archive: Archive, kind: str, point: str) -
 @pytest.mark.parametrize(("point", "kind"), zip(list(POINTS)[1:], itertools.cycle(KINDS)))
 def test_decisions_that_are_being_carried_out(archive: Archive, kind: str, point: str) -> None:
     name = f"{kind}-decided-{list(POINTS).index(point)}"
-    doubts = {"clean_above": 1, "least_change": 100, "least_gain": 0, "review_below": 99}
+    doubts = {"worse_above": 1, "least_change": 100, "least_gain": 0, "review_below": 99}
     options = [*archive.options(kind, name), *(f"--set=gate.{key}={value}" for key, value in doubts.items())]
     archive.run("jobs.restore", *options)
     before = archive.statuses(kind, name)

@@ -212,7 +212,7 @@ def test_the_gate_is_measured_on_undamaged_images_and_all_kinds_of_damage(
     harm = gate(restorer, samples)
     assert [one.kind == "clean" for one in harm.outcomes] == [True, False] * 3
     assert len({one.kind for one in harm.outcomes}) == 4
-    everything = Recipe(gate=Gate(clean_above=1, least_change=100, least_gain=0, review_below=0))
+    everything = Recipe(gate=Gate(worse_above=1, clean_above=1, least_change=100, least_gain=0, review_below=0))
     nothing = Recipe(gate=Gate(least_gain=100))
     assert gate(restorer, samples, nothing).kept_share == 1 and not gate(restorer, samples, nothing).restored
     taken = gate(restorer, samples, everything)

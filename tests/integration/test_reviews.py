@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 def doubtful(tmp_path: Path, *overrides: str) -> Recipe:
     """A recipe that marks every row `review`."""
-    doubts = [f"gate.{name}" for name in ("clean_above=1", "least_change=100", "least_gain=0", "review_below=99")]
+    doubts = [f"gate.{name}" for name in ("worse_above=1", "least_change=100", "least_gain=0", "review_below=99")]
     return recipe_of(tmp_path, *doubts, *overrides)
 
 

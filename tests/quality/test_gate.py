@@ -6,7 +6,7 @@ from pipeline.errors import RecipeError
 from pipeline.quality.gate import Evidence, Sighting, decide, expected_gain
 from pipeline.recipe import Gate, Rule, load_recipe
 
-GATE = Gate(clean_above=0.5, least_change=45, least_gain=0.3, review_below=20, review_fill=0.02)
+GATE = Gate(worse_above=0.05, clean_above=0.5, least_change=45, least_gain=0.3, review_below=20, review_fill=0.02)
 
 
 def evidence(
@@ -32,6 +32,10 @@ def test_a_damaged_image_that_gets_better_is_restored() -> None:
     [
         ({"clean_probability": 0.9, "change_psnr": 30.0}, "kept", "undamaged"),
         ({"clean_probability": 0.9, "change_psnr": 20.0}, "restored", "10.4 dB gain"),  # a fold, which only tiles show
+        ({"worse_probability": 0.2}, "kept", "may be worse (probability 0.2)"),
+        ({"worse_probability": 0.9, "clean_probability": 0.8}, "kept", "seems undamaged (0.8)"),
+        ({"worse_probability": 0.01, "clean_probability": 0.9, "change_psnr": 30.0}, "restored", "gain"),
+        ({"worse_probability": 0.9, "masked": 0.1}, "restored", "10.0%"),  # somebody has asked for it
         ({"change_psnr": 50.0}, "kept", "almost nothing"),
         ({"change_psnr": 43.0, "expected_psnr": 30.0}, "kept", "little to gain"),
         ({"expected_psnr": 15.0, "change_psnr": 12.0}, "review", "uncertain"),

@@ -7,7 +7,7 @@ import torch
 from pipeline import Restorer
 from pipeline.damage.record import Damage
 from pipeline.quality.scores import psnr
-from pipeline.restoration.assembly import assemble, with_marks
+from pipeline.restoration.assembly import assemble, with_head
 from pipeline.restoration.canvas import Canvas
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.marks import SIDES, TOGETHER, Marked, MarkHead, Marks, find_marks, side_for
@@ -68,8 +68,8 @@ def test_a_head_that_has_learned_nothing_finds_nothing() -> None:
 def test_a_model_that_gets_a_mark_head_restores_as_before(photo: np.ndarray) -> None:
     model = assemble(sizes=ModelConfig(decoder_widths=(8, 8, 16, 16)))
     assert model.marks is None and assemble().marks is not None
-    larger = with_marks(model)
-    assert larger.marks is not None and with_marks(larger) is larger
+    larger = with_head(model, "marks")
+    assert larger.marks is not None and with_head(larger, "marks") is larger
     before, after = (Restorer(one, device="cpu").restore(photo[:96, :128]) for one in (model, larger))
     assert np.array_equal(before.array, after.array) and before.expected_psnr == after.expected_psnr
 

@@ -7,7 +7,7 @@ import torch
 from pipeline import Restorer
 from pipeline.damage import tone as damages
 from pipeline.quality.scores import psnr
-from pipeline.restoration.assembly import assemble, with_tone
+from pipeline.restoration.assembly import assemble, with_head
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.tone import CELLS, Judged, Tone, ToneHead, as_around, redone, undone
@@ -66,8 +66,8 @@ def test_a_model_that_gets_a_tone_head_restores_as_before(photo: np.ndarray) -> 
     for weights in model.judge.parameters():
         torch.nn.init.normal_(weights, std=0.1, generator=DICE)
     assert model.tone is None
-    larger = with_tone(model)
-    assert isinstance(larger, CompactModel) and larger.tone is not None and with_tone(larger) is larger
+    larger = with_head(model, "tone")
+    assert isinstance(larger, CompactModel) and larger.tone is not None and with_head(larger, "tone") is larger
     before, after = (Restorer(one, device="cpu").restore(photo[:96, :128]) for one in (model, larger))
     assert np.array_equal(before.array, after.array)
     assert before.expected_psnr == pytest.approx(after.expected_psnr, abs=1e-3)
@@ -150,7 +150,7 @@ def test_a_large_image_has_its_tone_undone_alike_in_every_tile(restorer: Restore
 def test_what_is_looked_at_twice_is_learned_from_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.restoration.model.CONFIRMED", -1e9)
     monkeypatch.setattr(Judged, "is_worth_it", property(lambda judged: judged.changed > -1e9))
-    model = with_tone(assemble(sizes=ModelConfig(decoder_widths=(8, 8, 16, 16))))
+    model = with_head(assemble(sizes=ModelConfig(decoder_widths=(8, 8, 16, 16))), "tone")
     config, pictures = model.config, torch.rand(2, 3, 96, 96)
     nothing = torch.zeros(2, 1, 96, 96)
     with torch.autocast("cpu", torch.bfloat16):

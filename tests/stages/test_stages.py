@@ -202,7 +202,7 @@ def test_colours_never_come_with_a_mask(photo: np.ndarray) -> None:
 
 
 def test_a_clean_grey_picture_keeps_its_luminance_when_coloured(photo: np.ndarray) -> None:
-    recipe = load_recipe("colourise", ["gate.clean_above=0"])
+    recipe = load_recipe("colourise", ["gate.worse_above=0"])
     grey = np.asarray(Image.fromarray(photo).convert("L"))
     row = through(rows_of(image=[encoded(grey)], caption=["a bear"]), RestoreStage(recipe, "cpu"), recipe)[0]
     out = np.asarray(Image.open(io.BytesIO(row["image"])))

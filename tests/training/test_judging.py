@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from pipeline.errors import OutputError
+from pipeline.restoration.assembly import with_head
+from pipeline.restoration.critic import SIDE, Critic
 from pipeline.restoration.judge import Judge
 from pipeline.restoration.model import CompactModel
 from pipeline.training.data import EVEN, Batch, Photo, Sampler
-from pipeline.training.judging import Known, fit_judge
+from pipeline.training.judging import Known, fit_critic, fit_judge
 from pipeline.training.restoring import TrainingPlan, train
 from tests.conftest import noise
 from tests.training.test_training import TINY
@@ -27,13 +29,16 @@ def photos() -> list[Photo]:
 def run(photos: list[Photo], folder: Path, plan: TrainingPlan = PLAN) -> tuple[CompactModel, CompactModel]:
     """A model before and after its judge was trained."""
     torch.manual_seed(0)
-    start = CompactModel(TINY)
-    return start, train(photos, [], folder, TINY, plan, torch.device("cpu"), lambda progress: None, start)
+    start = with_head(CompactModel(TINY), "critic")
+    return start, train(photos, [], folder, start.config, plan, torch.device("cpu"), lambda progress: None, start)
 
 
-def test_the_judge_learns_and_nothing_else(photos: list[Photo], tmp_path: Path) -> None:
+def test_judge_and_critic_learn_and_nothing_else(photos: list[Photo], tmp_path: Path) -> None:
     before, after = (model.state_dict() for model in run(photos, tmp_path))
-    assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == {"judge"}
+    assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == {
+        "judge",
+        "critic",
+    }
 
 
 def test_a_run_that_was_killed_goes_on(photos: list[Photo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,16 +63,38 @@ def test_a_run_that_was_killed_goes_on(photos: list[Photo], tmp_path: Path, monk
         run(photos[:5], tmp_path / "killed")
 
 
+def known(count: int, error: torch.Tensor | None = None, seed: int = 0) -> tuple[Known, torch.Tensor]:
+    """What tells nothing of the error, and which of it is held out."""
+    dice = torch.Generator().manual_seed(seed)
+    pixels, vector, found = (torch.randn(count, width, generator=dice) for width in (4, 6, 5))
+    pairs = torch.randint(0, 256, (count, 6, SIDE, SIDE), generator=dice, dtype=torch.uint8)
+    error = (torch.randn(count, generator=dice) - 6).exp() if error is None else error
+    return Known(pixels, vector, found, pairs, torch.full((count,), 0.01), error), torch.arange(count) % 8 == 0
+
+
 def test_a_judge_hears_what_tells_of_the_error() -> None:
-    dice = torch.Generator().manual_seed(0)
-    pixels, vector, found = (torch.randn(2000, width, generator=dice) for width in (4, 6, 5))
-    error = (0.8 * found[:, 2] - 6).exp()  # and the pixels know nothing of it
-    told = fit_judge(Judge(6, 5), Known(pixels, vector, found, error), seed=0)
-    assert told["judge"] < 0.3 * told["judge_before"]
+    told, chosen = known(2000)
+    told = told._replace(error=(0.8 * told.found[:, 2] - 6).exp())  # and the pixels know nothing of it
+    found = fit_judge(Judge(6, 5), told, chosen, seed=0)
+    assert found["judge"] < 0.3 * found["judge_before"]
 
 
 def test_a_judge_does_not_get_worse_by_what_tells_nothing() -> None:
-    dice = torch.Generator().manual_seed(0)
-    pixels, vector, found = (torch.randn(400, width, generator=dice) for width in (4, 6, 5))
-    told = fit_judge(Judge(6, 5), Known(pixels, vector, found, (torch.randn(400, generator=dice) - 6).exp()), seed=0)
-    assert told["judge"] <= told["judge_before"]
+    found = fit_judge(Judge(6, 5), *known(400), seed=0)
+    assert found["judge"] <= found["judge_before"]
+
+
+def test_a_critic_sees_what_made_a_result_worse() -> None:
+    """Where the picture was bright to the left and no longer is, that was a mistake; numbers say nothing."""
+    told, chosen = known(160)
+    flat = torch.full_like(told.pairs, 100)
+    bad = torch.arange(160) % 3 == 0
+    flat[:, :3, :, :40] = 220
+    flat[~bad, 3:, :, :40] = 220  # kept there, and changed elsewhere
+    flat[~bad, 3:, :, 120:] = 220
+    told = told._replace(pairs=flat, error=torch.where(bad, 0.02, 0.001))
+    torch.manual_seed(0)
+    critic = Critic((8, 8, 16), 15)
+    found = fit_critic(critic, told, chosen, 0, lambda step, steps, loss: None)
+    said = critic(told.pairs[chosen].float() / 255, torch.cat([told.pixels, told.vector, told.found], 1)[chosen])
+    assert torch.equal(said.worse > 0, bad[chosen]) and found["critic"] < 0.6
