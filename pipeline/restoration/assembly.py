@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,21 +24,20 @@ CRITIC_WIDTHS = (40, 80, 128)
 """Of its critic, if it gets one."""
 
 
-HEADS = {
-    "tone": ("tone_widths", TONE_WIDTHS),
-    "marks": ("mark_widths", MARK_WIDTHS),
-    "critic": ("critic_widths", CRITIC_WIDTHS),
+HEADS: dict[str, dict[str, Any]] = {
+    "tone": {"tone_widths": TONE_WIDTHS},
+    "marks": {"mark_widths": MARK_WIDTHS},
+    "critic": {"critic_widths": CRITIC_WIDTHS},
 }
-"""Parts that a model may be without: where their sizes stand in its shape, and those of new ones."""
+"""Parts that a model may be without: what their sizes are called in its shape, and those of new ones."""
 
 
 def with_head(model: CompactModel, part: str, seed: int = 0) -> CompactModel:
     """The model, with one of `HEADS` that has not been trained if it has none."""
-    name, widths = HEADS[part]
-    if getattr(model.config, name):
+    if getattr(model, part) is not None:
         return model
     torch.manual_seed(seed)
-    larger = CompactModel(dataclasses.replace(model.config, **{name: widths}))
+    larger = CompactModel(dataclasses.replace(model.config, **HEADS[part]))
     fresh, weights = larger.state_dict(), model.state_dict()
     heard = [name for name in weights if weights[name].shape != fresh[name].shape]
     for name in heard:  # judge and critic hear a tone head last

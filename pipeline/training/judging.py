@@ -151,7 +151,7 @@ class _Picture(NamedTuple):
 def _pictures(sampler: Sampler, step: int, size: int) -> list[_Picture]:
     """Those of a step: so many training views, and larger ones."""
     batch = sampler.batch(step, size)
-    views = zip(batch.damaged.images.split(1), batch.truth.split(1), batch.captions, strict=True)
+    views = zip(torch.split(batch.damaged.images, 1), torch.split(batch.truth, 1), batch.captions, strict=True)
     large = ((damaged.images, truth, told) for truth, damaged, told in sampler.large(step, round(size * LARGE)))
     return [_Picture(as_pixels(image), truth, told or None) for image, truth, told in (*views, *large)]
 
