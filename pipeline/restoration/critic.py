@@ -19,6 +19,11 @@ from pipeline.restoration.sight import thumbnail_of
 
 SIDE = 160
 """Pixels of the square views in which both are compared."""
+LARGE = 256
+"""Pixels of the shorter side of an image from which on the critic is too cautious."""
+LARGER = 1.1
+"""By so much logits are too large there, measured: at three times the probability results are as seldom worse. It has
+learned from few large pictures."""
 LOST = 0.1
 """dB that a result must have lost to count as worse."""
 MAGNIFIED = 3.0

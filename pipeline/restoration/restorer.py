@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.damage.record import Damage
 from pipeline.restoration.canvas import Band, Canvas, Restored
-from pipeline.restoration.critic import pair_of
+from pipeline.restoration.critic import LARGE, LARGER, pair_of
 from pipeline.restoration.decoder import Guide
 from pipeline.restoration.engine import Engine, Job
 from pipeline.restoration.judge import describe
@@ -366,7 +366,10 @@ class Restorer(RestoresBatches):
             pair = pair_of(before, after, view.damage.grey, self.device)[None]
             with autocast(self.device):
                 opinion = self._model.opinion(pair, *self._known(means, view))
-            return float(torch.sigmoid(opinion.worse)) if opinion is not None else None
+            if opinion is None:
+                return None
+            logit = opinion.worse - LARGER if min(before.size) > LARGE else opinion.worse
+            return float(torch.sigmoid(logit))
 
     def _known(self, means: Sequence[float], view: View) -> tuple[Tensor, Tensor, Tensor]:
         """What judge and critic are told of an image."""
