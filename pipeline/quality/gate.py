@@ -115,7 +115,7 @@ def _to_keep(evidence: Evidence, gate: Gate) -> list[str]:
         return [f"judged undamaged (probability {clean:.2g})"]
     if worse is not None and worse > gate.worse_above:
         seems = f", and it seems undamaged ({clean:.2g})" if clean >= SEEMS else ""
-        return [f"the result may be worse (probability {worse:.2g}){seems}"]
+        return [f"the result may be worse (probability {worse:.2g}, up to {gate.worse_above:g} is taken){seems}"]
     if change >= gate.least_change:
         return [f"almost nothing would change ({change:.1f} dB to the original)"]
     if gain < gate.least_gain:
