@@ -219,7 +219,8 @@ def fit_judge(judge: Judge, known: Known, chosen: Tensor, seed: int) -> dict[str
 def fit_critic(
     critic: Critic, known: Known, chosen: Tensor, seed: int, report: Callable[[int, int, float], None]
 ) -> dict[str, float]:
-    """Fit the critic to which results are worse than their input; it has averaged weights in the end.
+    """Fit the critic to which results are worse than their input; it has averaged weights in the end, or, if it judges
+    held-out pictures no better by them, those that it had.
 
     Args:
         critic: is fitted.
@@ -229,19 +230,17 @@ def fit_critic(
         report: called now and then with the step, how many there will be, and the loss.
 
     Returns:
-        critic: cross-entropy on the held-out.
+        critic: cross-entropy on the held-out; critic_before: what it was.
     """
     device = next(critic.parameters()).device
     numbers = torch.cat([known.pixels, known.vector, known.found], dim=1)
     learned = (~chosen).nonzero()[:, 0]
-    critic.usual.copy_(numbers[learned].mean(0))
-    critic.spread.copy_(numbers[learned].std(0) + 1e-3)
     ratio = (known.error_before.clamp_min(1e-10) / known.error.clamp_min(1e-10)).log()
     worse = (ratio < -LOST * math.log(10) / 10).float()
     gain, log_error = ratio.clamp(MOST_LOST, MOST_GAINED), (known.error + SMALLEST).log()
     weight = FAINTLY + ((SPREAD * known.pixels[:, 2] + USUAL).exp() > HARDLY).float()
 
-    def answers(rows: Tensor, flips: Sequence[int] = (), dropped: float = 0.0) -> Opinion:
+    def answers(critic: Critic, rows: Tensor, flips: Sequence[int] = (), dropped: float = 0.0) -> Opinion:
         pairs, told = known.pairs[rows].to(device).float() / 255, F.dropout(numbers[rows].to(device), dropped)
         with autocast(device):
             out: Opinion = critic(pairs.flip(*flips) if flips else pairs, told)
@@ -253,8 +252,17 @@ def fit_critic(
         terms = wrong * (terms + GAIN_WEIGHT * (out.gain - wanted[1]).abs())
         return (terms + ERROR_WEIGHT * (out.log_error - wanted[2]).abs()).mean()
 
+    def held_out(critic: Critic) -> float:
+        critic.eval()
+        with torch.no_grad():
+            said = torch.cat([answers(critic, rows).worse for rows in torch.split(chosen.nonzero()[:, 0], BATCH)])
+        return float(F.binary_cross_entropy_with_logits(said.cpu(), worse[chosen]))
+
     torch.manual_seed(seed)
     order, dice = torch.Generator().manual_seed(seed), random.Random(seed)
+    first, before = copy.deepcopy(critic), held_out(critic)
+    critic.usual.copy_(numbers[learned].mean(0))
+    critic.spread.copy_(numbers[learned].std(0) + 1e-3)
     critic.requires_grad_(True)
     critic.train()
     average = copy.deepcopy(critic)
@@ -267,7 +275,7 @@ def fit_critic(
         for rows in torch.split(learned[torch.randperm(len(learned), generator=order)], CRITIC_BATCH):
             flips = [axis for axis, share in zip((3, 2), FLIPPED, strict=True) if dice.random() < share]
             optimiser.zero_grad()
-            now = loss(answers(rows, flips, DROPPED), rows)
+            now = loss(answers(critic, rows, flips, DROPPED), rows)
             now.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(critic.parameters(), 1.0)
             optimiser.step()
@@ -278,11 +286,10 @@ def fit_critic(
                 torch._foreach_lerp_(list(average.parameters()), list(critic.parameters()), 1 - keep)
             if step % 100 == 0:
                 report(step, steps, recent)
-    critic.load_state_dict(average.state_dict())
+    least = held_out(average)
+    critic.load_state_dict(average.state_dict() if least < before else first.state_dict())
     critic.eval()
-    with torch.no_grad():
-        said = torch.cat([answers(rows).worse.cpu() for rows in torch.split(chosen.nonzero()[:, 0], BATCH)])
-    return {"critic": float(F.binary_cross_entropy_with_logits(said, worse[chosen]))}
+    return {"critic": min(least, before), "critic_before": before}
 
 
 def _together(parts: Sequence[Known]) -> Known:

@@ -84,6 +84,13 @@ def test_a_judge_does_not_get_worse_by_what_tells_nothing() -> None:
     assert found["judge"] <= found["judge_before"]
 
 
+def test_a_critic_does_not_get_worse_by_what_tells_nothing() -> None:
+    torch.manual_seed(0)
+    critic = Critic((8, 8, 16), 15)
+    found = fit_critic(critic, *known(24), 0, lambda step, steps, loss: None)
+    assert found["critic"] <= found["critic_before"]
+
+
 def test_a_critic_sees_what_made_a_result_worse() -> None:
     """Where the picture was bright to the left and no longer is, that was a mistake; numbers say nothing."""
     told, chosen = known(160)
