@@ -16,10 +16,10 @@ LOST = 0.1
 """dB of PSNR that a restored image may lose against its truth before it counts as worse."""
 LEAST_FILL = 0.01
 """Share of a face or text that must have been filled to be worth a word."""
-SEEMS = 0.5
-"""Probability from which on an image is said to seem undamaged."""
 MUCH_FILLED = 0.05
 """Share of an image that must have been filled for what its caption tells of to be in doubt."""
+SEEMS = 0.5
+"""Probability from which on an image is said to seem undamaged."""
 _NEEDED = ("clean_probability", "change_psnr", "expected_psnr", "expected_gain", "missing")
 
 
@@ -111,9 +111,10 @@ def _to_keep(evidence: Evidence, gate: Gate) -> list[str]:
         return _matching(evidence, gate.rules, "kept") if evidence.masked else ["the mask is empty"]
     clean, change, gain = (evidence.score(name) for name in ("clean_probability", "change_psnr", "expected_gain"))
     worse = evidence.scores.get("worse_probability")
-    if worse is None and clean >= gate.clean_above and gain < gate.sure_gain:
-        return [f"judged undamaged (probability {clean:.2g})"]
-    if worse is not None and worse > gate.worse_above:
+    if worse is None:
+        if clean >= gate.clean_above and gain < gate.sure_gain:
+            return [f"judged undamaged (probability {clean:.2g})"]
+    elif worse > gate.worse_above:
         seems = f", and it seems undamaged ({clean:.2g})" if clean >= SEEMS else ""
         return [f"the result may be worse (probability {worse:.2g}, up to {gate.worse_above:g} is taken){seems}"]
     if change >= gate.least_change:

@@ -250,8 +250,8 @@ class CompactModel(nn.Module):
         out: Tensor = self.judge(pixels, vector, found)
         return out
 
-    def opinion(self, pairs: Tensor, pixels: Tensor, vector: Tensor, found: Tensor) -> Opinion | None:
-        """What the critic says of results, if there is one.
+    def opinion(self, pairs: Tensor, pixels: Tensor, vector: Tensor, found: Tensor) -> Opinion:
+        """What the critic says of results; there must be one.
 
         Args:
             pairs: [N, 6, S, S], by `critic.pair_of`.
@@ -259,8 +259,7 @@ class CompactModel(nn.Module):
             vector: of the guide.
             found: of the global view.
         """
-        if self.critic is None:
-            return None
+        assert self.critic is not None
         out: Opinion = self.critic(pairs, torch.cat([pixels, vector, found], dim=1))
         return out
 

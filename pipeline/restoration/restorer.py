@@ -366,8 +366,6 @@ class Restorer(RestoresBatches):
             pair = pair_of(before, after, view.damage.grey, self.device)[None]
             with autocast(self.device):
                 opinion = self._model.opinion(pair, *self._known(means, view))
-            if opinion is None:
-                return None
             logit = opinion.worse - LARGER if min(before.size) > LARGE else opinion.worse
             return float(torch.sigmoid(logit))
 

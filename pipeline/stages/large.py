@@ -230,7 +230,7 @@ class _Account:
         error, log_error, change, lost, doubt, withheld = (float(total) / area for total in self._sums)
         means = [error, log_error, change, lost]
         likely = restorer.likely_error(means, view, request) + withheld
-        before, after = (Whole(np.concatenate(self._small[name])) for name in ("before", "after"))
+        before, after = Whole(self._picture("before")), Whole(self._picture("after"))
         return Restored(
             array=self._after,
             damage=dataclasses.replace(view.damage, missing=lost),
@@ -247,12 +247,15 @@ class _Account:
 
     def preview(self, name: str) -> bytes | None:
         """A small JPEG."""
-        return encode_preview(np.concatenate(self._small[name]), self._preview)
+        return encode_preview(self._picture(name), self._preview)
 
     def change_mask(self) -> bytes:
         """How much of each place was visibly changed, as far as small pictures show it."""
-        before, after = (np.concatenate(self._small[name]) for name in ("before", "after"))
-        return change_mask(before, after)
+        return change_mask(self._picture("before"), self._picture("after"))
+
+    def _picture(self, name: str) -> npt.NDArray[np.uint8]:
+        """All of it, small."""
+        return np.concatenate(self._small[name])
 
 
 def _told(verdict: Verdict) -> Row:

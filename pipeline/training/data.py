@@ -232,7 +232,7 @@ class Sampler:
         """Truth [1, 3, VIEW, VIEW], what became of it, the mask that is told, a caption, and a reference [3, S, S].
 
         The kind is one of `among`, alike; if that is empty, as the mixture says. `large`: all or most of a larger
-        photo.
+        photo, [1, 3, H, W].
         """
         mixture = self.mixture
         kind = dice.choice(among) if among else dice.choices(self._kinds, self._shares)[0]

@@ -26,7 +26,7 @@ from torch import Tensor
 from pipeline.damage.planes import as_pixels
 from pipeline.damage.tone import luma
 from pipeline.restoration.critic import LOST, Critic, Opinion, pair_of
-from pipeline.restoration.judge import SMALLEST, SPREAD, USUAL, Judge, describe
+from pipeline.restoration.judge import SMALLEST, SPREAD, USUAL, Judge
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.precision import autocast
 from pipeline.restoration.request import Request
@@ -34,7 +34,7 @@ from pipeline.restoration.restorer import Restorer, View
 from pipeline.restoration.rows import Rows
 from pipeline.restoration.tiles import as_floats
 from pipeline.training.data import Sampler
-from pipeline.training.loop import Plan, Progress, check_identity
+from pipeline.training.loop import Plan, Progress, average_in, check_identity
 
 KNOWN = "judged-{:06}.safetensors"
 """In a run's folder: what was found out up to so many batches since the file before."""
@@ -85,7 +85,7 @@ class _Listening(Restorer):
 
     def worse(self, before: Rows, after: Rows, means: Sequence[float], view: View, request: Request) -> float | None:
         pair = (255 * pair_of(before, after, view.damage.grey, self.device)).round().to(torch.uint8)
-        self.told.append((describe(*torch.tensor(means)[:, None])[0], view.guide.vector, view.found, pair))
+        self.told.append((*self._known(means, view), pair[None]))
         return None
 
 
@@ -165,7 +165,7 @@ def _restored(restorer: _Listening, pictures: Sequence[_Picture]) -> Known:
         for image in (picture.pixels, result.pixels):
             difference = as_floats(image)[None] - picture.truth
             errors.append((luma(difference) if result.damage.grey else difference).square().mean())
-    told = [torch.stack(part).cpu() for part in zip(*restorer.told, strict=True)]
+    told = [torch.cat(part).cpu() for part in zip(*restorer.told, strict=True)]
     pixels, vectors, found = (part.float() for part in told[:3])
     return Known(pixels, vectors, found, told[3], *torch.stack(errors).view(-1, 2).unbind(1))
 
@@ -240,7 +240,7 @@ def fit_critic(
     gain, log_error = ratio.clamp(MOST_LOST, MOST_GAINED), (known.error + SMALLEST).log()
     weight = FAINTLY + ((SPREAD * known.pixels[:, 2] + USUAL).exp() > HARDLY).float()
 
-    def answers(critic: Critic, rows: Tensor, flips: Sequence[int] = (), dropped: float = 0.0) -> Opinion:
+    def answers(rows: Tensor, flips: Sequence[int] = (), dropped: float = 0.0) -> Opinion:
         pairs, told = known.pairs[rows].to(device).float() / 255, F.dropout(numbers[rows].to(device), dropped)
         with autocast(device):
             out: Opinion = critic(pairs.flip(*flips) if flips else pairs, told)
@@ -252,20 +252,20 @@ def fit_critic(
         terms = wrong * (terms + GAIN_WEIGHT * (out.gain - wanted[1]).abs())
         return (terms + ERROR_WEIGHT * (out.log_error - wanted[2]).abs()).mean()
 
-    def held_out(critic: Critic) -> float:
+    def held_out() -> float:
         critic.eval()
         with torch.no_grad():
-            said = torch.cat([answers(critic, rows).worse for rows in torch.split(chosen.nonzero()[:, 0], BATCH)])
+            said = torch.cat([answers(rows).worse for rows in torch.split(chosen.nonzero()[:, 0], BATCH)])
         return float(F.binary_cross_entropy_with_logits(said.cpu(), worse[chosen]))
 
     torch.manual_seed(seed)
     order, dice = torch.Generator().manual_seed(seed), random.Random(seed)
-    first, before = copy.deepcopy(critic), held_out(critic)
+    first, before = copy.deepcopy(critic.state_dict()), held_out()
     critic.usual.copy_(numbers[learned].mean(0))
     critic.spread.copy_(numbers[learned].std(0) + 1e-3)
     critic.requires_grad_(True)
     critic.train()
-    average = copy.deepcopy(critic)
+    average = copy.deepcopy(critic.state_dict())
     optimiser = torch.optim.AdamW(critic.parameters(), CRITIC_RATE, weight_decay=CRITIC_DECAY)
     steps = CRITIC_PASSES * -(-len(learned) // CRITIC_BATCH)
     rise = max(RISE, 2 / steps)
@@ -275,20 +275,19 @@ def fit_critic(
         for rows in torch.split(learned[torch.randperm(len(learned), generator=order)], CRITIC_BATCH):
             flips = [axis for axis, share in zip((3, 2), FLIPPED, strict=True) if dice.random() < share]
             optimiser.zero_grad()
-            now = loss(answers(critic, rows, flips, DROPPED), rows)
+            now = loss(answers(rows, flips, DROPPED), rows)
             now.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(critic.parameters(), 1.0)
             optimiser.step()
             schedule.step()
             step, recent = step + 1, float(now.detach()) if step == 0 else 0.98 * recent + 0.02 * float(now.detach())
-            keep = min(KEPT, step / (step + 10))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(average.parameters()), list(critic.parameters()), 1 - keep)
+            average_in(average, critic, min(KEPT, step / (step + 10)))
             if step % 100 == 0:
                 report(step, steps, recent)
-    least = held_out(average)
-    critic.load_state_dict(average.state_dict() if least < before else first.state_dict())
-    critic.eval()
+    critic.load_state_dict(average)
+    least = held_out()
+    if least >= before:
+        critic.load_state_dict(first)
     return {"critic": min(least, before), "critic_before": before}
 
 

@@ -130,7 +130,7 @@ def fit(
     steps = range(first, plan.steps)
     for step, told in zip(steps, drawn(task.draw, steps, loaders, device), strict=True):
         terms = team.mean(_step(task, told, optimiser, plan, step, team))
-        _average(average, model, min(plan.average, (1 + step) / (10 + step)))
+        average_in(average, model, min(plan.average, (1 + step) / (10 + step)))
         recent = terms[task.main] if step == first else 0.98 * recent + 0.02 * terms[task.main]
         done = step + 1
         if not team.leads:
@@ -178,7 +178,8 @@ def _step(task: Task, told: Any, optimiser: Optimiser, plan: Plan, step: int, te
 
 
 @torch.no_grad()
-def _average(average: dict[str, Tensor], model: nn.Module, keep: float) -> None:
+def average_in(average: dict[str, Tensor], model: nn.Module, keep: float) -> None:
+    """Bring the model's weights into their running average, which keeps so much of what it is."""
     current = model.state_dict()
     torch._foreach_lerp_(list(average.values()), [current[name] for name in average], 1 - keep)
 

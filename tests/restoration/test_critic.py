@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.quality import gate
+from pipeline.restoration import critic
 from pipeline.restoration.assembly import with_head
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.critic import LARGE, LARGER, SIDE, pair_of
@@ -55,8 +57,11 @@ def test_a_tone_head_that_comes_later_leaves_the_critic_as_it_was() -> None:
     pair, known = torch.rand(1, 6, SIDE, SIDE), (torch.randn(1, 4), torch.randn(1, 192), torch.randn(1, 7))
     before = model.eval().opinion(pair, *known)
     after = toned.eval().opinion(pair, *known[:2], torch.cat([known[2], torch.randn(1, 3)], 1))
-    assert before is not None and after is not None
     torch.testing.assert_close(before.worse, after.worse)
+
+
+def test_critic_and_gate_mean_the_same_by_worse() -> None:
+    assert critic.LOST == gate.LOST
 
 
 @pytest.mark.parametrize("size", [(224, 224), (37, 801), (900, 700)])
