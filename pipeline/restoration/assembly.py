@@ -28,6 +28,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "tone": {"tone_widths": TONE_WIDTHS},
     "marks": {"mark_widths": MARK_WIDTHS},
     "critic": {"critic_widths": CRITIC_WIDTHS},
+    "expert": {"expert": True},
 }
 """Parts that a model may be without: what their sizes are called in its shape, and those of new ones."""
 

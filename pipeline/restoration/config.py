@@ -111,6 +111,10 @@ class ModelConfig(Stored):
     critic_widths: tuple[int, ...] = ()
     """Channels of the critic at 1/4, 1/8 and 1/16 of its views; none: there is no critic."""
 
+    expert: bool = False
+    """Whether there is a second decoder, as large as the first, for images with noise, JPEG artefacts or lack of
+    resolution alone."""
+
     @classmethod
     def from_json(cls, text: str) -> Self:
         """As `Stored.from_json`; an unknown mapping is refused, too."""

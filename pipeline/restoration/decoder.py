@@ -19,6 +19,9 @@ from pipeline.restoration.layers import ResidualBlock, keep_scale, position_feat
 
 INPUT_PLANES = 7  # RGB, mask, RGB of the coarse picture
 OUTPUT_PLANES = 5  # RGB residual, log of the expected squared error, logit that the pixel is lost
+UNTOLD_PLANES = 3, 4  # RGB; and of the answer all but what is lost
+NOWHERE = -20.0
+"""The logit that a pixel is lost where none can be."""
 LEAST_LOG_ERROR, MOST_LOG_ERROR = -14.0, 2.0
 """Between these the logarithm of the expected squared error is believed."""
 CONTRAST_GAIN = 4.0
@@ -55,11 +58,11 @@ class ContextAttention(nn.Module):
 class Level(nn.ModuleList):
     """The residual blocks of one resolution."""
 
-    def __init__(self, channels: int, condition: int | None, blocks: int) -> None:
-        super().__init__(ResidualBlock(channels, condition, norm=condition is not None) for _ in range(blocks))
+    def __init__(self, channels: int, condition: int | None, norm: bool, blocks: int) -> None:
+        super().__init__(ResidualBlock(channels, condition, norm) for _ in range(blocks))
 
     def forward(
-        self, features: Tensor, condition: Tensor, before_last: Callable[[Tensor], Tensor] | None = None
+        self, features: Tensor, condition: Tensor | None, before_last: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
         """`features` [N, C, H, W], `condition` [N, D]; `before_last` is applied ahead of the last block."""
         for index, block in enumerate(self):
@@ -91,32 +94,36 @@ class Decoded(NamedTuple):
 class TileDecoder(nn.Module):
     """Damaged tiles to restored tiles, with how far off they are expected to be and what was lost."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, told: bool = True) -> None:
+        """`told`: of the global view, and of masks; else all that it knows are the tile's pixels."""
         super().__init__()
         widths, blocks = config.decoder_widths, config.decoder_blocks
-        conditions = [None] + [config.width] * (len(widths) - 1)
-        levels = list(zip(widths, conditions, blocks, strict=True))
+        inputs, outputs = (INPUT_PLANES, OUTPUT_PLANES) if told else UNTOLD_PLANES
+        is_thin = [True] + [False] * (len(widths) - 1)
+        conditions = [config.width if told and not thin else None for thin in is_thin]
+        norms = [not thin for thin in is_thin]
+        levels = list(zip(widths, conditions, norms, blocks, strict=True))
         pairs = list(itertools.pairwise(widths))
-        self.enter = keep_scale(nn.Conv2d(INPUT_PLANES, widths[0], 3, padding=1), CONTRAST_GAIN)
+        self.enter = keep_scale(nn.Conv2d(inputs, widths[0], 3, padding=1), CONTRAST_GAIN)
         self.encode = nn.ModuleList(Level(*level) for level in levels)
         self.down = nn.ModuleList(keep_scale(nn.Conv2d(finer, coarser, 2, stride=2)) for finer, coarser in pairs)
-        self.attention = ContextAttention(widths[-1], config)
+        self.attention = ContextAttention(widths[-1], config) if told else None
         self.up = nn.ModuleList(
             keep_scale(nn.ConvTranspose2d(coarser, finer, 2, stride=2), 0.5) for finer, coarser in pairs
         )
         self.decode = nn.ModuleList(Level(*level) for level in levels[:-1])
-        self.leave = keep_scale(nn.Conv2d(widths[0], OUTPUT_PLANES, 3, padding=1), 0.1)
+        self.leave = keep_scale(nn.Conv2d(widths[0], outputs, 3, padding=1), 0.1)
         with torch.no_grad():
             assert self.leave.bias is not None
             self.leave.bias.copy_(
-                torch.tensor([0.0, 0.0, 0.0, -5.0, -4.0])
+                torch.tensor([0.0, 0.0, 0.0, -5.0, -4.0][:outputs])
             )  # exp(-5): about 22 dB, a damaged image's usual error; and few pixels are lost
 
-    def forward(self, planes: Tensor, guide: Guide, positions: Tensor) -> Decoded:
+    def forward(self, planes: Tensor, guide: Guide | None = None, positions: Tensor | None = None) -> Decoded:
         """Restore tiles.
 
         Args:
-            planes: [N, 7, T, T]: RGB, mask, coarse RGB; T a multiple of 8.
+            planes: [N, 7, T, T]: RGB, mask, coarse RGB; T a multiple of 8. RGB alone, where it is told nothing.
             guide: one entry a tile, that of the tile's image.
             positions: [N, (T / 8) ** 2, 2], where the tile's cells lie in their image, (y, x) in 0..1.
 
@@ -125,10 +132,12 @@ class TileDecoder(nn.Module):
         """
 
         def attend(features: Tensor) -> Tensor:
+            if self.attention is None or guide is None:
+                return features
             answer: Tensor = self.attention(features, guide.tokens, guide.absent, positions)
             return answer
 
-        condition = guide.vector * guide.vector.shape[-1] ** -0.5  # of about unit length
+        condition = None if guide is None else conditioned(guide.vector)
         features, skips = self.enter(planes), []
         for blocks, down in zip(self.encode, self.down, strict=False):
             features = blocks(features, condition)
@@ -138,4 +147,10 @@ class TileDecoder(nn.Module):
         for up, blocks in zip(reversed(self.up), reversed(self.decode), strict=True):
             features = blocks(up(features) + skips.pop(), condition)
         out = self.leave(features).float()
-        return Decoded(out[:, :3], out[:, 3:4], out[:, 4:])
+        lost = out[:, 4:] if self.attention is not None else torch.full_like(out[:, :1], NOWHERE)
+        return Decoded(out[:, :3], out[:, 3:4], lost)
+
+
+def conditioned(vector: Tensor) -> Tensor:
+    """The global vector as the blocks are told it, of about unit length."""
+    return vector * vector.shape[-1] ** -0.5

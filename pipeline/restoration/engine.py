@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.restoration.canvas import Canvas, Part
-from pipeline.restoration.decoder import LEAST_LOG_ERROR, MOST_LOG_ERROR, Guide
+from pipeline.restoration.decoder import LEAST_LOG_ERROR, MOST_LOG_ERROR, Decoded, Guide
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.precision import autocast
 from pipeline.restoration.request import Request
@@ -76,8 +76,13 @@ class Engine:
         """How many tiles of this side run together."""
         return max(1, self.batch_pixels // side**2)
 
-    def run(self, side: int, jobs: Iterable[Job]) -> None:
+    def run(self, side: int, jobs: Iterable[Job], by_expert: bool = False) -> None:
         """Decode tiles and paint what is kept of them; where memory does not do, in batches of half the size.
+
+        Args:
+            side: of the tiles, pixels.
+            jobs: the tiles.
+            by_expert: it is the model's expert that decodes them.
 
         Raises:
             RuntimeError: not even a single tile fits into the memory.
@@ -87,7 +92,7 @@ class Engine:
         with autocast(self._device):  # around all of them: weights are brought to half precision once
             while some := list(itertools.islice(remaining, self.batch(side))):
                 try:
-                    running = self._launch(side, some)
+                    running = self._launch(side, some, by_expert)
                 except RuntimeError as error:
                     self._halve(side, error)
                     remaining = itertools.chain(some, remaining)
@@ -104,9 +109,14 @@ class Engine:
             return
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
         self._model.decoder.compile(dynamic=False)
+        if self._model.expert is not None:
+            self._model.expert.compile(dynamic=False)
         self._is_ready = True
         for side in sides:
             self.speed_within(side)
+            if self._model.expert is not None:
+                with torch.inference_mode(), autocast(self._device):
+                    self._model.refine(torch.zeros(self.batch(side), 3, side, side, device=self._device))
 
     @torch.inference_mode()
     def speed(self, side: int, rounds: int = 3) -> float:
@@ -157,18 +167,14 @@ class Engine:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _launch(self, side: int, jobs: Sequence[Job]) -> _Running:
+    def _launch(self, side: int, jobs: Sequence[Job], by_expert: bool) -> _Running:
         """Send a batch to the device and begin with it; a GPU is not waited for."""
         full = self.batch(side)
         count = full if self._compiled else min(full, 1 << (len(jobs) - 1).bit_length())
         padded = [*jobs, *[jobs[0]] * (count - len(jobs))]
         device = self._device
         pixels = torch.stack([cut(job.request.pixels, job.tile, side, device) for job in padded])
-        masks = torch.stack([_cut_mask(job.request, job.tile, side, device) for job in padded])
-        boxes = sent(torch.tensor([job.box for job in padded]), device)
-        guide = Guide(*(torch.stack(parts) for parts in zip(*(job.guide for job in padded), strict=True)))
-        grey = sent(torch.tensor([job.grey for job in padded]), device)
-        decoded = self._model.decode(pixels, masks, guide, boxes, grey)
+        decoded = self._model.refine(pixels) if by_expert else self._decoded(side, padded, pixels)
         with torch.autocast(device.type, enabled=False):
             restored, lost = decoded.pixels.float(), decoded.lost > 0  # a logit
             log_error = decoded.log_error.float().clamp(LEAST_LOG_ERROR, MOST_LOG_ERROR)
@@ -180,6 +186,15 @@ class Engine:
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         done.record(torch.cuda.current_stream(device))
         return _Running(jobs, parts, done)
+
+    def _decoded(self, side: int, jobs: Sequence[Job], pixels: Tensor) -> Decoded:
+        """What the decoder says of tiles [N, 3, side, side], with all that is known of their images."""
+        device = self._device
+        masks = torch.stack([_cut_mask(job.request, job.tile, side, device) for job in jobs])
+        boxes = sent(torch.tensor([job.box for job in jobs]), device)
+        guide = Guide(*(torch.stack(parts) for parts in zip(*(job.guide for job in jobs), strict=True)))
+        grey = sent(torch.tensor([job.grey for job in jobs]), device)
+        return self._model.decode(pixels, masks, guide, boxes, grey)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

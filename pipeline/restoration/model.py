@@ -14,6 +14,7 @@ from pipeline.restoration.backbone import Backbone
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.critic import Critic, Opinion
 from pipeline.restoration.decoder import Decoded, Guide, TileDecoder
+from pipeline.restoration.expert import Router
 from pipeline.restoration.fusion import AttentionFusion
 from pipeline.restoration.graph import GraphFusion
 from pipeline.restoration.image import ImageEncoder, ProbeEncoder
@@ -40,6 +41,7 @@ class GlobalView(NamedTuple):
     text_feature: Tensor  # [N, agreement_width], unit length
     trusted: Tensor  # [N, R] bool: references that are there, and show what the image shows
     found: Tensor  # [N, F], all that was found to be wrong, about unit size: for the judge
+    routed: Tensor  # [N] bool: images that the expert restores; none without one
 
 
 class CoarseHead(nn.Module):
@@ -99,6 +101,8 @@ class CompactModel(nn.Module):
         found = len(SCALES) + 1 + (TONES_FOUND if self.tone is not None else 0)
         self.judge = Judge(config.width, found)
         self.critic = Critic(config.critic_widths, JUDGED + found + config.width) if config.critic_widths else None
+        self.expert = TileDecoder(config, told=False) if config.expert else None
+        self.router = Router(config.width, found) if config.expert else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Shape and weights: some backbones hold hooks, once they have run, that cannot be pickled."""
@@ -168,6 +172,11 @@ class CompactModel(nn.Module):
             fading = torch.where(used, judged.fading, damage[:, FADING])[:, None]
             damage = torch.cat([damage[:, :FADING], fading, damage[:, FADING + 1 :]], dim=1)
             clean = torch.where(used, torch.minimum(clean, -judged.changed), clean)
+        found = _found(damage / scales, clean, judged)
+        routed = torch.zeros_like(used)
+        if self.router is not None:  # whose own are whole pictures with their own tone and colours
+            own = ~used & ~_is_grey(thumbnails[:, :3]) & (thumbnails[:, 3:].amax((1, 2, 3)) <= 0)
+            routed = own & (self.router(context.vector, found) > 0)
         weight = (~text_absent).float()[..., None]
         sentence = (text * weight).sum(1) / weight.sum(1).clamp_min(1)
         return GlobalView(
@@ -177,7 +186,8 @@ class CompactModel(nn.Module):
             image_feature=F.normalize(self.image_agreement(pyramid[-1].mean((2, 3))).float(), dim=1),
             text_feature=F.normalize(self.text_agreement(sentence).float(), dim=1),
             trusted=~references_absent,
-            found=_found(damage / scales, clean, judged),
+            found=found,
+            routed=routed,
         )
 
     @torch.no_grad()
@@ -238,6 +248,16 @@ class CompactModel(nn.Module):
         planes = torch.cat([base, masks, coarse], dim=1).contiguous(memory_format=torch.channels_last)
         decoded: Decoded = self.decoder(planes, guide, cell_positions(boxes, side // CELL))
         return decoded._replace(pixels=base + decoded.pixels)
+
+    def refine(self, tiles: Tensor) -> Decoded:
+        """As `decode`, by the expert, which there must be.
+
+        Args:
+            tiles: [N, 3, T, T], damaged, 0..1, and beyond where noise was not clipped; T a multiple of 8.
+        """
+        assert self.expert is not None
+        decoded: Decoded = self.expert(tiles.contiguous(memory_format=torch.channels_last))
+        return decoded._replace(pixels=tiles + decoded.pixels)
 
     def log_error(self, pixels: Tensor, vector: Tensor, found: Tensor) -> Tensor:
         """The logarithm of each result's likely mean squared error: [N].

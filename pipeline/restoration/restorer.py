@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -245,15 +246,16 @@ class Restorer(RestoresBatches):
         for canvas, skip in zip(canvases, skipped, strict=True):
             if skip:
                 canvas.leave()
-        for side in self._sides:
+        for side, by_expert in itertools.product(self._sides, (False, True)):
             self._engine.run(
                 side,
                 (
                     Job(request, tile, tile.box(side, *_size(request)), view.guide, view.damage.grey, canvas)
                     for request, view, canvas, skip in zip(requests, views, canvases, skipped, strict=True)
-                    if not skip and self._side(*_size(request)) == side
+                    if not skip and view.routed == by_expert and self._side(*_size(request)) == side
                     for tile in plan_tiles(*_size(request), side, self.margin)
                 ),
+                by_expert,
             )
         results = []
         for canvas, view, request, skip in zip(canvases, views, requests, skipped, strict=True):
@@ -331,6 +333,7 @@ class Restorer(RestoresBatches):
                             )
                             for left, keep_left, keep_right in spans(width, side, self.margin)
                         ),
+                        view.routed,
                     )
             yield canvas.band(keep_top, slice(keep_top - top, keep_bottom - top))
 
@@ -421,10 +424,12 @@ class Restorer(RestoresBatches):
         damages, clean = view.damage.tolist(), torch.sigmoid(view.clean).tolist()
         captioned = (~text.absent).any(1).tolist()
         ignored = (~view.trusted).sum(1).tolist()
+        routed = view.routed.tolist()
         return [
             View(
                 guide=Guide(*(part[row] for part in view.guide)),
                 found=view.found[row],
+                routed=routed[row],
                 damage=Damage.from_vector(damages[row], sights[row].grey),
                 clean=clean[row],
                 agreement=agreement[row] if captioned[row] else None,
@@ -449,6 +454,8 @@ class View:
 
     guide: Guide
     found: Tensor  # [F], as the network gave it
+    routed: bool
+    """The expert restores it."""
     damage: Damage
     clean: float
     agreement: float | None

@@ -237,7 +237,7 @@ class Sampler:
         mixture = self.mixture
         kind = dice.choice(among) if among else dice.choices(self._kinds, self._shares)[0]
         photo = dice.choice(self._sharp) if large else self._pick(kind, dice)
-        view = crop(photo.pixels, dice, dice.uniform(MOST, 1.0)) if large else _view(photo.pixels, dice)
+        view = crop(photo.pixels, dice, dice.uniform(MOST, 1.0)) if large else view_of(photo.pixels, dice)
         if kind != "grey" and dice.random() < mixture.plain:
             view = dice.choice([mounted, silhouette])(view, dice)
         truth = view[None].to(self.device).float() / 255
@@ -271,8 +271,8 @@ def crop(pixels: Tensor, dice: random.Random, share: float) -> Tensor:
     return pixels[:, top : top + tall, left : left + wide]
 
 
-def _view(pixels: Tensor, dice: random.Random) -> Tensor:
-    """A VIEW x VIEW crop, half the time mirrored; large photos are sometimes shrunk or enlarged."""
+def view_of(pixels: Tensor, dice: random.Random, side: int = VIEW) -> Tensor:
+    """A square crop, VIEW pixels a side at most, half the time mirrored; large photos: some shrunk or enlarged."""
     height, width = pixels.shape[1:]
     scale = 1.0
     if min(height, width) > VIEW:
@@ -281,11 +281,11 @@ def _view(pixels: Tensor, dice: random.Random) -> Tensor:
             scale = dice.uniform(smallest, 1.0)
         elif die < SHRUNK + ENLARGED:
             scale = dice.uniform(1.0, 1.5)
-    tall, wide = (min(length, math.ceil(VIEW / scale)) for length in (height, width))
+    tall, wide = (min(length, math.ceil(side / scale)) for length in (height, width))
     top, left = dice.randint(0, height - tall), dice.randint(0, width - wide)
     view = pixels[:, top : top + tall, left : left + wide]
-    if (tall, wide) != (VIEW, VIEW):
-        size = (VIEW, VIEW)
+    if (tall, wide) != (side, side):
+        size = (side, side)
         view = F.interpolate(view[None], size=size, mode="bicubic", antialias=True, align_corners=False)[0]
     return view.flip(2) if dice.random() < 0.5 else view
 

@@ -30,12 +30,23 @@ from pipeline.training.objective import (
     total,
     view_losses,
 )
+from pipeline.training.specialising import (
+    ROUTED,
+    ExpertValidation,
+    Pairs,
+    begin,
+    expert_losses,
+    mixture,
+    patch_at,
+    train_router,
+)
+from pipeline.training.specialising import draw as draw_pairs
 from pipeline.training.team import Team
 from pipeline.training.toning import Toned, ToneValidation, tone_losses
 from pipeline.training.toning import draw as draw_toned
 from pipeline.training.validation import Validation
 
-Part = Literal["all", "tone", "marks", "judge"]
+Part = Literal["all", "tone", "marks", "judge", "expert"]
 """Of a model, that can learn by itself."""
 
 
@@ -67,6 +78,8 @@ class Drawn(NamedTuple):
     looks: Batch | None
     tones: Toned | None
     marked: Marked | None
+    pairs: Pairs | None
+    """Of which the expert learns."""
     looking: bool
     """The global view learns, too."""
     dice: list[random.Random]
@@ -95,16 +108,19 @@ class Restoring:
         self._validation = None
         self._tone_validation = None
         self._mark_validation = None
+        self._expert_validation = None
         if plan.part != "all":
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name.startswith(f"{plan.part}."))
         if held_out and self.team.leads:
             if plan.part == "all":
                 self._validation = Validation(held_out, model.config, text, device)
-            if model.tone is not None and plan.part != "marks":
+            if model.tone is not None and plan.part in ("all", "tone"):
                 self._tone_validation = ToneValidation(held_out, device)
-            if model.marks is not None and plan.part != "tone":
+            if model.marks is not None and plan.part in ("all", "marks"):
                 self._mark_validation = MarkValidation(held_out, device)
+            if model.expert is not None and plan.part == "expert":
+                self._expert_validation = ExpertValidation(held_out, device)
 
     def draw(self, step: int) -> Drawn:
         """See `Task`."""
@@ -118,9 +134,15 @@ class Restoring:
             looks=self._sampler.looks(step, plan.looks) if looking and plan.looks else None,
             tones=draw_toned(self._photos, f"{seed}/tone", tones, drawn_on, team) if tones else None,
             marked=draw_marked(self._photos, f"{seed}/marks", marked, drawn_on, team) if marked else None,
+            pairs=self._pairs(step) if plan.part == "expert" else None,
             looking=looking,
             dice=[random.Random(f"{seed}/{index}/patch") for index in team.share(plan.batch)],
         )
+
+    def _pairs(self, step: int) -> Pairs:
+        plan = self.plan
+        side = patch_at(step / plan.steps)
+        return draw_pairs(self._photos, f"{plan.seed}/{step}/expert", plan.batch, side, self._drawn_on, self.team)
 
     def losses(self, drawn: Drawn) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Task`; the global view learns in some steps only."""
@@ -137,6 +159,8 @@ class Restoring:
             terms |= tone_losses(model.tone, drawn.tones)
         if drawn.marked is not None and model.marks is not None:
             terms |= mark_losses(model.marks, drawn.marked)
+        if drawn.pairs is not None and model.expert is not None:
+            terms |= expert_losses(model.expert, drawn.pairs)
         return total(terms), terms
 
     def _restored(self, batch: Batch, drawn: Drawn) -> dict[str, Tensor]:
@@ -156,6 +180,8 @@ class Restoring:
             found |= self._tone_validation(self.model.tone)
         if self._mark_validation is not None and self.model.marks is not None:
             found |= self._mark_validation(self.model.marks)
+        if self._expert_validation is not None and self.model.expert is not None:
+            found |= self._expert_validation(self.model.expert)
         return found
 
     def identity(self) -> dict[str, Any]:
@@ -220,10 +246,15 @@ def train(
         train_judge(model, sampler, folder, plan, identity, report, device=device, text_encoder=text)
         model.config = config
         return model
+    if plan.part == "expert" and model.router is not None and not model.router.has_learned:
+        begin(model, Sampler(photos, mixture(), plan.seed, config.thumbnail, torch.device("cpu")), text)
     if compiled:
         model.decoder.compile()
     task = Restoring(model, photos, held_out, text, plan, device, torch.device("cpu") if loaders else device)
     fit(task, folder, plan, device, report, loaders)
+    if plan.part == "expert" and task.team.leads:
+        found = train_router(model, Sampler(photos, ROUTED, plan.seed, config.thumbnail, device), text, plan)
+        report(Progress(plan.steps, plan.steps, 0.0, task.validate() | found, 0.0, 0.0))
     alike = config.reference_likeness if plan.part != "all" else least_likeness(model, held_out or photos)
     model.config = dataclasses.replace(model.config, reference_likeness=alike)
     return model
