@@ -153,4 +153,5 @@ class TileDecoder(nn.Module):
 
 def conditioned(vector: Tensor) -> Tensor:
     """The global vector as the blocks are told it, of about unit length."""
-    return vector * vector.shape[-1] ** -0.5
+    out: Tensor = vector * vector.shape[-1] ** -0.5
+    return out

@@ -27,6 +27,9 @@ from pipeline.restoration.views import CELL, cell_positions, regions
 REFERENCE_CELLS = 5
 """A reference is pooled to 5 x 5 tokens: its colours and their rough layout are what is wanted of it."""
 
+ROUNDING = 1e-5
+"""Less of a thumbnail's pixel is not missing, but was rounded."""
+
 TONES_FOUND = 3
 """Numbers that a tone head tells the judge."""
 
@@ -175,7 +178,7 @@ class CompactModel(nn.Module):
         found = _found(damage / scales, clean, judged)
         routed = torch.zeros_like(used)
         if self.router is not None:  # whose own are whole pictures with their own tone and colours
-            own = ~used & ~_is_grey(thumbnails[:, :3]) & (thumbnails[:, 3:].amax((1, 2, 3)) <= 0)
+            own = ~used & ~_is_grey(thumbnails[:, :3]) & (thumbnails[:, 3:].amax((1, 2, 3)) < ROUNDING)
             routed = own & (self.router(context.vector, found) > 0)
         weight = (~text_absent).float()[..., None]
         sentence = (text * weight).sum(1) / weight.sum(1).clamp_min(1)

@@ -429,13 +429,13 @@ class Restorer(RestoresBatches):
             View(
                 guide=Guide(*(part[row] for part in view.guide)),
                 found=view.found[row],
-                routed=routed[row],
+                routed=routed[row] and request.mask is None and not request.keeps_outside,
                 damage=Damage.from_vector(damages[row], sights[row].grey),
                 clean=clean[row],
                 agreement=agreement[row] if captioned[row] else None,
                 references_ignored=ignored[row],
             )
-            for row in range(len(requests))
+            for row, request in enumerate(requests)
         ]
 
     def _side(self, height: int, width: int) -> int:

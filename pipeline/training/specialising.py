@@ -104,8 +104,7 @@ def _picture(
     if dice.random() < 0.5:
         view = view.flip(1)
     truth = view[None].to(device).float() / 255
-    kinds, shares = zip(*KINDS, strict=True)
-    (kind,) = dice.choices(kinds, shares)
+    (kind,) = dice.choices([kind for kind, _ in KINDS], [share for _, share in KINDS])
     further = [dice.choice(["noise", "jpeg"])] if kind != "clean" and dice.random() < SECOND else []
     generator = torch.Generator(device).manual_seed(dice.getrandbits(62))
     return damage(truth, [[kind, *further]], dice, generator).images, truth

@@ -77,14 +77,6 @@ def test_bands_are_the_experts_as_the_whole_is(by_expert: Restorer, by_decoder: 
     assert not np.array_equal(bands, by_decoder.restore(picture).array)
 
 
-def test_tiles_are_restored_as_the_picture_is(by_expert: Restorer) -> None:
-    """What a tile does not see is beyond the margin; the expert sees no farther than the decoder."""
-    tiles = Restorer(by_expert._source, device="cpu", tile=272)
-    whole = Restorer(by_expert._source, device="cpu", tile=400)
-    picture = noise(390, 390)
-    np.testing.assert_allclose(tiles.restore(picture).array, whole.restore(picture).array, atol=2 / 255)
-
-
 def test_an_expert_begins_as_a_decoder_that_is_told_the_usual() -> None:
     torch.manual_seed(0)
     decoder, expert = TileDecoder(SMALL).eval(), TileDecoder(SMALL, told=False).eval()

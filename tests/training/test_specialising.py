@@ -64,7 +64,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(
 def test_pictures_to_learn_from_are_the_same_whoever_draws_them(photos: list[Photo]) -> None:
     whole = draw(photos, "7", 4, 64, CPU)
     shares = [draw(photos, "7", 4, 64, CPU, Team(place, 2)) for place in range(2)]
-    assert torch.equal(whole.damaged, torch.cat([share.damaged for share in shares]))
+    assert all(torch.equal(whole.damaged[place::2], share.damaged) for place, share in enumerate(shares))
     assert whole.truth.shape == (4, 3, 64, 64)
     assert not torch.equal(whole.damaged, draw(photos, "8", 4, 64, CPU).damaged)
 
