@@ -138,7 +138,7 @@ class CompactModel(nn.Module):
         judged = self._tone(thumbnails)
         if judged is None:
             return self._seen(shown, None, nowhere)
-        used = judged.is_worth_it & ~_is_grey(thumbnails[:, :3])  # of greys it is too often certain, and wrong
+        used = judged.is_worth_it & ~are_grey(thumbnails[:, :3])  # of greys it is too often certain, and wrong
         if bool(used.any()):  # what sees all of the picture has to see it, too
             with torch.no_grad():
                 fading = self._seen(shown, judged, nowhere).damage[:, FADING]
@@ -178,7 +178,7 @@ class CompactModel(nn.Module):
         found = _found(damage / scales, clean, judged)
         routed = torch.zeros_like(used)
         if self.router is not None:  # whose own are whole pictures with their own tone and colours
-            own = ~used & ~_is_grey(thumbnails[:, :3]) & (thumbnails[:, 3:].amax((1, 2, 3)) < ROUNDING)
+            own = ~used & ~are_grey(thumbnails[:, :3]) & (thumbnails[:, 3:].amax((1, 2, 3)) < ROUNDING)
             routed = own & (self.router(context.vector, found) > 0)
         weight = (~text_absent).float()[..., None]
         sentence = (text * weight).sum(1) / weight.sum(1).clamp_min(1)
@@ -297,7 +297,7 @@ def _toned(thumbnails: Tensor, tone: Tone) -> Tensor:
     """Whole images [N, 4, S, S] with their tone undone; those without colours get none."""
     images, whole = thumbnails[:, :3], thumbnails.new_tensor([[0.0, 0.0, 1.0, 1.0]]).expand(len(thumbnails), -1)
     gain = regions(tone.gain, whole, images.shape[-1])
-    return torch.cat([undone(images, gain, tone.affine, _is_grey(images)), thumbnails[:, 3:]], dim=1)
+    return torch.cat([undone(images, gain, tone.affine, are_grey(images)), thumbnails[:, 3:]], dim=1)
 
 
 def _probes_toned(probes: Tensor, tone: Tone) -> Tensor:
@@ -307,12 +307,12 @@ def _probes_toned(probes: Tensor, tone: Tone) -> Tensor:
     centres = grid_positions(side, side, probes.device).repeat(1, 2)
     gain = torch.stack([regions(tone.gain, box.expand(len(probes), -1), 1) for box in centres], dim=1).flatten(0, 1)
     images = probes[:, :, :3].flatten(0, 1)
-    grey = _is_grey(probes[:, :, :3].transpose(1, 2))
+    grey = are_grey(probes[:, :, :3].transpose(1, 2))
     result = undone(images, gain, tone.affine.repeat_interleave(count, 0), grey.repeat_interleave(count))
     return torch.cat([result.view(len(probes), count, *result.shape[1:]), probes[:, :, 3:]], dim=2)
 
 
-def _is_grey(images: Tensor) -> Tensor:
+def are_grey(images: Tensor) -> Tensor:
     """Which of [N, 3, …] have no colours: [N] bool."""
     return (images == images[:, :1]).flatten(1).all(1)
 

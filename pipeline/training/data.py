@@ -171,6 +171,11 @@ def _photo(pixels: Any, captions: tuple[str, ...], dice: random.Random) -> Photo
     return Photo(torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous(), captions)
 
 
+def larger(photos: Sequence[Photo]) -> Sequence[Photo]:
+    """Those larger than a training image, which are at their own resolution; all, if there are none."""
+    return [photo for photo in photos if min(photo.pixels.shape[1:]) > VIEW] or photos
+
+
 class Sampler:
     """Draws batches: the same seed, step and place give the same image, whatever ran before and whoever draws it."""
 
@@ -189,7 +194,7 @@ class Sampler:
         self.device = device
         self.team = team
         self._captioned = [photo for photo in photos if photo.captions] or photos
-        self._sharp = [photo for photo in photos if min(photo.pixels.shape[1:]) > VIEW] or photos
+        self._sharp = larger(photos)
         self._all = photos
         self._kinds, self._shares = zip(*mixture.kinds, strict=True)
 

@@ -34,6 +34,7 @@ from pipeline.restoration.restorer import Restorer, View
 from pipeline.restoration.rows import Rows
 from pipeline.restoration.tiles import as_floats
 from pipeline.training.data import Sampler
+from pipeline.training.fitting import Fitting, fit_best
 from pipeline.training.loop import Plan, Progress, average_in, check_identity
 
 KNOWN = "judged-{:06}.safetensors"
@@ -42,9 +43,9 @@ HELD_OUT = 8
 """One picture in so many is not learned from: by these it is chosen when to stop."""
 LARGE = 0.2
 """Larger pictures to each training view: what is shown of them is smaller, and marks in them are thinner there."""
-PASSES = 300
 BATCH = 256
-RATE, DECAY = 2e-3, 0.5
+"""Results that the critic is asked about at a time."""
+JUDGE = Fitting(passes=300, rate=2e-3, decay=0.5)
 DROPPED = 0.1
 """Share of what is known that is withheld at a time."""
 CRITIC_PASSES = 10
@@ -185,7 +186,6 @@ def fit_judge(judge: Judge, known: Known, chosen: Tensor, seed: int) -> dict[str
     device = next(judge.parameters()).device
     given, wanted = [part.to(device) for part in known[:3]], (known.error.to(device) + SMALLEST).log()
     chosen = chosen.to(device)
-    order = torch.Generator().manual_seed(seed)
 
     def loss(rows: Tensor, dropped: float = 0.0) -> Tensor:
         pixels, vector, found = (part[rows] for part in given)
@@ -197,22 +197,8 @@ def fit_judge(judge: Judge, known: Known, chosen: Tensor, seed: int) -> dict[str
         with torch.no_grad():
             return float(loss(chosen)) * 10 / math.log(10)
 
-    torch.manual_seed(seed)
-    judge.requires_grad_(True)
-    optimiser = torch.optim.AdamW(judge.parameters(), RATE, weight_decay=DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, PASSES)
     learned = (~chosen).nonzero()[:, 0]
-    before = least = held_out()
-    best = copy.deepcopy(judge.state_dict())
-    for _ in range(PASSES):
-        for rows in torch.split(learned[torch.randperm(len(learned), generator=order)], BATCH):
-            optimiser.zero_grad()
-            loss(rows, DROPPED).backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-        schedule.step()
-        if (now := held_out()) < least:
-            least, best = now, copy.deepcopy(judge.state_dict())
-    judge.load_state_dict(best)
+    before, least = fit_best(judge, lambda rows: loss(rows, DROPPED), held_out, learned, JUDGE, seed)
     return {"judge": least, "judge_before": before}
 
 

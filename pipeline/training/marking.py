@@ -14,7 +14,7 @@ from pipeline.damage.kinds import ACTIONS, COVERS, TONES
 from pipeline.damage.mixture import damage_one
 from pipeline.damage.strengths import Strengths
 from pipeline.restoration.marks import LIKELY, MarkHead
-from pipeline.training.data import VIEW, Photo, crop, varied
+from pipeline.training.data import Photo, crop, larger, varied
 from pipeline.training.team import ALONE, Team
 
 SIDES = (160, 192, 256, 320)
@@ -55,7 +55,7 @@ class Marked(NamedTuple):
 def draw(photos: Sequence[Photo], seed: str, size: int, device: torch.device, team: Team = ALONE) -> Marked:
     """This worker's share of a batch of `size` pictures: the same seed and place give the same picture."""
     side = random.Random(seed).choice(SIDES)
-    sharp = [photo for photo in photos if min(photo.pixels.shape[1:]) > VIEW] or photos
+    sharp = larger(photos)
     drawn = [_picture(photos, sharp, side, random.Random(f"{seed}/{index}"), device) for index in team.share(size)]
     return _batch(drawn)
 

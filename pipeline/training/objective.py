@@ -14,7 +14,7 @@ from pipeline.damage.record import SCALES
 from pipeline.damage.tone import luma
 from pipeline.restoration.decoder import LEAST_LOG_ERROR, MOST_LOG_ERROR, Decoded
 from pipeline.restoration.judge import SMALLEST, summary
-from pipeline.restoration.model import CompactModel, GlobalView
+from pipeline.restoration.model import CompactModel, GlobalView, are_grey
 from pipeline.restoration.text import TextFeatures
 from pipeline.restoration.views import CELL, probes, thumbnails
 from pipeline.training.data import Batch
@@ -103,7 +103,7 @@ def predict(
         pairs = zip(planes, corners, strict=True)
         return torch.stack([plane[:, top : top + patch, left : left + patch] for plane, (top, left) in pairs])
 
-    grey = (images == images[:, :1]).flatten(1).all(1)
+    grey = are_grey(images)
     damaged, told = cut(images), cut(masks)
     decoded = model.decode(damaged, told, view.guide, boxes, grey)
     return Prediction(view, decoded, damaged, cut(batch.truth), cut(batch.damaged.masks), told, grey)
@@ -125,11 +125,20 @@ def decoder_losses(model: CompactModel, answer: Prediction) -> dict[str, Tensor]
     return {
         "pixels": (berhu(answer.decoded.pixels - answer.truth).mean((1, 2, 3)) + EASY_ERROR).log().mean(),
         "judge": (judged - (squared.mean((1, 2, 3)) + SMALLEST).log()).abs().mean(),
-        "error": (squared * torch.exp(-log_error) + log_error).mean(),
+        "error": likelihood(squared, answer.decoded.log_error),
         "lost": F.binary_cross_entropy_with_logits(
             answer.decoded.lost, answer.lost, weight=1 - answer.told, pos_weight=answer.lost.new_tensor(RARE)
         ),
     }
+
+
+def likelihood(squared: Tensor, log_error: Tensor) -> Tensor:
+    """Gaussian negative log-likelihood (arXiv:1703.04977) of squared errors, given the logarithms that are expected.
+
+    Both [N, 1, H, W]; where the errors have no gradients, quality is never traded for confidence.
+    """
+    believed = log_error.clamp(LEAST_LOG_ERROR, MOST_LOG_ERROR)
+    return (squared * torch.exp(-believed) + believed).mean()
 
 
 def _judgeable(answer: Prediction) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.precision import autocast
 from pipeline.restoration.text import TextEncoder, text_encoder_of
+from pipeline.training.checkpoint import read_state
 from pipeline.training.data import Batch, Mixture, Photo, Sampler
 from pipeline.training.judging import train_judge
 from pipeline.training.likeness import least_likeness
@@ -31,12 +32,12 @@ from pipeline.training.objective import (
     view_losses,
 )
 from pipeline.training.specialising import (
+    OWN,
     ROUTED,
     ExpertValidation,
     Pairs,
     begin,
     expert_losses,
-    mixture,
     patch_at,
     train_router,
 )
@@ -247,14 +248,15 @@ def train(
         model.config = config
         return model
     if plan.part == "expert" and model.router is not None and not model.router.has_learned:
-        begin(model, Sampler(photos, mixture(), plan.seed, config.thumbnail, torch.device("cpu")), text)
+        begin(model.to(device), Sampler(photos, OWN, plan.seed, config.thumbnail, device), text)
     if compiled:
         model.decoder.compile()
     task = Restoring(model, photos, held_out, text, plan, device, torch.device("cpu") if loaders else device)
     fit(task, folder, plan, device, report, loaders)
     if plan.part == "expert" and task.team.leads:
+        shown = (read_state(folder) or {}).get("validation", {})
         found = train_router(model, Sampler(photos, ROUTED, plan.seed, config.thumbnail, device), text, plan)
-        report(Progress(plan.steps, plan.steps, 0.0, task.validate() | found, 0.0, 0.0))
+        report(Progress(plan.steps, plan.steps, 0.0, shown | found, 0.0, 0.0))
     alike = config.reference_likeness if plan.part != "all" else least_likeness(model, held_out or photos)
     model.config = dataclasses.replace(model.config, reference_likeness=alike)
     return model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 from collections.abc import Sequence
@@ -16,15 +15,16 @@ from pipeline.damage import noise
 from pipeline.damage.jpeg import jpeg
 from pipeline.damage.mixture import damage
 from pipeline.damage.optics import low_resolution
-from pipeline.restoration.decoder import LEAST_LOG_ERROR, MOST_LOG_ERROR, TileDecoder
+from pipeline.restoration.decoder import TileDecoder
 from pipeline.restoration.expert import Router, begin_as
 from pipeline.restoration.judge import SMALLEST
-from pipeline.restoration.model import CompactModel
+from pipeline.restoration.model import CompactModel, are_grey
 from pipeline.restoration.precision import autocast
 from pipeline.restoration.text import TextEncoder
-from pipeline.training.data import EVEN, VIEW, Batch, Mixture, Photo, Sampler, view_of
+from pipeline.training.data import EVEN, VIEW, Batch, Mixture, Photo, Sampler, larger, view_of
+from pipeline.training.fitting import Fitting, fit_best
 from pipeline.training.loop import Plan
-from pipeline.training.objective import look
+from pipeline.training.objective import likelihood, look
 from pipeline.training.team import ALONE, Team
 
 KINDS = (("gaussian", 0.42), ("jpeg", 0.32), ("noise", 0.12), ("low_resolution", 0.12), ("clean", 0.02))
@@ -35,6 +35,8 @@ SHARP = 0.7
 """Share of pictures drawn among the photos that are larger than a training image: they are at their own resolution."""
 PATCHES = ((0.0, 96), (0.6, 128))
 """Pixels of the patches' sides, from which share of the run on: in the same time, small ones teach more at first."""
+OWN = Mixture(kinds=KINDS, second=SECOND, plain=0.0, sharp=SHARP)
+"""The same of whole pictures."""
 LOOKS = 32
 """Pictures from which it is learned what the decoder is told of such ones."""
 SLIGHT = 2e-5
@@ -48,8 +50,9 @@ ROUTED = Mixture(
 """What the router learns from: of all kinds, and more of those that are the expert's."""
 BATCHES = 250
 """Of them."""
-PASSES, ROUTER_BATCH, RATE, DECAY, DROPPED = 200, 256, 1e-3, 0.5, 0.1
-"""How it learns: AdamW's rate and decay, and the share of what it is told that is withheld at a time."""
+ROUTER = Fitting(passes=200, rate=1e-3, decay=0.5)
+DROPPED = 0.1
+"""Share of what it is told that is withheld at a time."""
 MOST = 1.5
 """Logarithm of the errors' ratio, 6.5 dB, beyond which more does not count."""
 HARM = 2.0
@@ -67,14 +70,9 @@ class Pairs(NamedTuple):
     truth: Tensor  # [N, 3, P, P]
 
 
-def mixture() -> Mixture:
-    """Of whole pictures that are the expert's."""
-    return Mixture(kinds=KINDS, second=SECOND, plain=0.0, sharp=SHARP)
-
-
 @torch.no_grad()
 def begin(model: CompactModel, sampler: Sampler, text: TextEncoder) -> None:
-    """An expert that has learned nothing begins as the decoder does what it is told of pictures of the `mixture`."""
+    """An expert that has learned nothing begins as the decoder does what it is told of pictures that are its `OWN`."""
     assert model.expert is not None
     batch = sampler.batch(0, LOOKS)
     vector = look(model, batch, text(batch.captions)).guide.vector.mean(0)
@@ -88,7 +86,7 @@ def patch_at(done: float) -> int:
 
 def draw(photos: Sequence[Photo], seed: str, size: int, patch: int, device: torch.device, team: Team = ALONE) -> Pairs:
     """This worker's share of a batch of `size` pictures: the same seed and place give the same picture."""
-    sharp = [photo for photo in photos if min(photo.pixels.shape[1:]) > VIEW] or photos
+    sharp = larger(photos)
     drawn = [_picture(photos, sharp, patch, random.Random(f"{seed}/{index}"), device) for index in team.share(size)]
     damaged, truths = zip(*drawn, strict=True)
     return Pairs(torch.cat(damaged), torch.cat(truths))
@@ -120,14 +118,13 @@ def expert_losses(expert: TileDecoder, batch: Pairs) -> dict[str, Tensor]:
         decoded = expert(batch.damaged)
     wrong = batch.damaged + decoded.pixels - batch.truth
     squared = wrong.detach().square().mean(1, keepdim=True)
-    log_error = decoded.log_error.clamp(LEAST_LOG_ERROR, MOST_LOG_ERROR)
     return {
         "expert": (wrong.square().mean((1, 2, 3)) + SLIGHT).log().mean(),
-        "expert_error": (squared * torch.exp(-log_error) + log_error).mean(),
+        "expert_error": likelihood(squared, decoded.log_error),
     }
 
 
-class _Tried(NamedTuple):
+class Tried(NamedTuple):
     """Pictures that both decoders have restored."""
 
     vector: Tensor  # [N, width], of the guide
@@ -149,13 +146,13 @@ def train_router(model: CompactModel, sampler: Sampler, text: TextEncoder, plan:
     """
     assert model.router is not None
     parts = [_tried(model, sampler.batch(step, plan.batch), text) for step in range(min(BATCHES, plan.steps))]
-    tried = _Tried(*(torch.cat(part).float() for part in zip(*parts, strict=True)))
+    tried = Tried(*(torch.cat(part).float() for part in zip(*parts, strict=True)))
     held_out = torch.arange(len(tried.ratio), device=tried.ratio.device) % HELD_OUT == 0
     return fit_router(model.router, tried, held_out, plan.seed)
 
 
 @torch.no_grad()
-def _tried(model: CompactModel, batch: Batch, text: TextEncoder) -> _Tried:
+def _tried(model: CompactModel, batch: Batch, text: TextEncoder) -> Tried:
     """What becomes of a batch, of which no masks and references are told."""
     images = batch.damaged.images
     none = batch._replace(
@@ -165,14 +162,14 @@ def _tried(model: CompactModel, batch: Batch, text: TextEncoder) -> _Tried:
     with autocast(images.device):
         view = look(model, none, features)
         whole = images.new_tensor([[0.0, 0.0, 1.0, 1.0]]).expand(len(images), -1)
-        grey = (images == images[:, :1]).flatten(1).all(1)
+        grey = are_grey(images)
         results = [model.refine(images), model.decode(images, none.masks, view.guide, whole, grey)]
     errors = [(result.pixels.float().clamp(0, 1) - batch.truth).square().mean((1, 2, 3)) for result in results]
     by_expert, by_decoder = ((error + SMALLEST).log() for error in errors)
-    return _Tried(view.guide.vector, view.found, by_expert - by_decoder)
+    return Tried(view.guide.vector, view.found, by_expert - by_decoder)
 
 
-def fit_router(router: Router, tried: _Tried, chosen: Tensor, seed: int) -> dict[str, float]:
+def fit_router(router: Router, tried: Tried, chosen: Tensor, seed: int) -> dict[str, float]:
     """Fit a router so that the errors come out as small as can be; it has what held-out pictures are routed best with.
 
     Args:
@@ -187,28 +184,18 @@ def fit_router(router: Router, tried: _Tried, chosen: Tensor, seed: int) -> dict
     told = tried.vector, tried.found
     cost = tried.ratio.clamp(-MOST, MOST)
     cost = torch.where(cost > 0, HARM * cost, cost)
-    torch.manual_seed(seed)
-    order = torch.Generator().manual_seed(seed)
-    router.requires_grad_(True)
-    optimiser = torch.optim.AdamW(router.parameters(), RATE, weight_decay=DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, PASSES)
     learned = (~chosen).nonzero()[:, 0]
+
+    def loss(rows: Tensor) -> Tensor:
+        said = router(*(F.dropout(part[rows], DROPPED) for part in told))
+        out: Tensor = (cost[rows] * said.sigmoid()).mean()
+        return out
 
     @torch.no_grad()
     def held_out() -> float:
         return float((cost[chosen] * (router(*(part[chosen] for part in told)) > 0)).mean())
 
-    least, best = held_out(), copy.deepcopy(router.state_dict())
-    for _ in range(PASSES):
-        for rows in torch.split(learned[torch.randperm(len(learned), generator=order)], ROUTER_BATCH):
-            optimiser.zero_grad()
-            said = router(*(F.dropout(part[rows], DROPPED) for part in told))
-            (cost[rows] * said.sigmoid()).mean().backward()
-            optimiser.step()
-        schedule.step()
-        if (now := held_out()) < least:
-            least, best = now, copy.deepcopy(router.state_dict())
-    router.load_state_dict(best)
+    fit_best(router, loss, held_out, learned, ROUTER, seed)
     with torch.no_grad():
         routed = chosen & (router(*told) > 0)
     gain = -10 / math.log(10) * tried.ratio[routed]

@@ -12,7 +12,7 @@ from pipeline.restoration.model import CompactModel
 from pipeline.training import specialising
 from pipeline.training.data import Photo
 from pipeline.training.restoring import train
-from pipeline.training.specialising import PATCHES, _Tried, draw, fit_router, patch_at
+from pipeline.training.specialising import PATCHES, Tried, draw, fit_router, patch_at
 from pipeline.training.team import Team
 from tests.conftest import noise
 from tests.training.test_training import PLAN, TINY
@@ -80,7 +80,7 @@ def test_a_router_learns_whose_images_are_whose() -> None:
     vector, found = torch.randn(2000, 16), torch.randn(2000, 7)
     ratio = torch.where(found[:, 2] > 0.5, -0.2, 1.0) + 0.1 * torch.randn(2000)
     router = Router(16, 7)
-    said = fit_router(router, _Tried(vector, found, ratio), torch.arange(2000) % 8 == 0, seed=0)
+    said = fit_router(router, Tried(vector, found, ratio), torch.arange(2000) % 8 == 0, seed=0)
     assert router.has_learned
     assert 0.2 < said["routed"] < 0.35  # it is 31 in a hundred
     assert 0.5 < said["routed_gain"] < 1.0
@@ -93,6 +93,6 @@ def test_a_router_leaves_images_alone_that_the_expert_does_not_restore_better() 
     torch.manual_seed(0)
     ratio = 0.1 + 0.02 * torch.randn(500)
     said = fit_router(
-        Router(16, 7), _Tried(torch.randn(500, 16), torch.randn(500, 7), ratio), torch.arange(500) % 8 == 0, 0
+        Router(16, 7), Tried(torch.randn(500, 16), torch.randn(500, 7), ratio), torch.arange(500) % 8 == 0, 0
     )
     assert said == {"routed": 0.0, "routed_gain": 0.0}
