@@ -86,6 +86,24 @@ class Restored:
         return out
 
 
+LEAST_ERROR = 1e-10
+"""Mean squared error of 100 dB: what is less is not told from it."""
+
+
+class Expected(NamedTuple):
+    """What a result is likely to be, by whoever judges it."""
+
+    error: float
+    """Its mean squared error."""
+    worse: float | None = None
+    """As `Restored.worse`."""
+
+    @property
+    def psnr(self) -> float:
+        """As `Restored.expected_psnr`."""
+        return float(-10 * np.log10(max(self.error, LEAST_ERROR)))
+
+
 class Band(NamedTuple):
     """Restored rows of a large image; what they hold is as `Restored` has it."""
 
@@ -94,8 +112,8 @@ class Band(NamedTuple):
     uncertainty: npt.NDArray[np.float16]
     lost: npt.NDArray[np.bool_]
     sums: list[float]
-    """Over its pixels: those of `Canvas.means`, then of what is doubtful (see `error_before`), then of the squared
-    difference that was withheld."""
+    """Over its pixels: what `judge.describe` wants to know, then of what is doubtful (see `error_before`), then of the
+    squared difference that was withheld."""
 
 
 class Part(NamedTuple):
@@ -188,35 +206,36 @@ class Canvas:
         self._sums[1] = LEAST_LOG_ERROR * self._uncertainty.size
 
     @property
+    def array(self) -> npt.NDArray[np.float32]:
+        """The result so far, as `Restored.array`."""
+        return self._array
+
+    @property
     def means(self) -> list[float]:
-        """What `judge.describe` wants to know, over the whole image."""
-        return (self._sums[:4] / self._uncertainty.size).tolist()
+        """What `judge.describe` wants to know, over the whole image, and the last two of `Band.sums`."""
+        return (self._sums / self._uncertainty.size).tolist()
 
     def band(self, top: int, kept: slice) -> Band:
         """The painted rows of a canvas that holds a band of a larger image, which begin there at `top`."""
         return Band(top, self._array[kept], self._uncertainty[kept], self._lost[kept], self._sums.tolist())
 
     def finish(
-        self, damage: Damage, clean: float, agreement: float | None, likely_error: float, references_ignored: int = 0
+        self, damage: Damage, clean: float, agreement: float | None, expected: Expected, references_ignored: int = 0
     ) -> Restored:
-        """All tiles are painted; what the global view found goes with them, and the mean squared error to expect.
-
-        Both errors are those of the full result: what was withheld of it comes on top.
-        """
+        """All tiles are painted; what the global view found goes with them, and what is expected of the result."""
         error, _, change, _, doubt, withheld = (self._sums / self._uncertainty.size).tolist()
-        mean_error = max(error + withheld, 1e-10)
-        likely_error += withheld
         return Restored(
             array=self._array,
             damage=dataclasses.replace(damage, missing=float(self._lost.mean())),
             clean=clean,
             uncertainty=self._uncertainty,
             lost=self._lost,
-            expected_psnr=float(-10 * np.log10(max(likely_error, 1e-10))),
-            mean_error=mean_error,
+            expected_psnr=expected.psnr,
+            mean_error=max(error + withheld, LEAST_ERROR),
             agreement=agreement,
             references_ignored=references_ignored,
             input_error=error_before(error, change, doubt),
+            worse=expected.worse,
         )
 
 
@@ -228,4 +247,4 @@ def error_before(error: float, change: float, doubt: float) -> float | None:
         change: squared difference of result and input.
         doubt: what of that is likely to be wrong: as probably as a pixel was not lost, the input is right there.
     """
-    return max(error + change - 2 * doubt, 1e-10) if doubt else None
+    return max(error + change - 2 * doubt, LEAST_ERROR) if doubt else None

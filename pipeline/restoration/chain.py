@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.damage.tone import luma
-from pipeline.restoration.canvas import Canvas, Restored
+from pipeline.restoration.canvas import Canvas, Expected, Restored
 from pipeline.restoration.colour import STRIP, colour_onto
 from pipeline.restoration.others import PictureModel
 from pipeline.restoration.request import Pixels, Request
@@ -150,7 +150,7 @@ class Chain(RestoresBatches):
             canvas.paint(tile, part, error.clamp_min(SMALLEST_ERROR).log(), lost)
         likely = 10 ** (-opinion.expected_psnr / 10) + apart / (height * width)
         told = opinion.damage, opinion.clean, opinion.agreement
-        result = canvas.finish(*told, likely, opinion.references_ignored)
+        result = canvas.finish(*told, Expected(likely + canvas.means[-1]), opinion.references_ignored)
         return dataclasses.replace(
             result,
             enlarged=_enlarged(request, result, full, scale) if scale > 1 else None,

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.damage.record import Damage
-from pipeline.restoration.canvas import Band, Canvas, Restored
-from pipeline.restoration.critic import LARGE, LARGER, pair_of
+from pipeline.restoration.canvas import Band, Canvas, Expected, Restored
+from pipeline.restoration.critic import LARGE, LARGER, Opinion, pair_of
 from pipeline.restoration.decoder import Guide
 from pipeline.restoration.engine import Engine, Job
 from pipeline.restoration.judge import describe
@@ -259,11 +259,9 @@ class Restorer(RestoresBatches):
             )
         results = []
         for canvas, view, request, skip in zip(canvases, views, requests, skipped, strict=True):
-            likely = self.likely_error(canvas.means, view, request)
-            result = canvas.finish(view.damage, view.clean, view.agreement, likely, view.references_ignored)
-            both = Whole(request.pixels), Whole(result.array)
-            worse = None if skip else self.worse(*both, canvas.means, view, request)
-            results.append(dataclasses.replace(result, worse=worse))
+            both = Whole(request.pixels), None if skip else Whole(canvas.array)
+            expected = self.expect(*both, canvas.means, view, request)
+            results.append(canvas.finish(view.damage, view.clean, view.agreement, expected, view.references_ignored))
         return results
 
     def _marks(self, images: Sequence[Rows], requests: Sequence[Request]) -> list[Marks | None]:
@@ -337,44 +335,42 @@ class Restorer(RestoresBatches):
                     )
             yield canvas.band(keep_top, slice(keep_top - top, keep_bottom - top))
 
-    def likely_error(self, means: Sequence[float], view: View, request: Request) -> float:
-        """The mean squared error that a result is likely to have; of a fill the mean of what its pixels expect.
+    def expect(self, before: Rows, after: Rows | None, means: Sequence[float], view: View, request: Request) -> Expected:
+        """How far from the truth a result is likely to be, and how probably farther than the image was.
+
+        By the critic, which sees both; without one, or without a result, by the judge. Where a mask says what is to
+        change, it is what the pixels expect, and nobody asks whether that is worse. Each is judged alone, so that it
+        does not depend on its company.
 
         Args:
+            before: the image; it may be a smaller one, if `after` is so, too.
+            after: the result; None if nothing was done.
             means: those of `Canvas.means`, over all of its bands.
             view: of the image.
             request: what was asked.
         """
+        *known, _, withheld = means
         if request.keeps_outside:
-            return means[0]
-        with torch.inference_mode():
-            return float(self._model.log_error(*self._known(means, view)).exp())
+            return Expected(known[0] + withheld)
+        opinion = None if after is None else self.opinion(before, after, known, view)
+        if opinion is None:
+            with torch.inference_mode():
+                return Expected(float(self._model.log_error(*self._known(known, view)).exp()) + withheld)
+        logit = opinion.worse - LARGER if min(before.size) > LARGE else opinion.worse
+        return Expected(float(opinion.log_error.exp()), float(torch.sigmoid(logit)))
 
-    def worse(self, before: Rows, after: Rows, means: Sequence[float], view: View, request: Request) -> float | None:
-        """How probable it is that a result is farther from the truth than the image was.
-
-        None without a critic, and where a mask says what is to change. Each is judged alone, so that it does not depend
-        on its company.
-
-        Args:
-            before: the image; it may be a smaller one, if `after` is so, too.
-            after: the result.
-            means: with the others as `likely_error` takes them.
-            view: of the image.
-            request: what was asked.
-        """
-        if request.keeps_outside or self._model.critic is None:
+    def opinion(self, before: Rows, after: Rows, known: Sequence[float], view: View) -> Opinion | None:
+        """What the critic says of a result, if there is one; `known` of the pixels, as `judge.describe` wants it."""
+        if self._model.critic is None:
             return None
         with torch.inference_mode():
             pair = pair_of(before, after, view.damage.grey, self.device)[None]
             with autocast(self.device):
-                opinion = self._model.opinion(pair, *self._known(means, view))
-            logit = opinion.worse - LARGER if min(before.size) > LARGE else opinion.worse
-            return float(torch.sigmoid(logit))
+                return self._model.opinion(pair, *self._known(known, view))
 
-    def _known(self, means: Sequence[float], view: View) -> tuple[Tensor, Tensor, Tensor]:
+    def _known(self, known: Sequence[float], view: View) -> tuple[Tensor, Tensor, Tensor]:
         """What judge and critic are told of an image."""
-        pixels = describe(*torch.tensor(means)[:, None].to(self.device))
+        pixels = describe(*torch.tensor(known)[:, None].to(self.device))
         return pixels, view.guide.vector[None], view.found[None]
 
     def _views(self, requests: Sequence[Request], images: Sequence[Rows]) -> list[View]:

@@ -25,7 +25,7 @@ from pipeline.imaging.xmp import with_provenance
 from pipeline.quality.appraise import Appraiser, Case, Verdict
 from pipeline.quality.gate import Decision
 from pipeline.recipe import Recipe
-from pipeline.restoration.canvas import Band, Restored, error_before
+from pipeline.restoration.canvas import LEAST_ERROR, Band, Restored, error_before
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import Restorer, View
 from pipeline.restoration.rows import Whole
@@ -227,22 +227,21 @@ class _Account:
     def result(self, restorer: Restorer, view: View, request: Request) -> Restored:
         """The windows as a result, with what was found in the whole image."""
         area = self._size[0] * self._size[1]
-        error, log_error, change, lost, doubt, withheld = (float(total) / area for total in self._sums)
-        means = [error, log_error, change, lost]
-        likely = restorer.likely_error(means, view, request) + withheld
-        before, after = Whole(self._picture("before")), Whole(self._picture("after"))
+        error, _, change, lost, doubt, withheld = means = [float(total) / area for total in self._sums]
+        both = Whole(self._picture("before")), Whole(self._picture("after"))
+        expected = restorer.expect(*both, means, view, request)
         return Restored(
             array=self._after,
             damage=dataclasses.replace(view.damage, missing=lost),
             clean=view.clean,
             uncertainty=self._uncertainty,
             lost=self._lost,
-            expected_psnr=float(-10 * np.log10(max(likely, 1e-10))),
-            mean_error=max(error + withheld, 1e-10),
+            expected_psnr=expected.psnr,
+            mean_error=max(error + withheld, LEAST_ERROR),
             agreement=view.agreement,
             references_ignored=view.references_ignored,
             input_error=error_before(error, change, doubt),
-            worse=restorer.worse(before, after, means, view, request),
+            worse=expected.worse,
         )
 
     def preview(self, name: str) -> bytes | None:

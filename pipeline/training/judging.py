@@ -84,10 +84,9 @@ class _Listening(Restorer):
         super().__init__(*given, **options)
         self.told: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
-    def worse(self, before: Rows, after: Rows, means: Sequence[float], view: View, request: Request) -> float | None:
+    def opinion(self, before: Rows, after: Rows, known: Sequence[float], view: View) -> None:
         pair = (255 * pair_of(before, after, view.damage.grey, self.device)).round().to(torch.uint8)
-        self.told.append((*self._known(means, view), pair[None]))
-        return None
+        self.told.append((*self._known(known, view), pair[None]))
 
 
 def train_judge(

@@ -75,11 +75,11 @@ def test_what_is_shown_is_the_whole_of_both(size: tuple[int, int]) -> None:
 
 def test_larger_pictures_are_given_the_benefit_that_was_measured(compact: Restorer, photo: np.ndarray) -> None:
     request = Request(photo)
-    view, means = compact.look_at(Whole(photo), request), [1e-3, -7.0, 1e-3, 0.0]
+    view, means = compact.look_at(Whole(photo), request), [1e-3, -7.0, 1e-3, 0.0, 0.0, 0.0]
     told = []
     for side in (LARGE, 2 * LARGE):
         both = (Whole(np.full((side, side, 3), tone, np.uint8)) for tone in (100, 120))
-        worse = compact.worse(*both, means, view, request)
+        worse = compact.expect(*both, means, view, request).worse
         assert worse is not None
         told.append(np.log(worse / (1 - worse)))
     assert told[0] - told[1] == pytest.approx(LARGER, abs=1e-3)

@@ -8,7 +8,7 @@ from pipeline import Restorer
 from pipeline.damage.record import Damage
 from pipeline.quality.scores import psnr
 from pipeline.restoration.assembly import assemble, with_head
-from pipeline.restoration.canvas import Canvas
+from pipeline.restoration.canvas import Canvas, Expected
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.marks import SIDES, TOGETHER, Marked, MarkHead, Marks, find_marks, side_for
 from pipeline.restoration.request import Request
@@ -82,7 +82,7 @@ def test_what_may_not_have_been_lost_may_have_been_right(certainty: float, gain:
     canvas = Canvas(Request(np.zeros((16, 16, 3), np.float32), mask=mask, only_mask=False, certainty=sure), Damage())
     result = torch.where(torch.from_numpy(mask), 0.5, 0.0).expand(3, -1, -1)
     canvas.paint(Tile(0, 0, (0, 0, 16, 16)), result, torch.full((16, 16), 0.0025).log(), torch.zeros(16, 16) > 0)
-    done = canvas.finish(Damage(), 0.0, None, 0.01)
+    done = canvas.finish(Damage(), 0.0, None, Expected(0.01))
     before = done.input_error
     if certainty == 1:
         assert before is None
