@@ -156,6 +156,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise RecipeError("--image-encoder, --mapping, --compile, --patch and --looks are for models that restore")
     if arguments.part != "all" and (arguments.task != "restore" or not arguments.start):
         raise RecipeError(f"--part {arguments.part} is for a model that restores, given by --from")
+    if arguments.part != "all" and (arguments.compile or arguments.patch or arguments.looks is not None):
+        raise RecipeError(f"--compile, --patch and --looks are for whole models, and --part {arguments.part} has none")
     if arguments.part == "judge" and arguments.workers > 1:
         raise RecipeError("--part judge is learned by one worker alone")
     if arguments.side and (arguments.task == "restore" or arguments.start):

@@ -97,6 +97,14 @@ def test_training_without_data_says_where_it_looked(tmp_path: Path, capsys: pyte
     assert "*.parquet" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [["--compile"], ["--patch", "64"], ["--looks", "0"]])
+def test_what_a_part_does_not_have_is_refused_for_it(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "--source", "a", "--output", "b", "--from", "compact", "--part", "expert", *option]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert option[0] in said and "--part expert" in said
+
+
 @pytest.mark.parametrize("words", [["train", "--source", "a"], ["evaluate", "a"]])
 def test_results_are_not_written_to_a_folder_named_after_a_store(
     words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
