@@ -335,7 +335,9 @@ class Restorer(RestoresBatches):
                     )
             yield canvas.band(keep_top, slice(keep_top - top, keep_bottom - top))
 
-    def expect(self, before: Rows, after: Rows | None, means: Sequence[float], view: View, request: Request) -> Expected:
+    def expect(
+        self, before: Rows, after: Rows | None, means: Sequence[float], view: View, request: Request
+    ) -> Expected:
         """How far from the truth a result is likely to be, and how probably farther than the image was.
 
         By the critic, which sees both; without one, or without a result, by the judge. Where a mask says what is to
@@ -366,7 +368,8 @@ class Restorer(RestoresBatches):
         with torch.inference_mode():
             pair = pair_of(before, after, view.damage.grey, self.device)[None]
             with autocast(self.device):
-                return self._model.opinion(pair, *self._known(known, view))
+                said: Opinion = self._model.opinion(pair, *self._known(known, view))
+        return said
 
     def _known(self, known: Sequence[float], view: View) -> tuple[Tensor, Tensor, Tensor]:
         """What judge and critic are told of an image."""

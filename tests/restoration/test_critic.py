@@ -39,6 +39,22 @@ def test_no_opinion_where_a_mask_says_what_to_change(compact: Restorer, photo: n
     assert compact.restore(photo, mask=mask).worse is None
 
 
+def test_what_is_expected_depends_on_what_came_out(compact: Restorer, photo: np.ndarray) -> None:
+    noisy = (photo + np.random.default_rng(0).normal(0, 25, photo.shape)).clip(0, 255).astype(np.uint8)
+    request, means = Request(noisy), [1e-3, -7.0, 9e-3, 0.0, 0.0, 0.0]
+    view = compact.look_at(Whole(noisy), request)
+    flat = (60 + photo * 0.5).astype(np.uint8)
+    good, bad = (compact.expect(Whole(noisy), Whole(after), means, view, request).psnr for after in (photo, flat))
+    assert good > bad + 3
+
+
+def test_where_a_mask_says_what_to_change_pixels_say_what_to_expect(compact: Restorer, photo: np.ndarray) -> None:
+    request = Request(photo, mask=np.ones(photo.shape[:2], bool))
+    view, means = compact.look_at(Whole(photo), request), [0.01, -5.0, 0.1, 0.2, 0.0, 0.03]
+    expected = compact.expect(Whole(photo), Whole(photo), means, view, request)
+    assert expected.worse is None and expected.error == pytest.approx(0.04)
+
+
 def test_a_model_may_be_without_and_get_one_that_changes_nothing_else() -> None:
     torch.manual_seed(0)
     model = CompactModel(SMALL)
