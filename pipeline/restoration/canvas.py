@@ -223,7 +223,7 @@ class Canvas:
         self, damage: Damage, clean: float, agreement: float | None, expected: Expected, references_ignored: int = 0
     ) -> Restored:
         """All tiles are painted; what the global view found goes with them, and what is expected of the result."""
-        error, _, change, _, doubt, withheld = (self._sums / self._uncertainty.size).tolist()
+        error, _, change, _, doubt, withheld = self.means
         return Restored(
             array=self._array,
             damage=dataclasses.replace(damage, missing=float(self._lost.mean())),

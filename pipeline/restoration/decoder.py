@@ -99,9 +99,8 @@ class TileDecoder(nn.Module):
         super().__init__()
         widths, blocks = config.decoder_widths, config.decoder_blocks
         inputs, outputs = (INPUT_PLANES, OUTPUT_PLANES) if told else UNTOLD_PLANES
-        is_thin = [True] + [False] * (len(widths) - 1)
-        conditions = [config.width if told and not thin else None for thin in is_thin]
-        norms = [not thin for thin in is_thin]
+        norms = [False] + [True] * (len(widths) - 1)
+        conditions = [config.width if told and norm else None for norm in norms]
         levels = list(zip(widths, conditions, norms, blocks, strict=True))
         pairs = list(itertools.pairwise(widths))
         self.enter = keep_scale(nn.Conv2d(inputs, widths[0], 3, padding=1), CONTRAST_GAIN)
