@@ -75,6 +75,6 @@ def test_the_judge_is_told_the_same_of_an_image_as_of_a_patch_in_training() -> N
         log_error, lost = torch.rand(24, 32, generator=DICE) - 6, torch.rand(24, 32, generator=DICE) - 0.9
         canvas = Canvas(Request(image), Damage(grey=grey))
         canvas.paint(Tile(0, 0, (0, 0, 24, 32)), result, log_error, lost > 0)
-        told = describe(*torch.tensor(canvas.means)[:, None])
+        told = describe(*torch.tensor(canvas.means[:4])[:, None])
         change = tone.luma(result).expand(3, -1, -1) - before if grey else result - before
         assert torch.allclose(told, summary(log_error[None, None], change[None], lost[None, None]), atol=1e-4)
