@@ -29,6 +29,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "marks": {"mark_widths": MARK_WIDTHS},
     "critic": {"critic_widths": CRITIC_WIDTHS},
     "expert": {"expert": True},
+    "painter": {"painter": True},
 }
 """Parts that a model may be without: what their sizes are called in its shape, and those of new ones."""
 
@@ -45,6 +46,8 @@ def with_head(model: CompactModel, part: str, seed: int = 0) -> CompactModel:
         more = fresh[name].shape[-1] - weights[name].shape[-1]
         weights[name] = F.pad(weights[name], (0, more), value=float(name.endswith("spread")))
     larger.load_state_dict(fresh | weights)
+    if part == "painter" and larger.painter is not None:
+        larger.painter.begin_as(larger.image_encoder, larger.fusion, larger.coarse_head)
     return larger
 
 

@@ -115,6 +115,9 @@ class ModelConfig(Stored):
     """Whether there is a second decoder, as large as the first, for images with noise, JPEG artefacts or lack of
     resolution alone."""
 
+    painter: bool = False
+    """Whether a second global view paints what is gone: colours and what was missing."""
+
     @classmethod
     def from_json(cls, text: str) -> Self:
         """As `Stored.from_json`; an unknown mapping is refused, too."""

@@ -10,22 +10,18 @@ from torch import Tensor, nn
 
 from pipeline.damage.record import FADING, SCALES
 from pipeline.damage.tone import luma
-from pipeline.restoration.backbone import Backbone
+from pipeline.restoration.coarse import CoarseHead, fusion_of, image_encoder_of, pooled
 from pipeline.restoration.config import ModelConfig
 from pipeline.restoration.critic import Critic, Opinion
 from pipeline.restoration.decoder import Decoded, Guide, TileDecoder
 from pipeline.restoration.expert import Router
-from pipeline.restoration.fusion import AttentionFusion
-from pipeline.restoration.graph import GraphFusion
-from pipeline.restoration.image import ImageEncoder, ProbeEncoder
+from pipeline.restoration.image import ProbeEncoder
 from pipeline.restoration.judge import JUDGED, SPREAD, USUAL, Judge
-from pipeline.restoration.layers import ResidualBlock, grid_positions, keep_scale
+from pipeline.restoration.layers import grid_positions
 from pipeline.restoration.marks import MarkHead
+from pipeline.restoration.painter import Painter, with_painted
 from pipeline.restoration.tone import CONFIRMED, LEVELS, Judged, Tone, ToneHead, as_around, levels_of, undone
 from pipeline.restoration.views import CELL, cell_positions, regions
-
-REFERENCE_CELLS = 5
-"""A reference is pooled to 5 x 5 tokens: its colours and their rough layout are what is wanted of it."""
 
 ROUNDING = 1e-5
 """Less of a thumbnail's pixel is not missing, but was rounded."""
@@ -47,28 +43,6 @@ class GlobalView(NamedTuple):
     routed: Tensor  # [N] bool: images that the expert restores; none without one
 
 
-class CoarseHead(nn.Module):
-    """The restored thumbnail: fused tokens climb back to 1/4 of the thumbnail over the encoder's features."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        fine, middle = config.encoder_widths[:2]
-        self.up_middle = keep_scale(nn.ConvTranspose2d(config.width, middle, 2, stride=2), 0.5)
-        self.middle = ResidualBlock(middle)
-        self.up_fine = keep_scale(nn.ConvTranspose2d(middle, fine, 2, stride=2), 0.5)
-        self.fine = ResidualBlock(fine)
-        self.out = nn.Conv2d(fine, 3, 3, padding=1)
-        with torch.no_grad():
-            self.out.weight.mul_(0.1)
-
-    def forward(self, fused: Tensor, pyramid: list[Tensor], small: Tensor) -> Tensor:
-        """`small` [N, 3, S, S] is the picture to start from, at the size of the answer."""
-        features = self.middle(self.up_middle(fused) + pyramid[1])
-        features = self.fine(self.up_fine(features) + pyramid[0])
-        out: Tensor = small + self.out(features).float()
-        return out
-
-
 class _Shown(NamedTuple):
     """What `CompactModel.look` is given."""
 
@@ -87,12 +61,12 @@ class CompactModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_encoder = ImageEncoder(config) if config.backbone is None else Backbone(config)
+        self.image_encoder = image_encoder_of(config)
         self.probe_encoder = ProbeEncoder(config)
         self.levels_in = nn.Linear(3 * len(LEVELS), config.width)
         nn.init.zeros_(self.levels_in.weight)
         nn.init.zeros_(self.levels_in.bias)
-        self.fusion = GraphFusion(config) if config.mapping == "graph" else AttentionFusion(config)
+        self.fusion = fusion_of(config)
         self.coarse_head = CoarseHead(config)
         self.damage_head = nn.Sequential(nn.Linear(2 * config.width, 96), nn.GELU(), nn.Linear(96, len(SCALES) + 1))
         self.image_agreement = nn.Linear(config.encoder_widths[-1], config.agreement_width)
@@ -106,6 +80,7 @@ class CompactModel(nn.Module):
         self.critic = Critic(config.critic_widths, JUDGED + found + config.width) if config.critic_widths else None
         self.expert = TileDecoder(config, told=False) if config.expert else None
         self.router = Router(config.width, found) if config.expert else None
+        self.painter = Painter(config) if config.painter else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Shape and weights: some backbones hold hooks, once they have run, that cannot be pickled."""
@@ -148,27 +123,27 @@ class CompactModel(nn.Module):
     def _seen(self, shown: _Shown, judged: Judged | None, used: Tensor) -> GlobalView:
         """What `look` says, with the tone undone that was `judged` in the images where it is `used`, [N] bool."""
         thumbnails, probes, text, text_absent, references, references_absent, filled = shown
-        count, places = references_absent.shape
-        tone = Tone.none(count, thumbnails.device)
+        tone = Tone.none(len(thumbnails), thumbnails.device)
         if judged is not None:
             tone = judged.tone.where(used)
             thumbnails, probes = _toned(thumbnails, tone), _probes_toned(probes, tone)
         pyramid = self.image_encoder(thumbnails)
         references_absent = references_absent | ~self._trusted(thumbnails, references, references_absent)
-        pooled = thumbnails.new_zeros(count, places, self.config.encoder_widths[-1], REFERENCE_CELLS, REFERENCE_CELLS)
-        if not bool(references_absent.all()):
-            features = self.image_encoder(references[~references_absent])[-1]
-            cells = F.adaptive_avg_pool2d(features, REFERENCE_CELLS)
-            pooled = pooled.to(cells.dtype).index_put((~references_absent).nonzero(as_tuple=True), cells)
+        cells = pooled(self.image_encoder, references, references_absent, self.config.encoder_widths[-1])
         small = F.avg_pool2d(thumbnails[:, :3], 4)
-        probe = self.probe_encoder(probes) + self.levels_in(2 * levels_of(small) - 1)
-        context = self.fusion(text, text_absent, pyramid[-1], probe, pooled, references_absent)
+        probe = self._probed(probes, small)
+        context = self.fusion(text, text_absent, pyramid[-1], probe, cells, references_absent)
         wrong = self.damage_head(torch.cat([context.vector, probe], dim=1)).float()
         scales = wrong.new_tensor(SCALES)
         coarse = self.coarse_head(context.image, pyramid, small)
+        grey, lost = are_grey(thumbnails[:, :3]), thumbnails[:, 3:].amax((1, 2, 3)) > ROUNDING
+        missing = F.avg_pool2d(thumbnails[:, 3:].float(), 4)
+        if self.painter is not None and bool((grey | lost).any()):
+            painted = self.painter(thumbnails, probe, text, text_absent, references, references_absent)
+            coarse = with_painted(coarse, painted, missing, grey)
         if filled is not None:
             with torch.autocast(coarse.device.type, enabled=False):
-                fitting = as_around(coarse.float(), small.float(), F.avg_pool2d(thumbnails[:, 3:].float(), 4))
+                fitting = as_around(coarse.float(), small.float(), missing)
             coarse = torch.where(filled[:, None, None, None], fitting, coarse)
         damage, clean = wrong[:, :-1] * scales, wrong[:, -1]
         if judged is not None:  # the rest has seen what is left of it
@@ -178,7 +153,7 @@ class CompactModel(nn.Module):
         found = _found(damage / scales, clean, judged)
         routed = torch.zeros_like(used)
         if self.router is not None:  # whose own are whole pictures with their own tone and colours
-            own = ~used & ~are_grey(thumbnails[:, :3]) & (thumbnails[:, 3:].amax((1, 2, 3)) < ROUNDING)
+            own = ~used & ~grey & ~lost
             routed = own & (self.router(context.vector, found) > 0)
         weight = (~text_absent).float()[..., None]
         sentence = (text * weight).sum(1) / weight.sum(1).clamp_min(1)
@@ -192,6 +167,26 @@ class CompactModel(nn.Module):
             found=found,
             routed=routed,
         )
+
+    def _probed(self, probes: Tensor, small: Tensor) -> Tensor:
+        """What an image shows at native resolution, and its levels: [N, width]."""
+        out: Tensor = self.probe_encoder(probes) + self.levels_in(2 * levels_of(small) - 1)
+        return out
+
+    def paint(
+        self,
+        thumbnails: Tensor,
+        probes: Tensor,
+        text: Tensor,
+        text_absent: Tensor,
+        references: Tensor,
+        references_absent: Tensor,
+    ) -> Tensor:
+        """What the painter, which there must be, makes of images, as `look` takes them: [N, 3, S / 4, S / 4]."""
+        assert self.painter is not None
+        probe = self._probed(probes, F.avg_pool2d(thumbnails[:, :3], 4))
+        out: Tensor = self.painter(thumbnails, probe, text, text_absent, references, references_absent)
+        return out
 
     @torch.no_grad()
     def _tone(self, thumbnails: Tensor) -> Judged | None:

@@ -40,6 +40,7 @@ WEIGHTS = {
     "marks_overlap": 0.03,
     "expert": 0.1,
     "expert_error": 0.02,
+    "painter": 0.1,
 }
 
 

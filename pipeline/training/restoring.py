@@ -31,6 +31,8 @@ from pipeline.training.objective import (
     total,
     view_losses,
 )
+from pipeline.training.painting import Painted, PaintValidation, painter_losses
+from pipeline.training.painting import draw as draw_painted
 from pipeline.training.specialising import (
     OWN,
     ROUTED,
@@ -47,7 +49,7 @@ from pipeline.training.toning import Toned, ToneValidation, tone_losses
 from pipeline.training.toning import draw as draw_toned
 from pipeline.training.validation import Validation
 
-Part = Literal["all", "tone", "marks", "judge", "expert"]
+Part = Literal["all", "tone", "marks", "judge", "expert", "painter"]
 """Of a model, that can learn by itself."""
 
 
@@ -81,6 +83,8 @@ class Drawn(NamedTuple):
     marked: Marked | None
     pairs: Pairs | None
     """Of which the expert learns."""
+    painted: Painted | None
+    """Of which the painter learns."""
     looking: bool
     """The global view learns, too."""
     dice: list[random.Random]
@@ -110,6 +114,7 @@ class Restoring:
         self._tone_validation = None
         self._mark_validation = None
         self._expert_validation = None
+        self._paint_validation = None
         if plan.part != "all":
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name.startswith(f"{plan.part}."))
@@ -122,6 +127,8 @@ class Restoring:
                 self._mark_validation = MarkValidation(held_out, device)
             if model.expert is not None and plan.part == "expert":
                 self._expert_validation = ExpertValidation(held_out, device)
+            if model.painter is not None and plan.part == "painter":
+                self._paint_validation = PaintValidation(held_out, model.config, text, device)
 
     def draw(self, step: int) -> Drawn:
         """See `Task`."""
@@ -136,6 +143,7 @@ class Restoring:
             tones=draw_toned(self._photos, f"{seed}/tone", tones, drawn_on, team) if tones else None,
             marked=draw_marked(self._photos, f"{seed}/marks", marked, drawn_on, team) if marked else None,
             pairs=self._pairs(step) if plan.part == "expert" else None,
+            painted=self._painted(step) if plan.part == "painter" else None,
             looking=looking,
             dice=[random.Random(f"{seed}/{index}/patch") for index in team.share(plan.batch)],
         )
@@ -144,6 +152,10 @@ class Restoring:
         plan = self.plan
         side = patch_at(step / plan.steps)
         return draw_pairs(self._photos, f"{plan.seed}/{step}/expert", plan.batch, side, self._drawn_on, self.team)
+
+    def _painted(self, step: int) -> Painted:
+        seed, size, config = f"{self.plan.seed}/{step}/painter", self.plan.batch, self.model.config
+        return draw_painted(self._photos, seed, size, config, self._drawn_on, self.team)
 
     def losses(self, drawn: Drawn) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Task`; the global view learns in some steps only."""
@@ -162,6 +174,8 @@ class Restoring:
             terms |= mark_losses(model.marks, drawn.marked)
         if drawn.pairs is not None and model.expert is not None:
             terms |= expert_losses(model.expert, drawn.pairs)
+        if drawn.painted is not None:
+            terms |= painter_losses(model, drawn.painted, self.text(drawn.painted.captions))
         return total(terms), terms
 
     def _restored(self, batch: Batch, drawn: Drawn) -> dict[str, Tensor]:
@@ -183,6 +197,8 @@ class Restoring:
             found |= self._mark_validation(self.model.marks)
         if self._expert_validation is not None and self.model.expert is not None:
             found |= self._expert_validation(self.model.expert)
+        if self._paint_validation is not None:
+            found |= self._paint_validation(self.model)
         return found
 
     def identity(self) -> dict[str, Any]:
