@@ -12,6 +12,7 @@ import argparse
 import io
 import itertools
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from pipeline.lake.reader import plan_parts
 from pipeline.plan import prepare
 from pipeline.recipe import load_recipe
 from pipeline.restoration.restorer import Restorer
-from pipeline.restoration.tiles import plan_tiles
+from pipeline.restoration.tiles import Size, plan_tiles
 from pipeline.schema import megapixels
 from pipeline.stages.encode import EncodeStage
 from pipeline.stages.restore import RestoreStage
@@ -41,17 +42,17 @@ SAMPLE = 200
 def ceiling(source: Path) -> float:
     """Megapixels a second of the bare decoder on the tiles of these images, if every batch were full."""
     restorer = Restorer.from_pretrained("compact")
-    tiles: Counter[int] = Counter()
+    tiles: Counter[Size] = Counter()
     megapixels = 0.0
     for rows in arms.batches(source):
         for row in rows:
             with Image.open(io.BytesIO(row["image"])) as image:
                 width, height = image.size
-            side = restorer._side(height, width)
-            tiles[side] += len(plan_tiles(height, width, side, restorer.margin))
+            size = restorer._tile_size(height, width)
+            tiles[size] += len(plan_tiles(height, width, size, restorer.margin))
             megapixels += height * width / 1e6
-    speeds = {side: restorer._engine.speed(side, 7) for side in tiles}
-    return megapixels / sum(count * side**2 / 1e6 / speeds[side] for side, count in tiles.items())
+    speeds = {size: restorer._engine.speed(size, 7) for size in tiles}
+    return megapixels / sum(count * math.prod(size) / 1e6 / speeds[size] for size, count in tiles.items())
 
 
 def stages(source: Path, folder: Path) -> dict[str, float]:

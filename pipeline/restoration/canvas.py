@@ -156,9 +156,9 @@ class Canvas:
 
         Args:
             tile: its place.
-            restored: [3, T, T], 0..1.
-            log_error: [T, T], the logarithm of the squared error to expect.
-            lost: [T, T], bool.
+            restored: [3, H, W], 0..1.
+            log_error: [H, W], the logarithm of the squared error to expect.
+            lost: [H, W], bool.
         """
         request, device = self._request, restored.device
         top, left, bottom, right = tile.keep

@@ -1,4 +1,4 @@
-"""The decoder: a U-Net of dense convolutions over tiles of one size, told what the global view knows.
+"""The decoder: a U-Net of dense convolutions over tiles, told what the global view knows.
 
 Dense 3x3 convolutions keep matrix units busy. The level at full resolution carries the detail that
 pixel-unshuffling would cost; it is thin and not told of the global view, since both are dear there.
@@ -86,9 +86,9 @@ class Guide(NamedTuple):
 class Decoded(NamedTuple):
     """What the decoder says of a batch of tiles."""
 
-    pixels: Tensor  # [N, 3, T, T]: from `TileDecoder` the residual, from the whole model the restored tile
-    log_error: Tensor  # [N, 1, T, T], log of the expected squared error
-    lost: Tensor  # [N, 1, T, T], logit that the picture is lost there: a scratch, a stain, a hole
+    pixels: Tensor  # [N, 3, H, W]: from `TileDecoder` the residual, from the whole model the restored tile
+    log_error: Tensor  # [N, 1, H, W], log of the expected squared error
+    lost: Tensor  # [N, 1, H, W], logit that the picture is lost there: a scratch, a stain, a hole
 
 
 class TileDecoder(nn.Module):
@@ -122,9 +122,9 @@ class TileDecoder(nn.Module):
         """Restore tiles.
 
         Args:
-            planes: [N, 7, T, T]: RGB, mask, coarse RGB; T a multiple of 8. RGB alone, where it is told nothing.
+            planes: [N, 7, H, W]: RGB, mask, coarse RGB; both sides multiples of 8. RGB alone, where it is told nothing.
             guide: one entry a tile, that of the tile's image.
-            positions: [N, (T / 8) ** 2, 2], where the tile's cells lie in their image, (y, x) in 0..1.
+            positions: [N, H / 8 * W / 8, 2], where the tile's cells lie in their image, (y, x) in 0..1.
 
         Returns:
             The residual to add to the input, the expected error, and what is lost.

@@ -74,8 +74,8 @@ class DiffusionModel(PictureModel):
             return self._part(as_floats(picture), request.caption, seed)
         total = torch.zeros(3, self.scale * height, self.scale * width)
         weight = torch.zeros(1, *total.shape[1:])
-        for tile in plan_tiles(height, width, longest, longest // MARGIN):
-            made = self._part(cut(picture, tile, longest), request.caption, seed)
+        for tile in plan_tiles(height, width, (longest, longest), longest // MARGIN):
+            made = self._part(cut(picture, tile, (longest, longest)), request.caption, seed)
             top, left = self.scale * tile.top, self.scale * tile.left
             made = made[:, : total.shape[1] - top, : total.shape[2] - left]
             there = (slice(None), slice(top, top + made.shape[1]), slice(left, left + made.shape[2]))

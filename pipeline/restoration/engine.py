@@ -16,7 +16,7 @@ from pipeline.restoration.decoder import LEAST_LOG_ERROR, MOST_LOG_ERROR, Decode
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.precision import autocast
 from pipeline.restoration.request import Request
-from pipeline.restoration.tiles import Tile, cut, sent
+from pipeline.restoration.tiles import Size, Tile, cut, sent
 from pipeline.restoration.tone import Tone, redone
 from pipeline.restoration.views import regions
 
@@ -53,7 +53,7 @@ class _Running(NamedTuple):
 class Engine:
     """A decoder on a device.
 
-    Tiles of one side run in equally large batches; the last of them, that is not full, in the next larger power of two,
+    Tiles of one size run in equally large batches; the last of them, that is not full, in the next larger power of two,
     or padded to a full one where each shape is compiled. Where one tile runs at a time no result depends on its
     company, else but for rounding. While a GPU works on one batch, the next is cut and sent and the last is painted.
     """
@@ -65,22 +65,22 @@ class Engine:
             model: the network, on the device.
             device: where it is.
             batch_pixels: of the tiles that run together; one tile runs in any case.
-            compiled: by torch.compile, once for each side of tiles and each number of references.
+            compiled: by torch.compile, once for each size of tiles and each number of references.
         """
         self._model = model
         self._device = device
         self.batch_pixels = batch_pixels
         self._compiled, self._is_ready = compiled, not compiled
 
-    def batch(self, side: int) -> int:
-        """How many tiles of this side run together."""
-        return max(1, self.batch_pixels // side**2)
+    def batch(self, size: Size) -> int:
+        """How many tiles of this size run together."""
+        return max(1, self.batch_pixels // (size[0] * size[1]))
 
-    def run(self, side: int, jobs: Iterable[Job], by_expert: bool = False) -> None:
+    def run(self, size: Size, jobs: Iterable[Job], by_expert: bool = False) -> None:
         """Decode tiles and paint what is kept of them; where memory does not do, in batches of half the size.
 
         Args:
-            side: of the tiles, pixels.
+            size: of the tiles.
             jobs: the tiles.
             by_expert: it is the model's expert that decodes them.
 
@@ -90,11 +90,11 @@ class Engine:
         self.warm_up([])
         remaining, before = iter(jobs), None
         with autocast(self._device):  # around all of them: weights are brought to half precision once
-            while some := list(itertools.islice(remaining, self.batch(side))):
+            while some := list(itertools.islice(remaining, self.batch(size))):
                 try:
-                    running = self._launch(side, some, by_expert)
+                    running = self._launch(size, some, by_expert)
                 except RuntimeError as error:
-                    self._halve(side, error)
+                    self._halve(size, error)
                     remaining = itertools.chain(some, remaining)
                     continue
                 if before is not None:
@@ -103,8 +103,8 @@ class Engine:
             if before is not None:
                 _paint(before)
 
-    def warm_up(self, sides: Iterable[int]) -> None:
-        """Compile, if that is wanted, for tiles of these sides; not before it is known how many run together."""
+    def warm_up(self, sizes: Iterable[Size]) -> None:
+        """Compile, if that is wanted, for tiles of these sizes; not before it is known how many run together."""
         if self._is_ready:
             return
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
@@ -112,22 +112,22 @@ class Engine:
         if self._model.expert is not None:
             self._model.expert.compile(dynamic=False)
         self._is_ready = True
-        for side in sides:
-            self.speed_within(side)
+        for size in sizes:
+            self.speed_within(size)
             if self._model.expert is not None:
                 with torch.inference_mode(), autocast(self._device):
-                    self._model.refine(torch.zeros(self.batch(side), 3, side, side, device=self._device))
+                    self._model.refine(torch.zeros(self.batch(size), 3, *size, device=self._device))
 
     @torch.inference_mode()
-    def speed(self, side: int, rounds: int = 3) -> float:
-        """Megapixels a second of tiles of this side in memory, margins included: the best of some rounds.
+    def speed(self, size: Size, rounds: int = 3) -> float:
+        """Megapixels a second of tiles of this size in memory, margins included: the best of some rounds.
 
         Raises:
             RuntimeError: the batch does not fit into the memory.
         """
-        count, config = self.batch(side), self._model.config
-        tiles = torch.rand(count, 3, side, side, device=self._device)
-        masks = torch.zeros(count, 1, side, side, device=self._device)
+        count, config = self.batch(size), self._model.config
+        tiles = torch.rand(count, 3, *size, device=self._device)
+        masks = torch.zeros(count, 1, *size, device=self._device)
         tokens = config.text_tokens + (config.thumbnail // 16) ** 2
         guide = Guide(
             torch.zeros(count, tokens, config.width, device=self._device),
@@ -144,9 +144,9 @@ class Engine:
                 started = time.perf_counter()
                 float(self._model.decode(tiles, masks, guide, boxes, grey).pixels[0, 0, 0, 0])  # waits for a GPU
                 seconds.append(time.perf_counter() - started)
-        return count * side**2 / min(seconds) / 1e6
+        return count * size[0] * size[1] / min(seconds) / 1e6
 
-    def speed_within(self, side: int, rounds: int = 3) -> float:
+    def speed_within(self, size: Size, rounds: int = 3) -> float:
         """The same in a batch that fits: it is halved where it does not.
 
         Raises:
@@ -154,27 +154,27 @@ class Engine:
         """
         while True:
             try:
-                return self.speed(side, rounds)
+                return self.speed(size, rounds)
             except RuntimeError as error:
-                self._halve(side, error)
+                self._halve(size, error)
 
-    def _halve(self, side: int, error: RuntimeError) -> None:
+    def _halve(self, size: Size, error: RuntimeError) -> None:
         """After an error; if it is none of memory, or there is nothing to halve, it is raised."""
-        if not out_of_memory(error) or self.batch(side) == 1:
+        if not out_of_memory(error) or self.batch(size) == 1:
             raise error
-        self.batch_pixels = self.batch(side) // 2 * side**2
-        log.warning("out of memory: from now on %d tiles of %d pixels run together", self.batch(side), side)
+        self.batch_pixels = self.batch(size) // 2 * size[0] * size[1]
+        log.warning("out of memory: from now on %d tiles of %d x %d pixels run together", self.batch(size), *size)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _launch(self, side: int, jobs: Sequence[Job], by_expert: bool) -> _Running:
+    def _launch(self, size: Size, jobs: Sequence[Job], by_expert: bool) -> _Running:
         """Send a batch to the device and begin with it; a GPU is not waited for."""
-        full = self.batch(side)
+        full = self.batch(size)
         count = full if self._compiled else min(full, 1 << (len(jobs) - 1).bit_length())
         padded = [*jobs, *[jobs[0]] * (count - len(jobs))]
         device = self._device
-        pixels = torch.stack([cut(job.request.pixels, job.tile, side, device) for job in padded])
-        decoded = self._model.refine(pixels) if by_expert else self._decoded(side, padded, pixels)
+        pixels = torch.stack([cut(job.request.pixels, job.tile, size, device) for job in padded])
+        decoded = self._model.refine(pixels) if by_expert else self._decoded(size, padded, pixels)
         with torch.autocast(device.type, enabled=False):
             restored, lost = decoded.pixels.float(), decoded.lost > 0  # a logit
             log_error = decoded.log_error.float().clamp(LEAST_LOG_ERROR, MOST_LOG_ERROR)
@@ -187,10 +187,10 @@ class Engine:
         done.record(torch.cuda.current_stream(device))
         return _Running(jobs, parts, done)
 
-    def _decoded(self, side: int, jobs: Sequence[Job], pixels: Tensor) -> Decoded:
-        """What the decoder says of tiles [N, 3, side, side], with all that is known of their images."""
+    def _decoded(self, size: Size, jobs: Sequence[Job], pixels: Tensor) -> Decoded:
+        """What the decoder says of tiles [N, 3, *size], with all that is known of their images."""
         device = self._device
-        masks = torch.stack([_cut_mask(job.request, job.tile, side, device) for job in jobs])
+        masks = torch.stack([_cut_mask(job.request, job.tile, size, device) for job in jobs])
         boxes = sent(torch.tensor([job.box for job in jobs]), device)
         guide = Guide(*(torch.stack(parts) for parts in zip(*(job.guide for job in jobs), strict=True)))
         grey = sent(torch.tensor([job.grey for job in jobs]), device)
@@ -222,16 +222,16 @@ def _coming(tensor: Tensor) -> Tensor:
 
 
 def _fitting(pixels: Tensor, log_error: Tensor, job: Job) -> tuple[Tensor, Tensor]:
-    """A tile [3, T, T] and its error [1, T, T] for an image that keeps its tone."""
+    """A tile [3, H, W] and its error [1, H, W] for an image that keeps its tone."""
     gain, affine, device = job.guide.gain[None], job.guide.affine[None], pixels.device
-    gain = regions(gain, sent(torch.tensor([job.box]), device), pixels.shape[-1])
+    gain = regions(gain, sent(torch.tensor([job.box]), device), *pixels.shape[-2:])
     again = redone(pixels[None], gain, affine)[0]
     unit = torch.eye(3, device=device)[..., None, None]
     steps = redone(unit, gain, affine) - redone(torch.zeros_like(unit), gain, affine)
     return again, log_error + steps.square().sum(0).mean(0, keepdim=True).log()
 
 
-def _cut_mask(request: Request, tile: Tile, side: int, device: torch.device) -> Tensor:
+def _cut_mask(request: Request, tile: Tile, size: Size, device: torch.device) -> Tensor:
     if request.mask is None:
-        return torch.zeros(1, side, side, device=device)
-    return cut(request.mask[..., None], tile, side, device)
+        return torch.zeros(1, *size, device=device)
+    return cut(request.mask[..., None], tile, size, device)

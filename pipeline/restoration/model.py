@@ -228,8 +228,8 @@ class CompactModel(nn.Module):
         """Restore tiles.
 
         Args:
-            tiles: [N, 3, T, T], damaged, 0..1; T a multiple of 8.
-            masks: [N, 1, T, T], 1 where the pixel is missing.
+            tiles: [N, 3, H, W], damaged, 0..1; both sides multiples of 8.
+            masks: [N, 1, H, W], 1 where the pixel is missing.
             guide: one entry a tile.
             boxes: [N, 4], where the tile lies in its image: (top, left, bottom, right) in 0..1.
             grey: [N] bool, the image has no colours; it starts from those of the coarse picture.
@@ -237,21 +237,21 @@ class CompactModel(nn.Module):
         Returns:
             Restored tiles, their expected error, and where the picture was found to be lost.
         """
-        side = tiles.shape[-1]
+        height, width = tiles.shape[-2:]
         if self.tone is not None:
-            tiles = undone(tiles, regions(guide.gain, boxes, side), guide.affine, grey)
-        coarse = regions(guide.coarse, boxes, side)
+            tiles = undone(tiles, regions(guide.gain, boxes, height, width), guide.affine, grey)
+        coarse = regions(guide.coarse, boxes, height, width)
         colours = (coarse - luma(coarse)) * grey[:, None, None, None]
         base = torch.lerp(tiles + colours, coarse, masks)
         planes = torch.cat([base, masks, coarse], dim=1).contiguous(memory_format=torch.channels_last)
-        decoded: Decoded = self.decoder(planes, guide, cell_positions(boxes, side // CELL))
+        decoded: Decoded = self.decoder(planes, guide, cell_positions(boxes, height // CELL, width // CELL))
         return decoded._replace(pixels=base + decoded.pixels)
 
     def refine(self, tiles: Tensor) -> Decoded:
         """As `decode`, by the expert, which there must be.
 
         Args:
-            tiles: [N, 3, T, T], damaged, 0..1, and beyond where noise was not clipped; T a multiple of 8.
+            tiles: [N, 3, H, W], damaged, 0..1, and beyond where noise was not clipped; both sides multiples of 8.
         """
         assert self.expert is not None
         decoded: Decoded = self.expert(tiles.contiguous(memory_format=torch.channels_last))
@@ -291,7 +291,7 @@ class CompactModel(nn.Module):
 def _toned(thumbnails: Tensor, tone: Tone) -> Tensor:
     """Whole images [N, 4, S, S] with their tone undone; those without colours get none."""
     images, whole = thumbnails[:, :3], thumbnails.new_tensor([[0.0, 0.0, 1.0, 1.0]]).expand(len(thumbnails), -1)
-    gain = regions(tone.gain, whole, images.shape[-1])
+    gain = regions(tone.gain, whole, *images.shape[-2:])
     return torch.cat([undone(images, gain, tone.affine, are_grey(images)), thumbnails[:, 3:]], dim=1)
 
 
@@ -300,7 +300,7 @@ def _probes_toned(probes: Tensor, tone: Tone) -> Tensor:
     count = probes.shape[1]
     side = round(count**0.5)
     centres = grid_positions(side, side, probes.device).repeat(1, 2)
-    gain = torch.stack([regions(tone.gain, box.expand(len(probes), -1), 1) for box in centres], dim=1).flatten(0, 1)
+    gain = torch.stack([regions(tone.gain, box.expand(len(probes), -1), 1, 1) for box in centres], dim=1).flatten(0, 1)
     images = probes[:, :, :3].flatten(0, 1)
     grey = are_grey(probes[:, :, :3].transpose(1, 2))
     result = undone(images, gain, tone.affine.repeat_interleave(count, 0), grey.repeat_interleave(count))

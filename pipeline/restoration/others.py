@@ -85,8 +85,8 @@ class TiledModel(PictureModel):
         if not self.tiled or max(height, width) <= TILE:
             return self._run(as_floats(picture), as_floats(mask[..., None]))
         out = torch.empty(3, self.scale * height, self.scale * width)
-        for tile in plan_tiles(height, width, TILE, MARGIN):
-            result = self._run(cut(picture, tile, TILE), cut(mask[..., None], tile, TILE))
+        for tile in plan_tiles(height, width, (TILE, TILE), MARGIN):
+            result = self._run(*(cut(planes, tile, (TILE, TILE)) for planes in (picture, mask[..., None])))
             top, left, bottom, right = (self.scale * edge for edge in tile.keep)
             first, start = self.scale * tile.top, self.scale * tile.left
             out[:, top:bottom, left:right] = result[:, top - first : bottom - first, left - start : right - start]

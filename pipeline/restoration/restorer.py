@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from pipeline.restoration.request import Pixels, Request, as_captions, as_mask, 
 from pipeline.restoration.rows import Rows, Whole
 from pipeline.restoration.sight import Sight, thumbnail_of
 from pipeline.restoration.text import TextEncoder, text_encoder_of
-from pipeline.restoration.tiles import Tile, plan_tiles, spans
+from pipeline.restoration.tiles import Size, Tile, covering, plan_tiles, spans
 from pipeline.restoration.tuning import Tuning, alone, device_key, memory_pixels, remember, remembered, tune
 from pipeline.restoration.views import CELL
 from pipeline.restoration.weights import load_model, save_model
@@ -36,11 +37,14 @@ from pipeline.restoration.weights import load_model, save_model
 IMAGES_A_LOOK = 4
 """Images in one run of the global view; always so many (padded), so that none depends on its company."""
 SIDES = (272, 336, 400, 480)
-"""Sides of tiles in pixels, beside the one that is asked for: an image has those that cover it with the least."""
+"""Sides of square tiles in pixels, beside the one that is asked for, where every size of tiles costs something: on a
+GPU, which runs many of a size together, and where each size is compiled."""
+LEAST, STEP = 64, 32
+"""Elsewhere tiles are of any height and width from LEAST pixels to the one that is asked for, in such steps."""
 LARGEST_SIDES = (400, 560, 816, 1072)
 """Between these the search may choose, where it is asked to."""
 TILE = 560
-BATCH_PIXELS = {"cpu": min(SIDES) ** 2, "cuda": 32 * min(SIDES) ** 2}
+BATCH_PIXELS = {"cpu": LEAST**2, "cuda": 32 * min(SIDES) ** 2}
 """Of tiles in one run of the decoder, as long as nothing was measured."""
 
 
@@ -126,7 +130,8 @@ class Restorer(RestoresBatches):
             model: the network.
             digest: SHA-256 of its weights, for the record.
             device: "auto" takes a GPU if there is one.
-            tile: side in pixels of the largest tiles, a multiple of 8, margins included; beside it there are `SIDES`.
+            tile: side in pixels of the largest tiles, a multiple of 8, margins included; an image has those up to
+                this size that cover it with the fewest pixels.
             margin: pixels cut off each inner edge of a tile.
             skip_undamaged: images that the global view takes for undamaged with at least this probability are not
                 decoded: their result is the original.
@@ -143,6 +148,7 @@ class Restorer(RestoresBatches):
         self.device = torch.device(device)
         self.margin = margin
         self._skip_undamaged = skip_undamaged
+        self._any_size = self.device.type == "cpu" and not compiled
         self._set_tile(tile)
         self.digest = digest
         self.config = model.config
@@ -153,7 +159,7 @@ class Restorer(RestoresBatches):
         if not isinstance(text_encoder, TextEncoder):
             text_encoder = text_encoder_of(model.config, self.device, text_encoder, downloads)
         self.text = text_encoder
-        self._engine = Engine(self._model, self.device, BATCH_PIXELS.get(self.device.type, min(SIDES) ** 2), compiled)
+        self._engine = Engine(self._model, self.device, BATCH_PIXELS.get(self.device.type, LEAST**2), compiled)
 
     def _set_tile(self, tile: int) -> None:
         if tile % CELL or tile <= 2 * self.margin or self.margin < 0:
@@ -161,7 +167,8 @@ class Restorer(RestoresBatches):
                 f"tile must be a multiple of {CELL} larger than twice the margin, not {tile} with {self.margin}"
             )
         self.tile = tile
-        self._sides = (*(side for side in SIDES if side < tile), tile)
+        sides = (*(side for side in (range(LEAST, tile, STEP) if self._any_size else SIDES) if side < tile), tile)
+        self._sizes = [(tall, wide) for tall in sides for wide in sides if self._any_size or tall == wide]
 
     def tune(self, tile: int | Literal["auto"] = TILE, memory_mb: int | None = None) -> Tuning:
         """Find out how many tiles best run together here; what was found is remembered for the device and the model.
@@ -179,7 +186,7 @@ class Restorer(RestoresBatches):
         """
         if self.device.type == "cpu" and tile != "auto" and memory_mb is None:
             self._set_tile(tile)
-            self._engine.warm_up(self._sides)
+            self._engine.warm_up(self._sizes)
             return Tuning(tile, self._engine.batch_pixels)
         memory = memory_pixels(self.device, self.config.decoder_widths[0], memory_mb)
         sides = [side for side in LARGEST_SIDES if side > 2 * self.margin] if tile == "auto" else [tile]
@@ -192,7 +199,7 @@ class Restorer(RestoresBatches):
                     remember(key, found)
         self._engine.batch_pixels = found.batch_pixels
         self._set_tile(found.tile)
-        self._engine.warm_up(self._sides)
+        self._engine.warm_up(self._sizes)
         return found
 
     @classmethod
@@ -214,7 +221,7 @@ class Restorer(RestoresBatches):
         batch = self._engine.batch_pixels
         try:
             rounds = 3 if self.device.type == "cuda" else 1  # of a second each, and it has settled when it is asked
-            return self._engine.speed_within(self.tile, rounds) * (1 - 2 * self.margin / self.tile) ** 2
+            return self._engine.speed_within((self.tile, self.tile), rounds) * (1 - 2 * self.margin / self.tile) ** 2
         finally:
             self._engine.batch_pixels = batch  # a GPU's results follow from it
 
@@ -246,23 +253,25 @@ class Restorer(RestoresBatches):
         for canvas, skip in zip(canvases, skipped, strict=True):
             if skip:
                 canvas.leave()
-        for side, by_expert in itertools.product(self._sides, (False, True)):
-            self._engine.run(
-                side,
-                (
-                    Job(request, tile, tile.box(side, *_size(request)), view.guide, view.damage.grey, canvas)
-                    for request, view, canvas, skip in zip(requests, views, canvases, skipped, strict=True)
-                    if not skip and view.routed == by_expert and self._side(*_size(request)) == side
-                    for tile in plan_tiles(*_size(request), side, self.margin)
-                ),
-                by_expert,
-            )
+        sizes = [self._tile_size(*_size(request)) for request in requests]
+        jobs: dict[tuple[Size, bool], list[Iterator[Job]]] = {}
+        for request, view, canvas, skip, size in zip(requests, views, canvases, skipped, sizes, strict=True):
+            if not skip:
+                jobs.setdefault((size, view.routed), []).append(self._jobs(request, view, canvas, size))
+        with autocast(self.device):  # around all of them: weights are brought to half precision once
+            for (size, by_expert), some in sorted(jobs.items(), key=lambda item: item[0]):
+                self._engine.run(size, itertools.chain.from_iterable(some), by_expert)
         results = []
         for canvas, view, request, skip in zip(canvases, views, requests, skipped, strict=True):
             both = Whole(request.pixels), None if skip else Whole(canvas.array)
             expected = self.expect(*both, canvas.means, view, request)
             results.append(canvas.finish(view.damage, view.clean, view.agreement, expected, view.references_ignored))
         return results
+
+    def _jobs(self, request: Request, view: View, canvas: Canvas, size: Size) -> Iterator[Job]:
+        """The tiles of an image."""
+        for tile in plan_tiles(*_size(request), size, self.margin):
+            yield Job(request, tile, tile.box(size, *_size(request)), view.guide, view.damage.grey, canvas)
 
     def _marks(self, images: Sequence[Rows], requests: Sequence[Request]) -> list[Marks | None]:
         """What is found to cover each image; None where nothing is, or a mask says all of it."""
@@ -306,9 +315,9 @@ class Restorer(RestoresBatches):
             Restored rows, one band of tiles at a time.
         """
         height, width = image.size
-        side = self._side(height, width)
-        for top, keep_top, keep_bottom in spans(height, side, self.margin):
-            bottom = min(height, top + side)
+        size = self._tile_size(height, width)
+        for top, keep_top, keep_bottom in spans(height, size[0], self.margin):
+            bottom = min(height, top + size[0])
             pixels, mask = image.rows(top, bottom)
             here = dataclasses.replace(request, pixels=pixels, mask=mask)
             if view.marks is not None:
@@ -319,17 +328,17 @@ class Restorer(RestoresBatches):
                     canvas.leave()
                 else:
                     self._engine.run(
-                        side,
+                        size,
                         (
                             Job(
                                 here,
                                 Tile(0, left, (keep_top - top, keep_left, keep_bottom - top, keep_right)),
-                                Tile(top, left, (0, 0, 0, 0)).box(side, height, width),
+                                Tile(top, left, (0, 0, 0, 0)).box(size, height, width),
                                 view.guide,
                                 view.damage.grey,
                                 canvas,
                             )
-                            for left, keep_left, keep_right in spans(width, side, self.margin)
+                            for left, keep_left, keep_right in spans(width, size[1], self.margin)
                         ),
                         view.routed,
                     )
@@ -437,14 +446,18 @@ class Restorer(RestoresBatches):
             for row, request in enumerate(requests)
         ]
 
-    def _side(self, height: int, width: int) -> int:
+    def _tile_size(self, height: int, width: int) -> Size:
         """Of the tiles of an image: that with the fewest pixels in all."""
 
-        def pixels(side: int) -> int:
-            rows, columns = (sum(1 for _ in spans(length, side, self.margin)) for length in (height, width))
-            return rows * columns * side**2
+        def pixels(size: Size) -> int:
+            return math.prod(
+                covering(length, side, self.margin) * side for length, side in zip((height, width), size, strict=True)
+            )
 
-        return min((side for side in self._sides if side > 2 * self.margin), key=pixels)
+        def fits(length: int, side: int) -> bool:
+            return side >= length or side > 2 * self.margin
+
+        return min((size for size in self._sizes if fits(height, size[0]) and fits(width, size[1])), key=pixels)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,7 +68,7 @@ def probes_of(image: Rows, side: int, count: int) -> Tensor:
         pixels, mask = image.rows(top, min(height, top + side))
         lost = np.zeros((*pixels.shape[:2], 1), np.bool_) if mask is None else mask[..., None]
         corner = Tile(0, left, (0, 0, 0, 0))
-        found.append(torch.cat([cut(pixels, corner, side), cut(lost, corner, side)]))
+        found.append(torch.cat([cut(pixels, corner, (side, side)), cut(lost, corner, (side, side))]))
     return torch.stack(found)
 
 

@@ -1,4 +1,4 @@
-"""Cuts images into tiles of one size with a margin, and puts the inner parts together again."""
+"""Cuts images into tiles of one size (height and width) with a margin, and puts the inner parts together again."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from pipeline.restoration.views import CELL
 
 CPU = torch.device("cpu")
+Size = tuple[int, int]
+"""Height and width of tiles, pixels."""
 WHITES = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
 """What whole numbers mean by white."""
 
@@ -26,9 +28,20 @@ class Tile:
     keep: tuple[int, int, int, int]
     """Top, left, bottom, right of the part of the image that this tile is trusted with."""
 
-    def box(self, side: int, height: int, width: int) -> tuple[float, float, float, float]:
-        """(top, left, bottom, right) of the tile as shares of the image's sides."""
-        return self.top / height, self.left / width, (self.top + side) / height, (self.left + side) / width
+    def box(self, size: Size, height: int, width: int) -> tuple[float, float, float, float]:
+        """(top, left, bottom, right) of the tile, which is of this size, as shares of the image's sides."""
+        bottom, right = self.top + size[0], self.left + size[1]
+        return self.top / height, self.left / width, bottom / height, right / width
+
+
+def covering(length: int, side: int, margin: int) -> int:
+    """How many tiles it takes to cover `length` with `margin` off every inner edge, at least."""
+    return 1 if length <= side else -(-(length - 2 * margin) // _inner(side, margin))
+
+
+def _inner(side: int, margin: int) -> int:
+    inner = side - 2 * margin
+    return inner - (inner % CELL if inner > CELL else 0)
 
 
 def spans(length: int, side: int, margin: int) -> Iterator[tuple[int, int, int]]:
@@ -39,9 +52,7 @@ def spans(length: int, side: int, margin: int) -> Iterator[tuple[int, int, int]]
     if length <= side:
         yield 0, 0, length
         return
-    inner = side - 2 * margin
-    inner -= inner % CELL if inner > CELL else 0
-    count = -(-(length - 2 * margin) // inner)
+    inner, count = _inner(side, margin), covering(length, side, margin)
     last = -(-(length - side) // CELL) * CELL
     kept = 0
     for index in range(count):
@@ -51,9 +62,9 @@ def spans(length: int, side: int, margin: int) -> Iterator[tuple[int, int, int]]
         kept = end
 
 
-def plan_tiles(height: int, width: int, side: int, margin: int) -> list[Tile]:
-    """Tiles that cover an image; every pixel is kept from exactly one."""
-    rows, columns = list(spans(height, side, margin)), list(spans(width, side, margin))
+def plan_tiles(height: int, width: int, size: Size, margin: int) -> list[Tile]:
+    """Tiles of a size that cover an image; every pixel is kept from exactly one."""
+    rows, columns = list(spans(height, size[0], margin)), list(spans(width, size[1], margin))
     return [
         Tile(top, left, (keep_top, keep_left, keep_bottom, keep_right))
         for top, keep_top, keep_bottom in rows
@@ -61,16 +72,15 @@ def plan_tiles(height: int, width: int, side: int, margin: int) -> list[Tile]:
     ]
 
 
-def cut(pixels: npt.NDArray[np.generic], tile: Tile, side: int, device: torch.device = CPU) -> Tensor:
-    """The tile's pixels [C, side, side], float32 in 0..1, from [H, W, C] of uint8, uint16, bool or float.
+def cut(pixels: npt.NDArray[np.generic], tile: Tile, size: Size, device: torch.device = CPU) -> Tensor:
+    """The pixels of a tile of a size, [C, *size], float32 in 0..1, from [H, W, C] of uint8, uint16, bool or float.
 
     Beyond the edges of the image its picture is mirrored.
     """
     height, width = pixels.shape[:2]
-    rows = _mirrored(tile.top, side, height)
-    columns = _mirrored(tile.left, side, width)
-    part = pixels[tile.top : tile.top + side] if tile.top + side <= height else pixels[rows]
-    part = part[:, tile.left : tile.left + side] if tile.left + side <= width else part[:, columns]
+    bottom, right = tile.top + size[0], tile.left + size[1]
+    part = pixels[tile.top : bottom] if bottom <= height else pixels[_mirrored(tile.top, size[0], height)]
+    part = part[:, tile.left : right] if right <= width else part[:, _mirrored(tile.left, size[1], width)]
     return as_floats(part, device)
 
 

@@ -66,7 +66,7 @@ def tune(engine: Engine, tiles: Sequence[int], margin: int, smallest: int, memor
 
 def _speed(engine: Engine, side: int) -> float:
     try:
-        return engine.speed(side)
+        return engine.speed((side, side))
     except RuntimeError as error:
         if not out_of_memory(error):
             raise

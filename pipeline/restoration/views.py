@@ -69,17 +69,17 @@ def probe_corners(height: int, width: int, side: int, count: int) -> list[tuple[
     return [(corner(i, height), corner(j, width)) for i in range(rows) for j in range(rows)]
 
 
-def cell_positions(boxes: Tensor, cells: int) -> Tensor:
-    """Where a tile's cells lie in its image: boxes [N, 4], (top, left, bottom, right) in 0..1 -> [N, cells ** 2, 2]."""
-    grid = grid_positions(cells, cells, boxes.device)
+def cell_positions(boxes: Tensor, rows: int, columns: int) -> Tensor:
+    """Where a tile's cells lie in its image: boxes [N, 4], (top, left, bottom, right) in 0..1 -> [N, cells, 2]."""
+    grid = grid_positions(rows, columns, boxes.device)
     return boxes[:, None, :2] + grid * (boxes[:, None, 2:] - boxes[:, None, :2])
 
 
-def regions(maps: Tensor, boxes: Tensor, side: int) -> Tensor:
-    """What lies under each tile of a map of its image, enlarged: [N, C, S, S], boxes [N, 4] -> [N, C, side, side].
+def regions(maps: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+    """What lies under each tile of a map of its image, enlarged: [N, C, S, S], boxes [N, 4] -> [N, C, height, width].
 
     Boxes are (top, left, bottom, right) in 0..1.
     """
     # not F.affine_grid: under autocast it counts in half precision, which is whole pixels of a large image
-    grid = cell_positions(boxes, side).view(-1, side, side, 2).flip(-1) * 2 - 1
+    grid = cell_positions(boxes, height, width).view(-1, height, width, 2).flip(-1) * 2 - 1
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from pipeline import Restorer
-from pipeline.restoration import restorer as module
 from pipeline.restoration.precision import half_precision
 from pipeline.restoration.request import Request
 from tests.conftest import noise
 
-PICTURES = [Request(noise(40 + 90 * n, 460 - 60 * n, n), caption=f"picture {n}") for n in range(5)]
+SIZES = [(300, 460), (290, 455), (300, 450), (130, 470), (700, 300)]
+PICTURES = [Request(noise(*size, n), caption=f"picture {n}") for n, size in enumerate(SIZES)]
+TOGETHER = 320 * 480
+"""Pixels of a tile that the first three of them have."""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
 @pytest.mark.parametrize("tiles", [3, 8])
 def test_results_do_not_depend_on_how_many_tiles_run_together(one_by_one: list[np.ndarray], tiles: int) -> None:
     restorer = Restorer.from_pretrained(device="cpu")
-    restorer._engine.batch_pixels = tiles * min(module.SIDES) ** 2
+    restorer._engine.batch_pixels = tiles * TOGETHER
     assert same(arrays(restorer), one_by_one)
 
 
@@ -67,7 +69,7 @@ def test_where_memory_does_not_do_batches_are_halved(
     one_by_one: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     restorer = Restorer.from_pretrained(device="cpu")
-    restorer._engine.batch_pixels = 8 * min(module.SIDES) ** 2
+    restorer._engine.batch_pixels = 8 * TOGETHER
     asked = only_fits(monkeypatch, restorer, 2, error)
     assert same(arrays(restorer), one_by_one)
     assert max(asked) > 2
@@ -85,16 +87,16 @@ def test_a_tile_too_large_for_the_memory_is_an_error(monkeypatch: pytest.MonkeyP
 
 def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     restorer = Restorer.from_pretrained(device="cpu")
-    restorer._engine.batch_pixels = 8 * min(module.SIDES) ** 2
+    restorer._engine.batch_pixels = 8 * TOGETHER
     asked = only_fits(monkeypatch, restorer, 2, RuntimeError("shapes do not fit"))
     with pytest.raises(RuntimeError, match="shapes"):
-        arrays(restorer)
+        restorer.restore_batch(PICTURES[:3])
     assert len(asked) == 1
 
 
 def test_a_batch_that_is_not_full_is_padded_to_little_more(monkeypatch: pytest.MonkeyPatch) -> None:
     restorer = Restorer.from_pretrained(device="cpu")
-    restorer._engine.batch_pixels = 8 * 272**2
+    restorer._engine.batch_pixels = 8 * 64**2
     decode, counts = restorer._model.decode, []
     monkeypatch.setattr(
         restorer._model, "decode", lambda tiles, *rest: (counts.append(len(tiles)), decode(tiles, *rest))[1]
@@ -137,9 +139,10 @@ class Speeds:
         self.asked: list[tuple[int, int]] = []
         engine = restorer._engine
 
-        def speed(side: int, rounds: int = 3) -> float:
-            self.asked.append((side, engine.batch(side)))
-            return float(of(side, engine.batch(side)))
+        def speed(size: tuple[int, int], rounds: int = 3) -> float:
+            side, _ = size
+            self.asked.append((side, engine.batch(size)))
+            return float(of(side, engine.batch(size)))
 
         monkeypatch.setattr(engine, "speed", speed)
 
@@ -180,7 +183,7 @@ def test_a_cpu_is_not_searched_unless_it_is_asked_for(monkeypatch: pytest.Monkey
     """It is as fast with any batch, and the search would take the first seconds of every actor."""
     restorer = Restorer.from_pretrained(device="cpu")
     Speeds(restorer, monkeypatch, lambda side, batch: pytest.fail("measured"))
-    assert restorer.tune() == (560, 272**2) and restorer.tune(400).tile == 400 == restorer.tile
+    assert restorer.tune() == (560, 64**2) and restorer.tune(400).tile == 400 == restorer.tile
 
 
 def test_after_the_first_batch_does_not_fit_the_smallest_is_taken(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

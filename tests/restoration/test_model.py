@@ -16,7 +16,7 @@ DICE = torch.Generator().manual_seed(0)
 
 def test_a_tile_gets_its_part_of_a_map() -> None:
     ramp = torch.linspace(0, 1, 40)[None, None, None].expand(1, 1, 40, 40)
-    right = regions(ramp, torch.tensor([[0.0, 0.5, 1.0, 1.0]]), 80)
+    right = regions(ramp, torch.tensor([[0.0, 0.5, 1.0, 1.0]]), 80, 80)
     assert right.shape == (1, 1, 80, 80)
     assert abs(float(right[..., 0].mean()) - 0.5) < 0.02 and abs(float(right[..., -1].mean()) - 1) < 0.02
 
@@ -25,7 +25,7 @@ def test_a_tile_far_out_gets_its_part_exactly_in_half_precision_too() -> None:
     ramp = torch.linspace(0, 1, 1001)[None, None, None].expand(1, 1, 1001, 1001)
     box = torch.tensor([[0.9, 0.9, 0.93, 0.93]])
     with torch.autocast("cpu", torch.bfloat16):
-        part = regions(ramp, box, 240)
+        part = regions(ramp, box, 240, 240)
     wanted = 0.9 + 0.03 * (torch.arange(240) + 0.5) / 240
     assert torch.allclose(part[0, 0, 0].float(), wanted, atol=1e-3)
 

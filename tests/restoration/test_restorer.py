@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import math
 import random
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pipeline.damage.strengths import Strengths
 from pipeline.errors import ModelError
 from pipeline.quality.scores import psnr
 from pipeline.restoration.request import Request
+from pipeline.restoration.tiles import plan_tiles
 from tests.conftest import noise
 
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -242,6 +244,27 @@ def test_holes_are_found_without_a_mask_and_a_given_mask_wins(restorer: Restorer
     assert np.array_equal(restorer.restore(torn, mask=mask).lost, mask)
 
 
+@pytest.mark.parametrize(
+    ("size", "most"), [((224, 224), 1.0), ((321, 481), 1.2), ((512, 768), 1.2), ((2400, 3600), 1.45)]
+)
+def test_tiles_fit_their_image(restorer: Restorer, size: tuple[int, int], most: float) -> None:
+    """`most` pixels are decoded for one of the image."""
+    tile = restorer._tile_size(*size)
+    assert len(plan_tiles(*size, tile, restorer.margin)) * math.prod(tile) <= most * math.prod(size)
+    assert max(tile) <= restorer.tile
+
+
+def test_a_small_image_has_a_small_tile(restorer: Restorer) -> None:
+    assert restorer._tile_size(1, 1) == (64, 64)
+    assert restorer._tile_size(40, 200) == (64, 224)
+
+
+def test_where_each_size_of_tiles_costs_something_there_are_few(restorer: Restorer) -> None:
+    compiled = Restorer(restorer._source, device="cpu", compiled=True)
+    sizes = {compiled._tile_size(height, width) for height in range(20, 2000, 50) for width in range(20, 2000, 50)}
+    assert len(sizes) <= 5 and all(height == width for height, width in sizes)
+
+
 @pytest.mark.parametrize("scene", ["photo", "gradient", "noise", "grey"])
 def test_tiled_and_untiled_results_are_the_same_within_a_step(
     photo: np.ndarray, scene: str, monkeypatch: pytest.MonkeyPatch
@@ -257,7 +280,7 @@ def test_tiled_and_untiled_results_are_the_same_within_a_step(
     scenes["grey"] = np.repeat(scenes["photo"].mean(2, keepdims=True).astype(np.uint8), 3, axis=2)
     monkeypatch.setattr("pipeline.restoration.precision.half_precision", lambda device: torch.float32)
     whole, tiled = (Restorer.from_pretrained(device="cpu", tile=tile) for tile in (side, 264))
-    whole._sides, tiled._sides = (side,), (264,)  # the smallest of each is all there is
+    whole._sizes, tiled._sizes = [(side, side)], [(264, 264)]  # the smallest of each is all there is
     request = Request(scenes[scene], colourise=scene == "grey")
     one, other = (restorer.restore_batch([request])[0].array for restorer in (whole, tiled))
     assert np.abs(one - other).max() <= 1 / 255
