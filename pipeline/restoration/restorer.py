@@ -259,8 +259,8 @@ class Restorer(RestoresBatches):
             if not skip:
                 jobs.setdefault((size, view.routed), []).append(self._jobs(request, view, canvas, size))
         with autocast(self.device):  # around all of them: weights are brought to half precision once
-            for (size, by_expert), some in sorted(jobs.items(), key=lambda item: item[0]):
-                self._engine.run(size, itertools.chain.from_iterable(some), by_expert)
+            for (size, by_expert), tiles in sorted(jobs.items(), key=lambda item: item[0]):
+                self._engine.run(size, itertools.chain.from_iterable(tiles), by_expert)
         results = []
         for canvas, view, request, skip in zip(canvases, views, requests, skipped, strict=True):
             both = Whole(request.pixels), None if skip else Whole(canvas.array)
