@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -74,7 +75,7 @@ class Engine:
 
     def batch(self, size: Size) -> int:
         """How many tiles of this size run together."""
-        return max(1, self.batch_pixels // (size[0] * size[1]))
+        return max(1, self.batch_pixels // math.prod(size))
 
     def run(self, size: Size, jobs: Iterable[Job], by_expert: bool = False) -> None:
         """Decode tiles and paint what is kept of them; where memory does not do, in batches of half the size.
@@ -144,7 +145,7 @@ class Engine:
                 started = time.perf_counter()
                 float(self._model.decode(tiles, masks, guide, boxes, grey).pixels[0, 0, 0, 0])  # waits for a GPU
                 seconds.append(time.perf_counter() - started)
-        return count * size[0] * size[1] / min(seconds) / 1e6
+        return count * math.prod(size) / min(seconds) / 1e6
 
     def speed_within(self, size: Size, rounds: int = 3) -> float:
         """The same in a batch that fits: it is halved where it does not.
@@ -162,7 +163,7 @@ class Engine:
         """After an error; if it is none of memory, or there is nothing to halve, it is raised."""
         if not out_of_memory(error) or self.batch(size) == 1:
             raise error
-        self.batch_pixels = self.batch(size) // 2 * size[0] * size[1]
+        self.batch_pixels = self.batch(size) // 2 * math.prod(size)
         log.warning("out of memory: from now on %d tiles of %d x %d pixels run together", self.batch(size), *size)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

@@ -43,8 +43,8 @@ class GlobalView(NamedTuple):
     routed: Tensor  # [N] bool: images that the expert restores; none without one
 
 
-class _Shown(NamedTuple):
-    """What `CompactModel.look` is given."""
+class Shown(NamedTuple):
+    """What `CompactModel.look` is given, and says of it."""
 
     thumbnails: Tensor
     probes: Tensor
@@ -52,7 +52,7 @@ class _Shown(NamedTuple):
     text_absent: Tensor
     references: Tensor
     references_absent: Tensor
-    filled: Tensor | None
+    filled: Tensor | None = None
 
 
 class CompactModel(nn.Module):
@@ -108,7 +108,7 @@ class CompactModel(nn.Module):
             filled: [N] bool, images of which nothing but what is missing will be changed, so that it must have their
                 tone: where `guide` undoes that, it must be done again; None: none.
         """
-        shown = _Shown(thumbnails, probes, text, text_absent, references, references_absent, filled)
+        shown = Shown(thumbnails, probes, text, text_absent, references, references_absent, filled)
         nowhere = torch.zeros(len(thumbnails), dtype=torch.bool, device=thumbnails.device)
         judged = self._tone(thumbnails)
         if judged is None:
@@ -120,7 +120,7 @@ class CompactModel(nn.Module):
             used = used & (fading > CONFIRMED)
         return self._seen(shown, judged, used)
 
-    def _seen(self, shown: _Shown, judged: Judged | None, used: Tensor) -> GlobalView:
+    def _seen(self, shown: Shown, judged: Judged | None, used: Tensor) -> GlobalView:
         """What `look` says, with the tone undone that was `judged` in the images where it is `used`, [N] bool."""
         thumbnails, probes, text, text_absent, references, references_absent, filled = shown
         tone = Tone.none(len(thumbnails), thumbnails.device)
@@ -173,19 +173,11 @@ class CompactModel(nn.Module):
         out: Tensor = self.probe_encoder(probes) + self.levels_in(2 * levels_of(small) - 1)
         return out
 
-    def paint(
-        self,
-        thumbnails: Tensor,
-        probes: Tensor,
-        text: Tensor,
-        text_absent: Tensor,
-        references: Tensor,
-        references_absent: Tensor,
-    ) -> Tensor:
-        """What the painter, which there must be, makes of images, as `look` takes them: [N, 3, S / 4, S / 4]."""
+    def paint(self, shown: Shown) -> Tensor:
+        """What the painter, which there must be, makes of images: [N, 3, S / 4, S / 4]."""
         assert self.painter is not None
-        probe = self._probed(probes, F.avg_pool2d(thumbnails[:, :3], 4))
-        out: Tensor = self.painter(thumbnails, probe, text, text_absent, references, references_absent)
+        thumbnails, probes, *told, _ = shown
+        out: Tensor = self.painter(thumbnails, self._probed(probes, F.avg_pool2d(thumbnails[:, :3], 4)), *told)
         return out
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -167,8 +168,8 @@ class Restorer(RestoresBatches):
                 f"tile must be a multiple of {CELL} larger than twice the margin, not {tile} with {self.margin}"
             )
         self.tile = tile
-        sides = (*(side for side in (range(LEAST, tile, STEP) if self._any_size else SIDES) if side < tile), tile)
-        self._sizes = [(tall, wide) for tall in sides for wide in sides if self._any_size or tall == wide]
+        smaller = range(LEAST, tile, STEP) if self._any_size else SIDES
+        self._sides = (*(side for side in smaller if side < tile), tile)
 
     def tune(self, tile: int | Literal["auto"] = TILE, memory_mb: int | None = None) -> Tuning:
         """Find out how many tiles best run together here; what was found is remembered for the device and the model.
@@ -186,7 +187,7 @@ class Restorer(RestoresBatches):
         """
         if self.device.type == "cpu" and tile != "auto" and memory_mb is None:
             self._set_tile(tile)
-            self._engine.warm_up(self._sizes)
+            self._engine.warm_up((side, side) for side in self._sides)
             return Tuning(tile, self._engine.batch_pixels)
         memory = memory_pixels(self.device, self.config.decoder_widths[0], memory_mb)
         sides = [side for side in LARGEST_SIDES if side > 2 * self.margin] if tile == "auto" else [tile]
@@ -199,7 +200,7 @@ class Restorer(RestoresBatches):
                     remember(key, found)
         self._engine.batch_pixels = found.batch_pixels
         self._set_tile(found.tile)
-        self._engine.warm_up(self._sizes)
+        self._engine.warm_up((side, side) for side in self._sides)
         return found
 
     @classmethod
@@ -449,15 +450,15 @@ class Restorer(RestoresBatches):
     def _tile_size(self, height: int, width: int) -> Size:
         """Of the tiles of an image: that with the fewest pixels in all."""
 
-        def pixels(size: Size) -> int:
-            return math.prod(
-                covering(length, side, self.margin) * side for length, side in zip((height, width), size, strict=True)
-            )
+        def decoded(length: int, side: int) -> float:
+            fits = side >= length or side > 2 * self.margin
+            return covering(length, side, self.margin) * side if fits else math.inf
 
-        def fits(length: int, side: int) -> bool:
-            return side >= length or side > 2 * self.margin
-
-        return min((size for size in self._sizes if fits(height, size[0]) and fits(width, size[1])), key=pixels)
+        if self._any_size:
+            tall, wide = (min(self._sides, key=partial(decoded, length)) for length in (height, width))
+            return tall, wide
+        side = min(self._sides, key=lambda side: decoded(height, side) * decoded(width, side))
+        return side, side
 
 
 @dataclasses.dataclass(frozen=True)

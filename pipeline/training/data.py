@@ -217,11 +217,7 @@ class Sampler:
             for index in self.team.share(size)
         ]
         truths, damaged, masks, captions, references = zip(*drawn, strict=True)
-        shown = torch.zeros(len(drawn), 1, 4, self.thumbnail, self.thumbnail)
-        absent = torch.ones(len(drawn), 1, dtype=torch.bool)
-        for index, reference in enumerate(references):
-            if reference is not None:
-                shown[index, 0, :3], absent[index, 0] = reference, False
+        shown, absent = stacked(references, self.thumbnail)
         done = Damaged(
             torch.cat([one.images for one in damaged]),
             torch.cat([one.masks for one in damaged]),
@@ -256,16 +252,35 @@ class Sampler:
         caption = dice.choice(photo.captions) if photo.captions and dice.random() >= mixture.caption_dropped else ""
         reference = None
         if kind in ("grey", "holes") and dice.random() < mixture.reference:
-            scene = dice.choice(self._captioned) if dice.random() < mixture.wrong_reference else photo
-            piece = crop(scene.pixels, dice, dice.uniform(0.5, 1.0)).float()[None] / 255
-            side = (self.thumbnail, self.thumbnail)
-            reference = F.interpolate(piece, size=side, mode="bilinear", antialias=True, align_corners=False)[0]
+            reference = reference_for(photo, self._captioned, mixture.wrong_reference, self.thumbnail, dice)
         return truth, damaged, told, caption, reference
 
     def _pick(self, kind: str, dice: random.Random) -> Photo:
         if kind in ("grey", "holes"):
             return dice.choice(self._captioned)
         return dice.choice(self._sharp if dice.random() < self.mixture.sharp else self._all)
+
+
+def reference_for(photo: Photo, others: Sequence[Photo], wrong: float, side: int, dice: random.Random) -> Tensor:
+    """Another crop of a photo's scene, or, a share `wrong` of them, of that of one of the others: [3, side, side]."""
+    scene = dice.choice(others) if dice.random() < wrong else photo
+    return resized(crop(scene.pixels, dice, dice.uniform(0.5, 1.0)).float()[None] / 255, side)[0]
+
+
+def stacked(references: Sequence[Tensor | None], side: int) -> tuple[Tensor, Tensor]:
+    """References [3, side, side], one a picture or none, as a batch has them: [N, 1, 4, side, side]; absent [N, 1]."""
+    shown, absent = torch.zeros(len(references), 1, 4, side, side), torch.ones(len(references), 1, dtype=torch.bool)
+    for index, reference in enumerate(references):
+        if reference is not None:
+            shown[index, 0, :3], absent[index, 0] = reference, False
+    return shown, absent
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """[N, C, H, W] -> [N, C, side, side], squeezed, without aliases."""
+    if images.shape[-2:] == (side, side):
+        return images
+    return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
 def crop(pixels: Tensor, dice: random.Random, share: float) -> Tensor:

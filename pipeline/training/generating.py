@@ -16,7 +16,7 @@ from pipeline.errors import SourceError
 from pipeline.restoration.generator import Generator, GeneratorConfig
 from pipeline.restoration.precision import autocast
 from pipeline.restoration.text import TextEncoder, text_encoder_of
-from pipeline.training.data import Photo
+from pipeline.training.data import Photo, resized
 from pipeline.training.loop import ALL_CAPTIONS, Plan, Progress, fit
 from pipeline.training.team import Team
 
@@ -153,5 +153,5 @@ def _picture(photo: Photo, side: int, dice: random.Random) -> Tensor:
     edge = round(min(height, width) * dice.uniform(CLOSEST, 1.0))
     top, left = dice.randint(0, height - edge), dice.randint(0, width - edge)
     crop = photo.pixels[:, top : top + edge, left : left + edge].float()[None] / 255
-    small = F.interpolate(crop, size=(side, side), mode="bilinear", antialias=True, align_corners=False)[0]
+    small = resized(crop, side)[0]
     return small.flip(2) if dice.random() < 0.5 else small

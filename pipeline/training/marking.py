@@ -14,7 +14,7 @@ from pipeline.damage.kinds import ACTIONS, COVERS, TONES
 from pipeline.damage.mixture import damage_one
 from pipeline.damage.strengths import Strengths
 from pipeline.restoration.marks import LIKELY, MarkHead
-from pipeline.training.data import Photo, crop, larger, varied
+from pipeline.training.data import Photo, crop, larger, resized, varied
 from pipeline.training.team import ALONE, Team
 
 SIDES = (160, 192, 256, 320)
@@ -72,7 +72,7 @@ def _picture(
     photo = dice.choice(sharp if dice.random() < SHARP else photos)
     view = crop(photo.pixels, dice, dice.uniform(LEAST, 1.0)).to(device)
     drawn = min(round(side / dice.uniform(*SHRUNK)), round(ENLARGED * min(view.shape[1:])), LARGEST)
-    view = _resized(view[None].float(), drawn)[0].clamp(0, 255).round()
+    view = resized(view[None].float(), drawn)[0].clamp(0, 255).round()
     image = varied(view, PLAIN, GREY, dice)
     (count,) = dice.choices([count for count, _ in COUNTS], [share for _, share in COUNTS])
     covers = set(dice.sample(COVERS, count))
@@ -94,7 +94,7 @@ def _damaged(
     if below:
         image, _, _ = damage_one(image, below, dice, generator, strengths)
     image, mask, _ = damage_one(image, above, dice, generator, strengths)
-    return _resized(image, side).clamp(0, 1), _resized(mask, side)
+    return resized(image, side).clamp(0, 1), resized(mask, side)
 
 
 def mark_losses(head: MarkHead, batch: Marked) -> dict[str, Tensor]:
@@ -119,7 +119,7 @@ class MarkValidation:
         self._cases: dict[str, Marked] = {}
         medium = Strengths().at(0.5)
         side = max(SIDES)
-        views = [_resized(photo.pixels[None].float().to(device), side) / 255 for photo in photos[:IMAGES]]
+        views = [resized(photo.pixels[None].float().to(device), side) / 255 for photo in photos[:IMAGES]]
         for kind in ("clean", *COVERS):
             dice = [random.Random(f"{kind}/{index}") for index in range(len(views))]
             drawn = [_damaged(view, side, [], [kind], die, medium) for view, die in zip(views, dice, strict=True)]
@@ -135,9 +135,3 @@ class MarkValidation:
             overlap = 2 * (found & covered).float().sum() / both.clamp_min(1)
             shares[name] = float(found.float().mean() if name == "marks_clean" else overlap)
         return shares
-
-
-def _resized(images: Tensor, side: int) -> Tensor:
-    if images.shape[-2:] == (side, side):
-        return images
-    return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)

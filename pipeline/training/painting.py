@@ -15,12 +15,12 @@ from pipeline.damage.mixture import damage_one
 from pipeline.damage.record import Damage
 from pipeline.damage.strengths import Strengths
 from pipeline.restoration.config import ModelConfig
-from pipeline.restoration.model import CompactModel
+from pipeline.restoration.model import CompactModel, Shown
 from pipeline.restoration.painter import with_painted
 from pipeline.restoration.precision import autocast
 from pipeline.restoration.text import TextEncoder, TextFeatures
 from pipeline.restoration.views import probes, thumbnails
-from pipeline.training.data import VIEW, Photo, crop
+from pipeline.training.data import VIEW, Photo, crop, reference_for, resized, stacked
 from pipeline.training.team import ALONE, Team
 
 KINDS: tuple[tuple[Sequence[str], float], ...] = (
@@ -69,39 +69,36 @@ class _Drawn(NamedTuple):
     mask: Tensor  # [1, 1, VIEW, VIEW]
     record: Damage
     caption: str
-    reference: Tensor | None  # [3, H, W]
+    reference: Tensor | None  # [3, S, S]
 
 
 def draw(
     photos: Sequence[Photo], seed: str, size: int, config: ModelConfig, device: torch.device, team: Team = ALONE
 ) -> Painted:
     """This worker's share of a batch of `size` pictures: the same seed and place give the same picture."""
-    drawn = [_picture(photos, random.Random(f"{seed}/{index}"), device) for index in team.share(size)]
+    side = config.thumbnail
+    drawn = [_picture(photos, random.Random(f"{seed}/{index}"), side, device) for index in team.share(size)]
     return _batch(drawn, config, device)
 
 
 def _batch(drawn: Sequence[_Drawn], config: ModelConfig, device: torch.device) -> Painted:
     truths, damaged, masks, records, captions, references = zip(*drawn, strict=True)
     truth, images, mask, side = torch.cat(truths), torch.cat(damaged), torch.cat(masks), config.thumbnail
-    shown = torch.zeros(len(drawn), 1, 4, side, side, device=device)
-    for index, reference in enumerate(references):
-        if reference is not None:
-            shown[index, 0, :3] = _resized(reference, side)[0]
-    absent = torch.tensor([[reference is None] for reference in references], device=device)
+    shown, absent = stacked(references, side)
     return Painted(
         thumbnails=thumbnails(images, mask, side),
         probes=probes(images, mask, config.probe, config.probes),
         truth=F.interpolate(truth, size=(side // 4, side // 4), mode="area"),
         grey=torch.tensor([record.grey for record in records], device=device),
         captions=list(captions),
-        references=shown,
-        references_absent=absent,
+        references=shown.to(device),
+        references_absent=absent.to(device),
     )
 
 
-def _picture(photos: Sequence[Photo], dice: random.Random, device: torch.device) -> _Drawn:
+def _picture(photos: Sequence[Photo], dice: random.Random, side: int, device: torch.device) -> _Drawn:
     photo = dice.choice(photos)
-    view = _resized(crop(photo.pixels, dice, dice.uniform(LEAST, 1.0)).to(device), VIEW)
+    view = _view(crop(photo.pixels, dice, dice.uniform(LEAST, 1.0)), device)
     truth = view.flip(3) if dice.random() < 0.5 else view
     (lost,) = dice.choices([kinds for kinds, _ in KINDS], [share for _, share in KINDS])
     kinds = set(lost)
@@ -112,15 +109,13 @@ def _picture(photos: Sequence[Photo], dice: random.Random, device: torch.device)
     caption = dice.choice(photo.captions) if photo.captions and dice.random() >= CAPTION_DROPPED else ""
     reference = None
     if dice.random() < REFERENCE:
-        scene = dice.choice(photos) if dice.random() < WRONG_REFERENCE else photo
-        reference = crop(scene.pixels, dice, dice.uniform(0.5, 1.0)).to(device)
+        reference = reference_for(photo, photos, WRONG_REFERENCE, side, dice)
     return _Drawn(truth, image, mask, record, caption, reference)
 
 
-def _resized(pixels: Tensor, side: int) -> Tensor:
-    """[3, H, W] of uint8 -> [1, 3, side, side] in 0..1."""
-    planes, size = pixels[None].float() / 255, (side, side)
-    return F.interpolate(planes, size=size, mode="bilinear", antialias=True, align_corners=False)
+def _view(pixels: Tensor, device: torch.device) -> Tensor:
+    """[3, H, W] of uint8 -> [1, 3, VIEW, VIEW] in 0..1."""
+    return resized(pixels[None].to(device).float() / 255, VIEW)
 
 
 def painter_losses(model: CompactModel, batch: Painted, text: TextFeatures) -> dict[str, Tensor]:
@@ -135,9 +130,8 @@ def painter_losses(model: CompactModel, batch: Painted, text: TextFeatures) -> d
 
 
 def _painted(model: CompactModel, batch: Painted, text: TextFeatures) -> Tensor:
-    return model.paint(
-        batch.thumbnails, batch.probes, text.tokens, text.absent, batch.references, batch.references_absent
-    )
+    shown = Shown(batch.thumbnails, batch.probes, text.tokens, text.absent, batch.references, batch.references_absent)
+    return model.paint(shown)
 
 
 def _squared_error(batch: Painted, painted: Tensor) -> Tensor:
@@ -154,7 +148,7 @@ class PaintValidation:
     def __init__(self, photos: Sequence[Photo], config: ModelConfig, text: TextEncoder, device: torch.device) -> None:
         some = [photo for photo in photos if photo.captions][:IMAGES] or photos[:IMAGES]
         captions = [photo.captions[0] if photo.captions else "" for photo in some]
-        truths = [_resized(photo.pixels.to(device), VIEW) for photo in some]
+        truths = [_view(photo.pixels, device) for photo in some]
         self._text = text
         strong = Strengths().at(LARGE_HOLES)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -110,25 +111,24 @@ class Restoring:
         self.main: str = "pixels" if plan.part == "all" else plan.part
         self._photos, self._drawn_on = photos, drawn_on or device
         self._sampler = Sampler(photos, plan.mixture, plan.seed, model.config.thumbnail, self._drawn_on, self.team)
-        self._validation = None
-        self._tone_validation = None
-        self._mark_validation = None
-        self._expert_validation = None
-        self._paint_validation = None
         if plan.part != "all":
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name.startswith(f"{plan.part}."))
-        if held_out and self.team.leads:
-            if plan.part == "all":
-                self._validation = Validation(held_out, model.config, text, device)
-            if model.tone is not None and plan.part in ("all", "tone"):
-                self._tone_validation = ToneValidation(held_out, device)
-            if model.marks is not None and plan.part in ("all", "marks"):
-                self._mark_validation = MarkValidation(held_out, device)
-            if model.expert is not None and plan.part == "expert":
-                self._expert_validation = ExpertValidation(held_out, device)
-            if model.painter is not None and plan.part == "painter":
-                self._paint_validation = PaintValidation(held_out, model.config, text, device)
+        self._validations = list(self._measured(held_out)) if held_out and self.team.leads else []
+
+    def _measured(self, held_out: list[Photo]) -> Iterator[Callable[[], dict[str, float]]]:
+        """What is measured at every interval: of all, or of the part that learns."""
+        model, part, device = self.model, self.plan.part, self.device
+        if part == "all":
+            yield partial(Validation(held_out, model.config, self.text, device), model)
+        if model.tone is not None and part in ("all", "tone"):
+            yield partial(ToneValidation(held_out, device), model.tone)
+        if model.marks is not None and part in ("all", "marks"):
+            yield partial(MarkValidation(held_out, device), model.marks)
+        if model.expert is not None and part == "expert":
+            yield partial(ExpertValidation(held_out, device), model.expert)
+        if part == "painter":
+            yield partial(PaintValidation(held_out, model.config, self.text, device), model)
 
     def draw(self, step: int) -> Drawn:
         """See `Task`."""
@@ -190,16 +190,7 @@ class Restoring:
 
     def validate(self) -> dict[str, float]:
         """PSNR by damage."""
-        found = self._validation(self.model) if self._validation else {}
-        if self._tone_validation is not None and self.model.tone is not None:
-            found |= self._tone_validation(self.model.tone)
-        if self._mark_validation is not None and self.model.marks is not None:
-            found |= self._mark_validation(self.model.marks)
-        if self._expert_validation is not None and self.model.expert is not None:
-            found |= self._expert_validation(self.model.expert)
-        if self._paint_validation is not None:
-            found |= self._paint_validation(self.model)
-        return found
+        return {name: value for measure in self._validations for name, value in measure().items()}
 
     def identity(self) -> dict[str, Any]:
         """See `Task`."""

@@ -18,7 +18,7 @@ from pipeline.damage.tone import luma
 from pipeline.restoration.judge import SMALLEST
 from pipeline.restoration.tone import SIDE, Judged, ToneHead, undone
 from pipeline.restoration.views import thumbnails
-from pipeline.training.data import Photo, varied
+from pipeline.training.data import Photo, resized, varied
 from pipeline.training.team import ALONE, Team
 
 DRAWN = 2 * SIDE
@@ -161,7 +161,4 @@ class ToneValidation:
 
 def _small(pixels: Tensor) -> Tensor:
     """[3, H, W] of uint8 -> [3, DRAWN, DRAWN], whole numbers as floats."""
-    size = (DRAWN, DRAWN)
-    return F.interpolate(pixels[None].float(), size=size, mode="bilinear", antialias=True, align_corners=False)[
-        0
-    ].round()
+    return resized(pixels[None].float(), DRAWN)[0].round()

@@ -280,7 +280,7 @@ def test_tiled_and_untiled_results_are_the_same_within_a_step(
     scenes["grey"] = np.repeat(scenes["photo"].mean(2, keepdims=True).astype(np.uint8), 3, axis=2)
     monkeypatch.setattr("pipeline.restoration.precision.half_precision", lambda device: torch.float32)
     whole, tiled = (Restorer.from_pretrained(device="cpu", tile=tile) for tile in (side, 264))
-    whole._sizes, tiled._sizes = [(side, side)], [(264, 264)]  # the smallest of each is all there is
+    whole._sides, tiled._sides = (side,), (264,)  # the smallest of each is all there is
     request = Request(scenes[scene], colourise=scene == "grey")
     one, other = (restorer.restore_batch([request])[0].array for restorer in (whole, tiled))
     assert np.abs(one - other).max() <= 1 / 255
