@@ -51,7 +51,7 @@ def blind(images: Tensor) -> dict[str, Tensor]:
     for rows, kept in strips(images, _REACH, step=_BLOCK):
         pixels = floats(images[:, rows])
         grey = luma(pixels)[:, 0]
-        sums += _sums(images[:, rows][:, kept], pixels[:, :, kept], grey[:, kept])
+        sums += _sums(pixels[:, :, kept], grey[:, kept])
         if fine:
             median.add(_diagonal(pixels, rows, kept, height))
             steps += _steps(grey, kept, height)
@@ -68,13 +68,14 @@ def blind(images: Tensor) -> dict[str, Tensor]:
     return scores
 
 
-def _sums(images: Tensor, pixels: Tensor, grey: Tensor) -> Tensor:
+def _sums(pixels: Tensor, grey: Tensor) -> Tensor:
     """[7, N]: brightness and its square, clipped pixels, red less green, yellow less blue, and their squares."""
     red, green, blue = (255 * pixels).unbind(1)
-    clipped = ((images == 0) | (images == 255)).any(3).double()
+    darkest, lightest = torch.minimum(torch.minimum(red, green), blue), torch.maximum(torch.maximum(red, green), blue)
+    clipped = ((darkest == 0) | (lightest == 255)).float()
     first, second = red - green, (red + green) / 2 - blue
     parts = (grey, grey.square(), clipped, first, second, first.square(), second.square())
-    return torch.stack([part.sum((1, 2), dtype=torch.float64) for part in parts])
+    return torch.stack([part.sum(2).sum(1, dtype=torch.float64) for part in parts])
 
 
 def _of_sums(means: Tensor) -> dict[str, Tensor]:
@@ -169,14 +170,28 @@ def _edges(grey: Tensor, rows: slice, kept: slice, height: int) -> Tensor:
     whole = grey.index_select(1, around).index_select(2, across)[:, None]
     found = []
     for axis in (2, 3):
-        size = (_BLUR, 1) if axis == 2 else (1, _BLUR)
         sharp = _sobel(whole.narrow(2, reach - 1, last - first + 2).narrow(3, reach - 1, width - 1), axis)
-        blurred = F.avg_pool2d(whole, size, stride=1)
+        blurred = _running_mean(whole, axis)
         other = 5 - axis
         blurred = blurred.narrow(other, reach - 1, blurred.shape[other] - 2 * (reach - 1))
         lost = (sharp - _sobel(blurred, axis)).clamp_min(0)
         found.append(torch.stack([part.sum((1, 2, 3), dtype=torch.float64) for part in (sharp, lost)]))
     return torch.stack(found, 1)
+
+
+def _running_mean(planes: Tensor, axis: int) -> Tensor:
+    """The mean of each `_BLUR` neighbours along an axis: of sums of two, four and eight, for pooling adds one by one."""
+    sums, done, wide, total = planes, 0, 1, None
+    while True:
+        if _BLUR & wide:
+            part = sums.narrow(axis, done, planes.shape[axis] - _BLUR + 1)
+            total = part if total is None else total + part
+            done += wide
+        wide *= 2
+        if wide > _BLUR:
+            return total / _BLUR
+        length = sums.shape[axis] - wide // 2
+        sums = sums.narrow(axis, 0, length) + sums.narrow(axis, wide // 2, length)
 
 
 def _sobel(planes: Tensor, axis: int) -> Tensor:

@@ -21,7 +21,7 @@ from pipeline.restoration.layers import grid_positions
 from pipeline.restoration.marks import MarkHead
 from pipeline.restoration.painter import Painter, with_painted
 from pipeline.restoration.tone import CONFIRMED, LEVELS, Judged, Tone, ToneHead, as_around, levels_of, undone
-from pipeline.restoration.views import CELL, cell_positions, regions
+from pipeline.restoration.views import CELL, cell_positions, filled_in, regions
 
 ROUNDING = 1e-5
 """Less of a thumbnail's pixel is not missing, but was rounded."""
@@ -234,7 +234,7 @@ class CompactModel(nn.Module):
             tiles = undone(tiles, regions(guide.gain, boxes, height, width), guide.affine, grey)
         coarse = regions(guide.coarse, boxes, height, width)
         colours = (coarse - luma(coarse)) * grey[:, None, None, None]
-        base = torch.lerp(tiles + colours, coarse, masks)
+        base = filled_in(tiles + colours, coarse, masks)
         planes = torch.cat([base, masks, coarse], dim=1).contiguous(memory_format=torch.channels_last)
         decoded: Decoded = self.decoder(planes, guide, cell_positions(boxes, height // CELL, width // CELL))
         return decoded._replace(pixels=base + decoded.pixels)

@@ -6,10 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.damage.optics import blur
 from pipeline.restoration.layers import grid_positions
 
 CELL = 8
 """Pixels of a tile to one of the decoder's coarsest cells; tile sides and tile origins in training are multiples."""
+SEAM, REACH = 1.2, 4
+"""Standard deviation in pixels of how far a fill goes by the pixels beside it, and how far that is looked for."""
+LONELY = 0.1
+"""Share of known pixels around of which half of that is believed."""
 
 
 def thumbnails(images: Tensor, masks: Tensor, side: int) -> Tensor:
@@ -41,6 +46,19 @@ def continued(pictures: Tensor, present: Tensor) -> Tensor:
         around = continued(coarser, (4 * known).clamp(max=1))
         around = F.interpolate(around, scale_factor=2, mode="bilinear", align_corners=False)
     return torch.lerp(around, pictures, present)
+
+
+def filled_in(images: Tensor, fills: Tensor, masks: Tensor) -> Tensor:
+    """Images [N, 3, H, W] with fills where pixels are missing, without a seam, and lines as fine as around them.
+
+    By as much as a fill misses the pixels beside, it is taken to miss those missing: a Gaussian mean, `SEAM` wide, of
+    the known pixels' differences. Farther in it stays as it is. `masks` [N, 1, H, W]: 1 where a pixel is missing.
+    """
+    if masks.device.type == "cpu" and not bool(masks.any()):  # asking a GPU means waiting for it
+        return images
+    known = 1 - masks
+    around = blur(torch.cat([(images - fills) * known, known], 1), masks.new_full((len(masks),), SEAM), REACH)
+    return torch.lerp(images, fills + around[:, :3] / (around[:, 3:] + LONELY), masks)
 
 
 def probes(images: Tensor, masks: Tensor, side: int, count: int) -> Tensor:

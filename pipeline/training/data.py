@@ -283,12 +283,12 @@ def resized(images: Tensor, side: int) -> Tensor:
     return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
 
 
-def crop(pixels: Tensor, dice: random.Random, share: float) -> Tensor:
-    """A random crop with `share` of each side."""
+def crop(pixels: Tensor, dice: random.Random, share: float, wide: float | None = None) -> Tensor:
+    """A random crop with `share` of each side, or, if `wide` is given, with so much of the width."""
     height, width = pixels.shape[1:]
-    tall, wide = max(1, round(height * share)), max(1, round(width * share))
-    top, left = dice.randint(0, height - tall), dice.randint(0, width - wide)
-    return pixels[:, top : top + tall, left : left + wide]
+    tall, broad = max(1, round(height * share)), max(1, round(width * (share if wide is None else wide)))
+    top, left = dice.randint(0, height - tall), dice.randint(0, width - broad)
+    return pixels[:, top : top + tall, left : left + broad]
 
 
 def view_of(pixels: Tensor, dice: random.Random, side: int = VIEW) -> Tensor:
