@@ -180,18 +180,16 @@ def _edges(grey: Tensor, rows: slice, kept: slice, height: int) -> Tensor:
 
 
 def _running_mean(planes: Tensor, axis: int) -> Tensor:
-    """The mean of each `_BLUR` neighbours along an axis: of sums of two, four and eight, for pooling adds one by one."""
-    sums, done, wide, total = planes, 0, 1, None
-    while True:
-        if _BLUR & wide:
-            part = sums.narrow(axis, done, planes.shape[axis] - _BLUR + 1)
-            total = part if total is None else total + part
-            done += wide
-        wide *= 2
-        if wide > _BLUR:
-            return total / _BLUR
-        length = sums.shape[axis] - wide // 2
-        sums = sums.narrow(axis, 0, length) + sums.narrow(axis, wide // 2, length)
+    """The mean of each `_BLUR` = 8 + 2 + 1 neighbours along an axis; pooling adds one by one, in ten times the time."""
+
+    def added(sums: Tensor, apart: int) -> Tensor:
+        length = sums.shape[axis] - apart
+        return sums.narrow(axis, 0, length) + sums.narrow(axis, apart, length)
+
+    twos = added(planes, 1)
+    eights = added(added(twos, 2), 4)
+    length = planes.shape[axis] - _BLUR + 1
+    return (eights.narrow(axis, 0, length) + twos.narrow(axis, 8, length) + planes.narrow(axis, 10, length)) / _BLUR
 
 
 def _sobel(planes: Tensor, axis: int) -> Tensor:

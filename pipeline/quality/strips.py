@@ -34,5 +34,5 @@ def strips(images: Tensor, reach: int = 0, step: int = 1, pixels: int | None = N
 
 
 def floats(images: Tensor) -> Tensor:
-    """[N, H, W, C] of 0..255 -> [N, C, H, W] in 0..1, each channel by itself in memory, which most of the rest likes."""
+    """[N, H, W, C] of 0..255 -> [N, C, H, W] in 0..1, channel by channel in memory, where sums are fast."""
     return images.movedim(-1, 1).contiguous().to(torch.float32).div_(255)
