@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -77,6 +78,7 @@ class Appraiser:
         self._gate = recipe.gate
         self._scorer = Scorer(device, recipe.scoring)
         self._finder = SubjectFinder(recipe.gate.find_text)
+        self._threads = ThreadPoolExecutor(torch.get_num_threads())
 
     def __call__(self, cases: Sequence[Case]) -> list[Verdict]:
         """A verdict on each."""
@@ -87,10 +89,12 @@ class Appraiser:
         before, after = blind[: len(cases)], blind[len(cases) :]
         damages = [None if case.mask is not None else case.result.damage for case in cases]
         fidelity = self._scorer.fidelity(befores, repairs, damages, [result.lost for result in results])
-        verdicts = [
-            self._decide(case, pixels, {**_named(one, "before"), **_named(other, "after"), **far})
-            for case, pixels, one, other, far in zip(cases, proposed, before, after, fidelity, strict=True)
+        measured = [
+            {**_named(one, "before"), **_named(other, "after"), **far}
+            for one, other, far in zip(before, after, fidelity, strict=True)
         ]
+        # What takes long here is to look for faces, on one core each.
+        verdicts = list(self._threads.map(self._decide, cases, proposed, measured))
         outputs = [before[row] if verdict.after is None else after[row] for row, verdict in enumerate(verdicts)]
         for row, verdict in enumerate(verdicts):
             if verdict.after is not None and verdict.after is not proposed[row]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -51,7 +52,7 @@ class Subject:
 
 
 class SubjectFinder:
-    """Looks for faces and text."""
+    """Looks for faces and text; several threads may ask at a time."""
 
     def __init__(self, find_text: bool = False) -> None:
         """`find_text`: in the picture too, by RapidOCR.
@@ -63,6 +64,7 @@ class SubjectFinder:
 
         self._faces = Cascade(str(_package_folder("skimage") / _CASCADE))
         self._text = _text_detector() if find_text else None
+        self._reading = threading.Lock()  # RapidOCR keeps what it is at in its own fields
 
     def __call__(self, image: Pixels, caption: str | None) -> list[Subject]:
         """What is likely in an image [H, W, 3]: found in it, or told by its caption (in English)."""
@@ -99,7 +101,8 @@ class SubjectFinder:
         return [(f["r"], f["c"], f["r"] + f["height"], f["c"] + f["width"]) for f in found]
 
     def _find_text(self, image: Image.Image) -> list[Sequence[float]]:
-        answer = self._text(np.asarray(image)[..., ::-1], use_det=True, use_cls=False, use_rec=False)  # type: ignore[misc]
+        with self._reading:
+            answer = self._text(np.asarray(image)[..., ::-1], use_det=True, use_cls=False, use_rec=False)  # type: ignore[misc]
         if answer.boxes is None:
             return []
         return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,14 @@ def test_faces_are_found_where_they_are(archive: pa.Table) -> None:
     large = np.asarray(Image.fromarray(girls).resize((1600, 1200)))
     expected = pytest.approx(tuple(4 * side for side in face.box), abs=60)
     assert any(again.box == expected for again in SubjectFinder()(large, None))
+
+
+def test_several_may_look_for_faces_at_a_time(archive: pa.Table) -> None:
+    pictures = [np.asarray(Image.open(io.BytesIO(row["truth"])).convert("RGB")) for row in archive.to_pylist()[:8]]
+    finder = SubjectFinder()
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(finder, pictures, [None] * len(pictures)))
+    assert found == [finder(picture, None) for picture in pictures]
 
 
 @pytest.mark.parametrize(
