@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
+from pipeline.quality.cores import Cores
 from pipeline.quality.gate import LEAST_FILL, Decision, Evidence, Sighting, decide, expected_gain
 from pipeline.quality.scorer import Scorer, Scores
 from pipeline.quality.scores import decibels
@@ -76,9 +77,9 @@ class Appraiser:
             RecipeError: a package is missing.
         """
         self._gate = recipe.gate
-        self._scorer = Scorer(device, recipe.scoring)
+        self._cores = Cores()
+        self._scorer = Scorer(device, recipe.scoring, self._cores)
         self._finder = SubjectFinder(recipe.gate.find_text)
-        self._threads = ThreadPoolExecutor(torch.get_num_threads())
 
     def __call__(self, cases: Sequence[Case]) -> list[Verdict]:
         """A verdict on each."""
@@ -94,7 +95,10 @@ class Appraiser:
             for one, other, far in zip(before, after, fidelity, strict=True)
         ]
         # What takes long here is to look for faces, on one core each.
-        verdicts = list(self._threads.map(self._decide, cases, proposed, measured))
+        verdicts = self._cores.run(
+            functools.partial(self._decide, case, pixels, scores)
+            for case, pixels, scores in zip(cases, proposed, measured, strict=True)
+        )
         outputs = [before[row] if verdict.after is None else after[row] for row, verdict in enumerate(verdicts)]
         for row, verdict in enumerate(verdicts):
             if verdict.after is not None and verdict.after is not proposed[row]:

@@ -7,7 +7,6 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ from torch import Tensor
 from pipeline.damage.record import Damage
 from pipeline.quality.blind import blind
 from pipeline.quality.colour import ciede2000
+from pipeline.quality.cores import Cores
 from pipeline.quality.fidelity import changed, colour_shift, redamaged_error
 from pipeline.quality.haarpsi import haarpsi
 from pipeline.quality.mdsi import mdsi
@@ -40,8 +40,8 @@ Scores = dict[str, float]
 class Scorer:
     """Holds what scores need on a device."""
 
-    def __init__(self, device: torch.device, wanted: Scoring | None = None) -> None:
-        """Load what the recipe asks for, beside the scores that need nothing.
+    def __init__(self, device: torch.device, wanted: Scoring | None = None, cores: Cores | None = None) -> None:
+        """Load what the recipe asks for, beside the scores that need nothing; `cores` are shared with others.
 
         Raises:
             ModelError: weights are missing or wrong.
@@ -49,7 +49,7 @@ class Scorer:
         """
         wanted = wanted or Scoring()
         self._device = device
-        self._pools: dict[int, ThreadPoolExecutor] = {}
+        self._cores = cores or Cores()
         self._brisque = Brisque() if wanted.brisque else None
         self._clip: Callable[[Pixels, str], float] | None = None
         if wanted.clip:
@@ -129,21 +129,11 @@ class Scorer:
         """On CPUs each task on a core of its own: they are made of too many small steps to share one among cores."""
         # Convolutions are rounded to ten bits on GPUs else.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            threads = torch.get_num_threads()
-            if self._device.type != "cpu" or threads == 1:
+            if self._device.type == "cpu":
+                self._cores.run(tasks)
+            else:
                 for task in tasks:
                     task()
-                return
-            ends = [self._pool(threads).submit(task) for task in tasks]
-            wait(ends)
-            for end in ends:
-                end.result()
-
-    def _pool(self, threads: int) -> ThreadPoolExecutor:
-        """The same for all calls: glibc gives each new thread an arena, which keeps 50 MB of images when it ends."""
-        if threads not in self._pools:
-            self._pools[threads] = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-        return self._pools[threads]
 
     def _alike(self, *lists: Sequence[Pixels]) -> Iterator[tuple[list[int], list[Tensor]]]:
         """Images of one size together, on the device: their places, and [N, H, W, 3] of each list."""
