@@ -13,21 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.restoration.colour import STRIP
-from pipeline.restoration.layers import ResidualBlock, activate, grid_positions, keep_scale
-from pipeline.restoration.precision import autocast
+from pipeline.restoration.overview import SIDES, ViewNet, enlarged
 from pipeline.restoration.rows import Rows
-from pipeline.restoration.sight import thumbnail_of
 
 Pixels = npt.NDArray[Any]
 
-SIDES = (256, 384, 512)
-"""Pixels of the square views in which marks are looked for."""
-ENLARGED = 1.15
-"""What a view's side is at most to the image's shorter one, but for small images."""
 LIKELY = 0.5
 """Logit from which on a pixel is taken for covered, where it touches one that is `SURE`."""
 SURE, SURE_LARGER = 7.0, 8.0
@@ -35,61 +27,18 @@ SURE, SURE_LARGER = 7.0, 8.0
 in many pictures without any (docs/evaluation.md). The weights have learned from few sharp large pictures."""
 LARGER = 1.5
 """By so much logits are too large, measured: covered pixels count for more in learning, since few are."""
-TOGETHER = {"cuda": 32}
-"""Views in one run, by the kind of device; elsewhere one, so that none depends on its company."""
 SUREST = 0.99
 """More than this is never believed."""
 
 
-def side_for(height: int, width: int) -> int:
-    """Of the view of an image."""
-    return max((side for side in SIDES if side <= ENLARGED * min(height, width)), default=min(SIDES))
-
-
-class MarkHead(nn.Module):
-    """Views of whole images to the logit that each pixel is covered."""
+class MarkHead(ViewNet):
+    """Views of whole images to the logit that each pixel is covered: [N, 1, S, S]."""
 
     def __init__(self, widths: tuple[int, ...]) -> None:
-        """`widths`: channels at 1/2, 1/4, 1/8 and 1/16 of the view."""
-        super().__init__()
-        first, second, third, fourth = widths
-        self.enter = keep_scale(nn.Conv2d(5, first, 4, stride=2, padding=1), 2.0)
-        self.first = ResidualBlock(first, norm=False)
-        self.to_second = keep_scale(nn.Conv2d(first, second, 2, stride=2))
-        self.second = ResidualBlock(second)
-        self.to_third = keep_scale(nn.Conv2d(second, third, 2, stride=2))
-        self.third = nn.Sequential(ResidualBlock(third), ResidualBlock(third))
-        self.to_fourth = keep_scale(nn.Conv2d(third, fourth, 2, stride=2))
-        self.fourth = nn.Sequential(ResidualBlock(fourth), ResidualBlock(fourth))
-        self.sum_up = nn.Sequential(nn.Linear(fourth, fourth), nn.GELU(), nn.Linear(fourth, fourth))
-        self.last_fourth = ResidualBlock(fourth)
-        self.up_third = keep_scale(nn.ConvTranspose2d(fourth, third, 2, stride=2), 0.5)
-        self.last_third = ResidualBlock(third)
-        self.up_second = keep_scale(nn.ConvTranspose2d(third, second, 2, stride=2), 0.5)
-        self.last_second = ResidualBlock(second)
-        self.up_first = keep_scale(nn.ConvTranspose2d(second, first, 2, stride=2), 0.5)
-        self.last_first = ResidualBlock(first, norm=False)
-        self.leave = nn.ConvTranspose2d(first, 1, 2, stride=2)
-        with torch.no_grad():
-            self.leave.weight.mul_(0.1)
-            assert self.leave.bias is not None
-            self.leave.bias.fill_(-4.0)  # few pixels are covered
-
-    def forward(self, views: Tensor) -> Tensor:
-        """`views` [N, 3, S, S] in 0..1, S a multiple of 16 -> logits [N, 1, S, S]."""
-        side = views.shape[-1]
-        places = 2 * grid_positions(side, side, views.device).T.reshape(2, side, side) - 1
-        planes = torch.cat([2 * views - 1, places.expand(len(views), -1, -1, -1)], dim=1)
-        first = self.first(activate(self.enter(planes.contiguous(memory_format=torch.channels_last))))
-        second = self.second(self.to_second(first))
-        third = self.third(self.to_third(second))
-        deep = self.fourth(self.to_fourth(third))
-        deep = self.last_fourth(deep + self.sum_up(deep.mean((2, 3)))[:, :, None, None])
-        features = self.last_third(third + self.up_third(deep))
-        features = self.last_second(second + self.up_second(features))
-        features = self.last_first(first + self.up_first(features))
-        out: Tensor = self.leave(features).float()
-        return out
+        """`widths`: as `ViewNet` takes them."""
+        super().__init__(widths, planes=1)
+        assert self.leave.bias is not None
+        torch.nn.init.constant_(self.leave.bias, -4.0)  # few pixels are covered
 
 
 class Marks:
@@ -110,16 +59,11 @@ class Marks:
 
     def rows(self, top: int, bottom: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float16]]:
         """Which pixels of these rows are covered, and how probable that is: [n, W] each."""
-        height, width = self._size
-        covered, probable = np.empty((bottom - top, width), np.bool_), np.empty((bottom - top, width), np.float16)
-        x = (2 * torch.arange(width) + 1) / width - 1
-        for first in range(top, bottom, STRIP):
-            y = (2 * torch.arange(first, min(bottom, first + STRIP)) + 1) / height - 1
-            grid = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, width)], dim=-1)[None]
-            logits = F.grid_sample(self._logits, grid, mode="bilinear", padding_mode="border", align_corners=False)
-            here = slice(first - top, first - top + len(y))
-            covered[here] = (logits[0, 0] > LIKELY).numpy()
-            probable[here] = torch.sigmoid(logits[0, 0] - LARGER).clamp(max=SUREST).numpy()
+        shape = bottom - top, self._size[1]
+        covered, probable = np.empty(shape, np.bool_), np.empty(shape, np.float16)
+        for here, logits in enlarged(self._logits, self._size, top, bottom):
+            covered[here] = (logits[0] > LIKELY).numpy()
+            probable[here] = torch.sigmoid(logits[0] - LARGER).clamp(max=SUREST).numpy()
         return covered, probable
 
 
@@ -143,14 +87,5 @@ class Marked:
 
 def find_marks(head: MarkHead, images: Sequence[Rows], device: torch.device) -> list[Marks | None]:
     """Look for marks in images; None for those that have none."""
-    views = [thumbnail_of(image, side_for(*image.size), device)[:, :3] for image in images]
-    logits: dict[int, Tensor] = {}
-    for side in sorted({view.shape[-1] for view in views}):
-        rows = [row for row, view in enumerate(views) if view.shape[-1] == side]
-        together = TOGETHER.get(device.type, 1)
-        for some in (rows[start : start + together] for start in range(0, len(rows), together)):
-            with autocast(device):
-                found = head(torch.cat([views[row] for row in some]))
-            logits.update(zip(some, found.detach().cpu().split(1), strict=True))
-    marks = [Marks(logits[row], image.size) for row, image in enumerate(images)]
+    marks = [Marks(logits, image.size) for logits, image in zip(head.say(images, device), images, strict=True)]
     return [one if one.any else None for one in marks]

@@ -10,7 +10,8 @@ from pipeline.quality.scores import psnr
 from pipeline.restoration.assembly import assemble, with_head
 from pipeline.restoration.canvas import Canvas, Expected
 from pipeline.restoration.config import ModelConfig
-from pipeline.restoration.marks import SIDES, TOGETHER, Marked, MarkHead, Marks, find_marks, side_for
+from pipeline.restoration.marks import Marked, MarkHead, Marks, find_marks
+from pipeline.restoration.overview import SIDES, TOGETHER, side_for
 from pipeline.restoration.request import Request
 from pipeline.restoration.rows import Whole
 from pipeline.restoration.tiles import Tile
