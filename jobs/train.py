@@ -25,6 +25,7 @@ FINE_TUNING: dict[str, Any] = {"steps": 1500, "learning_rate": 3e-4, "warm_up": 
 PARTS: dict[str, dict[str, Any]] = {
     "tone": {"steps": 4000, "learning_rate": 2e-3, "batch": 64},
     "marks": {"steps": 4000, "learning_rate": 2e-3, "batch": 24},
+    "stains": {"steps": 4000, "learning_rate": 2e-3, "batch": 24},
     "judge": {"steps": 800},
     "expert": {"steps": 5000, "learning_rate": 1e-3, "warm_up": 100},
     "painter": {"steps": 4000, "learning_rate": 1e-3, "batch": 32, "warm_up": 150},
@@ -104,11 +105,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["all", *PARTS],
         default="all",
         help="of a model given by --from: what of it is to learn. All (default); its tone head alone, which undoes "
-        "fading, casts and uneven light; its mark head alone, which finds scratches, folds and holes (both learn "
-        "quickly, on small pictures); its expert alone, a second decoder for noise, JPEG artefacts and lack of "
-        "resolution; its painter alone, which gives greys colours and fills holes after captions and references; or "
-        "its judge and critic alone, which say how good results are, and whether they are worse than "
-        "what came in",
+        "fading, casts and uneven light; its mark head alone, which finds scratches, folds and holes; its stain head "
+        "alone, which takes away foxing and dried puddles (all three learn quickly, on small pictures); its expert "
+        "alone, a second decoder for noise, JPEG artefacts and lack of resolution; its painter alone, which gives "
+        "greys colours and fills holes after captions and references; or its judge and critic alone, which say how "
+        "good results are, and whether they are worse than what came in",
     )
     parser.add_argument("--patch", type=positive, help=f"pixels, a multiple of 8 ({plan.patch})")
     parser.add_argument(

@@ -43,6 +43,11 @@ class Done(NamedTuple):
     mask: Tensor | None = None  # [1, H, W], of a defect
 
 
+Colour = tuple[float, float, float]
+FOXED: Colour = (0.75, 0.55, 0.33)
+STAINED: Colour = (0.7, 0.55, 0.35)
+"""What foxing and dried puddles leave of red, green and blue where they are darkest."""
+
 Action = Callable[[Tensor, Damage, Chance], Done]
 
 
@@ -168,7 +173,7 @@ def _covered(image: Tensor, record: Damage, opacity: Tensor, colour: Iterable[fl
     return Done(marks.cover(image, opacity[None], image.new_tensor([list(colour)])), record, marks.defect(opacity))
 
 
-def _stained(image: Tensor, record: Damage, opacity: Tensor, tint: tuple[float, float, float]) -> Done:
+def _stained(image: Tensor, record: Damage, opacity: Tensor, tint: Colour) -> Done:
     opacity = opacity.to(image.device)
     if record.grey:
         tint = (tint[1],) * 3
@@ -219,12 +224,12 @@ def _folds(image: Tensor, record: Damage, chance: Chance) -> Done:
 
 def _foxing(image: Tensor, record: Damage, chance: Chance) -> Done:
     opacity = marks.foxing(*_size(image), chance.count("foxing"), chance.dice)
-    return _stained(image, record, opacity, (0.75, 0.55, 0.33))
+    return _stained(image, record, opacity, FOXED)
 
 
 def _stains(image: Tensor, record: Damage, chance: Chance) -> Done:
     opacity = marks.stains(*_size(image), chance.draw("stains"), chance.dice)
-    return _stained(image, record, opacity, (0.7, 0.55, 0.35))
+    return _stained(image, record, opacity, STAINED)
 
 
 ACTIONS: dict[str, Action] = {

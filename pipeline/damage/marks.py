@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FOXING = 6.0
+"""Pixels of the radius of the largest spots of foxing."""
 VISIBLE = 0.12
 """A stain that takes less light than this share is not called a defect."""
 
@@ -69,7 +71,7 @@ def hairs(height: int, width: int, count: int, dice: random.Random, thickness: f
     return opacity[None]
 
 
-def foxing(height: int, width: int, count: int, dice: random.Random, radius: float = 6.0) -> Tensor:
+def foxing(height: int, width: int, count: int, dice: random.Random, radius: float = FOXING) -> Tensor:
     """Round, soft spots of mould or rust in old paper, up to `radius` pixels, in loose groups."""
     opacity = torch.zeros(height, width)
     y, x = dice.uniform(0, height), dice.uniform(0, width)

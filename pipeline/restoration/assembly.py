@@ -20,6 +20,8 @@ TONE_WIDTHS = (32, 64, 128, 192)
 """Of a new model's tone head."""
 MARK_WIDTHS = (16, 32, 64, 128)
 """Of its mark head."""
+STAIN_WIDTHS = MARK_WIDTHS
+"""Of its stain head, if it gets one."""
 CRITIC_WIDTHS = (40, 80, 128)
 """Of its critic, if it gets one."""
 
@@ -27,6 +29,7 @@ CRITIC_WIDTHS = (40, 80, 128)
 HEADS: dict[str, dict[str, Any]] = {
     "tone": {"tone_widths": TONE_WIDTHS},
     "marks": {"mark_widths": MARK_WIDTHS},
+    "stains": {"stain_widths": STAIN_WIDTHS},
     "critic": {"critic_widths": CRITIC_WIDTHS},
     "expert": {"expert": True},
     "painter": {"painter": True},
@@ -46,6 +49,8 @@ def with_head(model: CompactModel, part: str, seed: int = 0) -> CompactModel:
         more = fresh[name].shape[-1] - weights[name].shape[-1]
         weights[name] = F.pad(weights[name], (0, more), value=float(name.endswith("spread")))
     larger.load_state_dict(fresh | weights)
+    if part == "stains" and model.config.mark_widths == STAIN_WIDTHS and larger.stains and larger.marks:
+        larger.stains.begin_as(larger.marks)
     if part == "painter" and larger.painter is not None:
         larger.painter.begin_as(larger.image_encoder, larger.fusion, larger.coarse_head)
     return larger

@@ -108,6 +108,9 @@ class ModelConfig(Stored):
     mark_widths: tuple[int, ...] = ()
     """Channels of the mark head at 1/2, 1/4, 1/8 and 1/16 of its view; none: there is no such head."""
 
+    stain_widths: tuple[int, ...] = ()
+    """Channels of the stain head at 1/2, 1/4, 1/8 and 1/16 of its view; none: there is no such head."""
+
     critic_widths: tuple[int, ...] = ()
     """Channels of the critic at 1/4, 1/8 and 1/16 of its views; none: there is no critic."""
 

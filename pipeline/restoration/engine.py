@@ -174,7 +174,7 @@ class Engine:
         count = full if self._compiled else min(full, 1 << (len(jobs) - 1).bit_length())
         padded = [*jobs, *[jobs[0]] * (count - len(jobs))]
         device = self._device
-        pixels = torch.stack([cut(job.request.pixels, job.tile, size, device) for job in padded])
+        pixels = torch.stack([cut(job.request.seen, job.tile, size, device) for job in padded])
         decoded = self._model.refine(pixels) if by_expert else self._decoded(size, padded, pixels)
         with torch.autocast(device.type, enabled=False):
             restored, lost = decoded.pixels.float(), decoded.lost > 0  # a logit

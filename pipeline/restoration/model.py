@@ -20,6 +20,7 @@ from pipeline.restoration.judge import JUDGED, SPREAD, USUAL, Judge
 from pipeline.restoration.layers import grid_positions
 from pipeline.restoration.marks import MarkHead
 from pipeline.restoration.painter import Painter, with_painted
+from pipeline.restoration.stains import StainHead
 from pipeline.restoration.tone import CONFIRMED, LEVELS, Judged, Tone, ToneHead, as_around, levels_of, undone
 from pipeline.restoration.views import CELL, cell_positions, filled_in, regions
 
@@ -75,6 +76,7 @@ class CompactModel(nn.Module):
         self.decoder = TileDecoder(config)
         self.tone = ToneHead(config.tone_widths) if config.tone_widths else None
         self.marks = MarkHead(config.mark_widths) if config.mark_widths else None
+        self.stains = StainHead(config.stain_widths) if config.stain_widths else None
         found = len(SCALES) + 1 + (TONES_FOUND if self.tone is not None else 0)
         self.judge = Judge(config.width, found)
         self.critic = Critic(config.critic_widths, JUDGED + found + config.width) if config.critic_widths else None

@@ -34,6 +34,8 @@ class Request:
     """[H, W], true where the picture is lost."""
     only_mask: bool = True
     """Change only the pixels of the mask, if there is one, and give no colours."""
+    unstained: Pixels | None = None
+    """The same pixels, float32, without stains that were found: what is restored; None: there are none."""
     certainty: npt.NDArray[np.float16] | None = None
     """[H, W], 0..1, how probable it is that a pixel of the mask is lost; None: that is certain."""
     references: tuple[Pixels, ...] = ()
@@ -46,6 +48,11 @@ class Request:
     """How much of the change is made, 0..1; what is lost is always filled."""
     strengths: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """The same for kinds of damage, by a name of `SORTS`, where it differs."""
+
+    @property
+    def seen(self) -> Pixels:
+        """[H, W, 3]: what is restored."""
+        return self.pixels if self.unstained is None else self.unstained
 
     @property
     def keeps_outside(self) -> bool:

@@ -6,10 +6,10 @@ import dataclasses
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from pipeline.restoration.precision import autocast
 from pipeline.restoration.request import Pixels, Request, as_captions, as_mask, as_pixels, as_references
 from pipeline.restoration.rows import Rows, Whole
 from pipeline.restoration.sight import Sight, thumbnail_of
+from pipeline.restoration.stains import Stains, Unstained, find_stains
 from pipeline.restoration.text import TextEncoder, text_encoder_of
 from pipeline.restoration.tiles import Size, Tile, covering, plan_tiles, spans
 from pipeline.restoration.tuning import Tuning, alone, device_key, memory_pixels, remember, remembered, tune
@@ -239,7 +240,11 @@ class Restorer(RestoresBatches):
         return [results[row] for row in range(len(requests))]
 
     def _restore_alike(self, requests: Sequence[Request]) -> list[Restored]:
-        marks = self._marks([Whole(request.pixels, request.mask) for request in requests], requests)
+        stains = self._stains([Whole(request.pixels, request.mask) for request in requests], requests)
+        requests = [
+            request if one is None else _unstained(request, one) for request, one in zip(requests, stains, strict=True)
+        ]
+        marks = self._marks([Whole(request.seen, request.mask) for request in requests], requests)
         requests = [
             request if one is None else _masked(request, one.rows(0, len(request.pixels)))
             for request, one in zip(requests, marks, strict=True)
@@ -248,7 +253,8 @@ class Restorer(RestoresBatches):
         views: list[View] = []
         for start in range(0, len(requests), IMAGES_A_LOOK):
             some = requests[start : start + IMAGES_A_LOOK]
-            views += self._views(some, [Whole(request.pixels, request.mask) for request in some])
+            views += self._views(some, [Whole(request.seen, request.mask) for request in some])
+        views = [view.without(one) for view, one in zip(views, stains, strict=True)]
         canvases = [Canvas(request, view.damage) for request, view in zip(requests, views, strict=True)]
         skipped = [self._skips(request, view) for request, view in zip(requests, views, strict=True)]
         for canvas, skip in zip(canvases, skipped, strict=True):
@@ -266,7 +272,8 @@ class Restorer(RestoresBatches):
         for canvas, view, request, skip in zip(canvases, views, requests, skipped, strict=True):
             both = Whole(request.pixels), None if skip else Whole(canvas.array)
             expected = self.expect(*both, canvas.means, view, request)
-            results.append(canvas.finish(view.damage, view.clean, view.agreement, expected, view.references_ignored))
+            told = view.damage, view.clean, view.agreement
+            results.append(canvas.finish(*told, expected, view.references_ignored, view.stained))
         return results
 
     def _jobs(self, request: Request, view: View, canvas: Canvas, size: Size) -> Iterator[Job]:
@@ -274,16 +281,19 @@ class Restorer(RestoresBatches):
         for tile in plan_tiles(*_size(request), size, self.margin):
             yield Job(request, tile, tile.box(size, *_size(request)), view.guide, view.damage.grey, canvas)
 
+    def _stains(self, images: Sequence[Rows], requests: Sequence[Request]) -> list[Stains | None]:
+        """What stains each image; None where nothing does, or a mask says what alone may change."""
+        head = self._model.stains
+        if head is None:
+            return [None] * len(images)
+        return _unasked(partial(find_stains, head, device=self.device), images, requests)
+
     def _marks(self, images: Sequence[Rows], requests: Sequence[Request]) -> list[Marks | None]:
         """What is found to cover each image; None where nothing is, or a mask says all of it."""
-        found: list[Marks | None] = [None] * len(images)
-        if self._model.marks is None:
-            return found
-        rows = [row for row, request in enumerate(requests) if not request.keeps_outside]
-        marks = find_marks(self._model.marks, [images[row] for row in rows], self.device)
-        for row, one in zip(rows, marks, strict=True):
-            found[row] = one
-        return found
+        head = self._model.marks
+        if head is None:
+            return [None] * len(images)
+        return _unasked(partial(find_marks, head, device=self.device), images, requests)
 
     def _skips(self, request: Request, view: View) -> bool:
         """Whether an image needs no decoding: it is certainly undamaged, and nothing else is asked for."""
@@ -300,9 +310,11 @@ class Restorer(RestoresBatches):
     def look_at(self, image: Rows, request: Request) -> View:
         """The global view of an image that is read band by band; what is asked of it stands in `request`."""
         with torch.inference_mode():
-            (marks,) = self._marks([image], [request])
-            (view,) = self._views([request], [image if marks is None else Marked(image, marks)])
-            return dataclasses.replace(view, marks=marks)
+            (stains,) = self._stains([image], [request])
+            seen = image if stains is None else Unstained(image, stains)
+            (marks,) = self._marks([seen], [request])
+            (view,) = self._views([request], [seen if marks is None else Marked(seen, marks)])
+            return dataclasses.replace(view.without(stains), marks=marks)
 
     def restore_rows(self, image: Rows, request: Request, view: View) -> Iterator[Band]:
         """Restore an image that is read band by band, from top to bottom; the pixels are those of `restore_batch`.
@@ -321,6 +333,8 @@ class Restorer(RestoresBatches):
             bottom = min(height, top + size[0])
             pixels, mask = image.rows(top, bottom)
             here = dataclasses.replace(request, pixels=pixels, mask=mask)
+            if view.stains is not None:
+                here = dataclasses.replace(here, unstained=view.stains.undone(pixels, top, view.damage.grey))
             if view.marks is not None:
                 here = _masked(here, view.marks.rows(top, bottom))
             with torch.inference_mode():
@@ -473,8 +487,33 @@ class View:
     clean: float
     agreement: float | None
     references_ignored: int
+    stains: Stains | None = None
+    """That were taken away before."""
     marks: Marks | None = None
     """Of an image that is read band by band."""
+
+    @property
+    def stained(self) -> float:
+        """As `Restored.stained`."""
+        return 0.0 if self.stains is None else self.stains.area
+
+    def without(self, stains: Stains | None) -> View:
+        """The same of an image of which stains were taken away before it was looked at: it was not undamaged."""
+        if stains is None:
+            return self
+        return dataclasses.replace(self, stains=stains, clean=min(self.clean, 1 - stains.probability))
+
+
+Found = TypeVar("Found")
+
+
+def _unasked(
+    find: Callable[[Sequence[Rows]], list[Found]], images: Sequence[Rows], requests: Sequence[Request]
+) -> list[Found | None]:
+    """What is found in images of which no mask says what alone may change; None in the others."""
+    rows = [row for row, request in enumerate(requests) if not request.keeps_outside]
+    found = dict(zip(rows, find([images[row] for row in rows]), strict=True))
+    return [found.get(row) for row in range(len(images))]
 
 
 def _masked(request: Request, found: tuple[npt.NDArray[np.bool_], npt.NDArray[np.float16]]) -> Request:
@@ -483,6 +522,12 @@ def _masked(request: Request, found: tuple[npt.NDArray[np.bool_], npt.NDArray[np
     if request.mask is not None:
         covered, probable = covered | request.mask, np.where(request.mask, np.float16(1), probable)
     return dataclasses.replace(request, mask=covered, only_mask=False, certainty=probable)
+
+
+def _unstained(request: Request, stains: Stains) -> Request:
+    """The request, with its pixels as they are without stains."""
+    pixels, _ = Unstained(Whole(request.pixels), stains).rows(0, len(request.pixels))
+    return dataclasses.replace(request, unstained=pixels)
 
 
 def _size(request: Request) -> tuple[int, int]:

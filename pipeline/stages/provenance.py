@@ -50,6 +50,8 @@ def actions(result: Restored, coloured: bool, repaired: bool) -> list[dict[str, 
     }
     ours = repaired and result.repaired
     done = [(name, found[measure]) for name, measure, least in _ACTIONS if ours and found[measure] >= least]
+    if ours and result.stained:
+        done.append(("remove stains", result.stained))
     done += result.others if repaired else ()
     if repaired and damage.missing > 0:
         done.append(("fill", damage.missing))

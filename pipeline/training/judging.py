@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pipeline.damage.planes import as_pixels
 from pipeline.damage.tone import luma
-from pipeline.restoration.critic import LOST, Critic, Opinion, pair_of
+from pipeline.restoration.critic import CELLS, LOST, Critic, Opinion, pair_of
 from pipeline.restoration.judge import SMALLEST, SPREAD, USUAL, Judge
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.precision import autocast
@@ -60,7 +60,7 @@ FLIPPED = 0.5, 0.3
 HARDLY = 10**-4.5
 """Squared change, 45 dB: a result as near to its original is not taken anyway, and counts `FAINTLY` for the critic."""
 FAINTLY = 0.2
-ERROR_WEIGHT, GAIN_WEIGHT = 0.2, 0.3
+ERROR_WEIGHT, GAIN_WEIGHT, CELLS_WEIGHT = 0.2, 0.3, 0.1
 """What the critic's other answers count beside whether a result is the worse: they teach it where to look."""
 MOST_LOST, MOST_GAINED = -3.0, 5.0
 """Logarithms of errors' ratios beyond which no more is learned: -13 and 22 dB."""
@@ -75,6 +75,7 @@ class Known(NamedTuple):
     pairs: Tensor  # [N, 6, S, S], by `critic.pair_of`, uint8
     error_before: Tensor  # [N], mean squared, of the greys where there are no colours
     error: Tensor  # [N], the same of the results
+    cells: Tensor  # [N, 2, CELLS, CELLS], float16: the logarithms of both, place by place
 
 
 class _Listening(Restorer):
@@ -164,10 +165,13 @@ def _restored(restorer: _Listening, pictures: Sequence[_Picture]) -> Known:
     for picture, result in zip(pictures, results, strict=True):
         for image in (picture.pixels, result.pixels):
             difference = as_floats(image)[None] - picture.truth
-            errors.append((luma(difference) if result.damage.grey else difference).square().mean())
+            squared = (luma(difference) if result.damage.grey else difference).square()
+            errors.append(squared.mean((0, 1), keepdim=True))
     told = [torch.cat(part).cpu() for part in zip(*restorer.told, strict=True)]
     pixels, vectors, found = (part.float() for part in told[:3])
-    return Known(pixels, vectors, found, told[3], *torch.stack(errors).view(-1, 2).unbind(1))
+    before, after = torch.stack([error.mean() for error in errors]).view(-1, 2).unbind(1)
+    cells = torch.cat([F.adaptive_avg_pool2d(error, CELLS) for error in errors]).view(-1, 2, CELLS, CELLS)
+    return Known(pixels, vectors, found, told[3], before, after, (cells + SMALLEST).log().half())
 
 
 def fit_judge(judge: Judge, known: Known, chosen: Tensor, seed: int) -> dict[str, float]:
@@ -231,11 +235,16 @@ def fit_critic(
             out: Opinion = critic(pairs.flip(*flips) if flips else pairs, told)
         return out
 
-    def loss(out: Opinion, rows: Tensor) -> Tensor:
+    def loss(out: Opinion, rows: Tensor, flips: Sequence[int]) -> Tensor:
         wrong, wanted = weight[rows].to(device), [part[rows].to(device) for part in (worse, gain, log_error)]
         terms = F.binary_cross_entropy_with_logits(out.worse, wanted[0], reduction="none")
         terms = wrong * (terms + GAIN_WEIGHT * (out.gain - wanted[1]).abs())
-        return (terms + ERROR_WEIGHT * (out.log_error - wanted[2]).abs()).mean()
+        terms = terms + ERROR_WEIGHT * (out.log_error - wanted[2]).abs()
+        cells = known.cells[rows].to(device).float()
+        cells = cells.flip(*flips) if flips else cells
+        won, wins = ((one[:, 0] - one[:, 1]).clamp(MOST_LOST, MOST_GAINED) for one in (out.cells, cells))
+        placed = (out.cells - cells).abs().mean((1, 2, 3)) + (won - wins).abs().mean((1, 2))
+        return (terms + CELLS_WEIGHT * placed).mean()
 
     def held_out() -> float:
         critic.eval()
@@ -260,7 +269,7 @@ def fit_critic(
         for rows in torch.split(learned[torch.randperm(len(learned), generator=order)], CRITIC_BATCH):
             flips = [axis for axis, share in zip((3, 2), FLIPPED, strict=True) if dice.random() < share]
             optimiser.zero_grad()
-            now = loss(answers(rows, flips, DROPPED), rows)
+            now = loss(answers(rows, flips, DROPPED), rows, flips)
             now.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(critic.parameters(), 1.0)
             optimiser.step()

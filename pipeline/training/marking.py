@@ -69,16 +69,23 @@ def _picture(
     photos: Sequence[Photo], sharp: Sequence[Photo], side: int, dice: random.Random, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """A view and its mask."""
-    photo = dice.choice(sharp if dice.random() < SHARP else photos)
-    view = crop(photo.pixels, dice, dice.uniform(LEAST, 1.0)).to(device)
-    drawn = min(round(side / dice.uniform(*SHRUNK)), round(ENLARGED * min(view.shape[1:])), LARGEST)
-    view = resized(view[None].float(), drawn)[0].clamp(0, 255).round()
-    image = varied(view, PLAIN, GREY, dice)
+    image = scene(photos, sharp, side, dice, device)
     (count,) = dice.choices([count for count, _ in COUNTS], [share for _, share in COUNTS])
     covers = set(dice.sample(COVERS, count))
     below = [dice.choice(BELOW)] if dice.random() < BEFORE else []
     above = {dice.choice(ABOVE)} if dice.random() < AFTER else set()
     return _damaged(image, side, below, [kind for kind in ACTIONS if kind in covers | above], dice)
+
+
+def scene(
+    photos: Sequence[Photo], sharp: Sequence[Photo], side: int, dice: random.Random, device: torch.device
+) -> Tensor:
+    """A picture [1, 3, D, D], 0..1, to be damaged and then shown at `side` pixels."""
+    photo = dice.choice(sharp if dice.random() < SHARP else photos)
+    view = crop(photo.pixels, dice, dice.uniform(LEAST, 1.0)).to(device)
+    drawn = min(round(side / dice.uniform(*SHRUNK)), round(ENLARGED * min(view.shape[1:])), LARGEST)
+    view = resized(view[None].float(), drawn)[0].clamp(0, 255).round()
+    return varied(view, PLAIN, GREY, dice)
 
 
 def _damaged(

@@ -38,6 +38,8 @@ WEIGHTS = {
     "tone_fading": 0.01,
     "marks": 0.1,
     "marks_overlap": 0.03,
+    "stains": 0.1,
+    "stains_found": 0.1,
     "expert": 0.1,
     "expert_error": 0.02,
     "painter": 0.1,

@@ -45,12 +45,14 @@ from pipeline.training.specialising import (
     train_router,
 )
 from pipeline.training.specialising import draw as draw_pairs
+from pipeline.training.staining import Stained, StainValidation, stain_losses
+from pipeline.training.staining import draw as draw_stained
 from pipeline.training.team import Team
 from pipeline.training.toning import Toned, ToneValidation, tone_losses
 from pipeline.training.toning import draw as draw_toned
 from pipeline.training.validation import Validation
 
-Part = Literal["all", "tone", "marks", "judge", "expert", "painter"]
+Part = Literal["all", "tone", "marks", "stains", "judge", "expert", "painter"]
 """Of a model, that can learn by itself."""
 
 
@@ -82,6 +84,8 @@ class Drawn(NamedTuple):
     looks: Batch | None
     tones: Toned | None
     marked: Marked | None
+    stained: Stained | None
+    """Of which the stain head learns."""
     pairs: Pairs | None
     """Of which the expert learns."""
     painted: Painted | None
@@ -125,6 +129,8 @@ class Restoring:
             yield partial(ToneValidation(held_out, device), model.tone)
         if model.marks is not None and part in ("all", "marks"):
             yield partial(MarkValidation(held_out, device), model.marks)
+        if model.stains is not None and part == "stains":
+            yield partial(StainValidation(held_out, device), model.stains)
         if model.expert is not None and part == "expert":
             yield partial(ExpertValidation(held_out, device), model.expert)
         if part == "painter":
@@ -142,11 +148,15 @@ class Restoring:
             looks=self._sampler.looks(step, plan.looks) if looking and plan.looks else None,
             tones=draw_toned(self._photos, f"{seed}/tone", tones, drawn_on, team) if tones else None,
             marked=draw_marked(self._photos, f"{seed}/marks", marked, drawn_on, team) if marked else None,
+            stained=self._stained(step) if plan.part == "stains" else None,
             pairs=self._pairs(step) if plan.part == "expert" else None,
             painted=self._painted(step) if plan.part == "painter" else None,
             looking=looking,
             dice=[random.Random(f"{seed}/{index}/patch") for index in team.share(plan.batch)],
         )
+
+    def _stained(self, step: int) -> Stained:
+        return draw_stained(self._photos, f"{self.plan.seed}/{step}/stains", self.plan.batch, self._drawn_on, self.team)
 
     def _pairs(self, step: int) -> Pairs:
         plan = self.plan
@@ -172,6 +182,8 @@ class Restoring:
             terms |= tone_losses(model.tone, drawn.tones)
         if drawn.marked is not None and model.marks is not None:
             terms |= mark_losses(model.marks, drawn.marked)
+        if drawn.stained is not None and model.stains is not None:
+            terms |= stain_losses(model.stains, drawn.stained)
         if drawn.pairs is not None and model.expert is not None:
             terms |= expert_losses(model.expert, drawn.pairs)
         if drawn.painted is not None:

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.errors import OutputError
 from pipeline.restoration.assembly import with_head
-from pipeline.restoration.critic import SIDE, Critic
+from pipeline.restoration.critic import CELLS, SIDE, Critic
 from pipeline.restoration.judge import Judge
 from pipeline.restoration.model import CompactModel
 from pipeline.training.data import EVEN, Batch, Photo, Sampler
@@ -69,7 +69,9 @@ def known(count: int, error: torch.Tensor | None = None, seed: int = 0) -> tuple
     pixels, vector, found = (torch.randn(count, width, generator=dice) for width in (4, 6, 5))
     pairs = torch.randint(0, 256, (count, 6, SIDE, SIDE), generator=dice, dtype=torch.uint8)
     error = (torch.randn(count, generator=dice) - 6).exp() if error is None else error
-    return Known(pixels, vector, found, pairs, torch.full((count,), 0.01), error), torch.arange(count) % 8 == 0
+    before = torch.full((count,), 0.01)
+    cells = torch.stack([before, error], 1).log()[..., None, None].expand(-1, -1, CELLS, CELLS).half()
+    return Known(pixels, vector, found, pairs, before, error, cells), torch.arange(count) % 8 == 0
 
 
 def test_a_judge_hears_what_tells_of_the_error() -> None:
@@ -99,9 +101,14 @@ def test_a_critic_sees_what_made_a_result_worse() -> None:
     flat[:, :3, :, :40] = 220
     flat[~bad, 3:, :, :40] = 220  # kept there, and changed elsewhere
     flat[~bad, 3:, :, 120:] = 220
-    told = told._replace(pairs=flat, error=torch.where(bad, 0.02, 0.001))
+    cells = torch.full((160, 2, CELLS, CELLS), -8.0)
+    cells[bad, 1, :, :5] = cells[~bad, 0, :, 15:] = -3.0
+    told = told._replace(pairs=flat, error=torch.where(bad, 0.02, 0.001), cells=cells.half())
     torch.manual_seed(0)
     critic = Critic((8, 8, 16), 15)
     found = fit_critic(critic, told, chosen, 0, lambda step, steps, loss: None)
     said = critic(told.pairs[chosen].float() / 255, torch.cat([told.pixels, told.vector, told.found], 1)[chosen])
     assert torch.equal(said.worse > 0, bad[chosen]) and found["critic"] < 0.6
+    wrong = said.cells[:, 1] - said.cells[:, 0]  # where the result is the worse
+    assert wrong[bad[chosen], :, :5].mean() > 1 + wrong[bad[chosen], :, 5:].mean()
+    assert wrong[~bad[chosen], :, 15:].mean() < wrong[~bad[chosen], :, :15].mean() - 1
