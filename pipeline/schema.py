@@ -24,7 +24,7 @@ TRUTH_SCORES = ("psnr", "ssim", "ms_ssim", "haarpsi", "mdsi", "ciede2000", "lpip
 """Scores against the truth, before and after."""
 FIDELITY_SCORES = ("change_psnr", "changed_share", "colour_shift", "redamaged_psnr")
 """How far the result that was proposed is from the input, whether it was taken or not."""
-FOUND = ("noise_sigma", "jpeg_quality", "blur_sigma", "downscale", "fading", "missing")
+FOUND = ("noise_sigma", "jpeg_quality", "blur_sigma", "downscale", "fading", "missing", "stained")
 """What the model found to be wrong."""
 EXPECTED = ("clean_probability", "caption_agreement", "expected_psnr", "expected_gain", "worse_probability")
 """What the model thinks of image and result."""
@@ -72,6 +72,7 @@ OUTPUT = pa.schema(
         pa.field("downscale", pa.float32()),  # found, factor
         pa.field("fading", pa.float32()),  # found, share 0..1
         pa.field("missing", pa.float32()),  # share 0..1: of the mask given, else found
+        pa.field("stained", pa.float32()),  # found, share 0..1 of the area
         pa.field("grey", pa.bool_()),  # the input had no colours
         pa.field("clean_probability", pa.float32()),  # 0..1
         pa.field("caption_agreement", pa.float32()),  # 0..1; null without a caption

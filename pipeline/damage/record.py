@@ -30,6 +30,8 @@ class Damage:
     """Share of contrast, colour and even light lost to fading, yellowing, toning, a cast or uneven light, 0..1."""
     missing: float = 0.0
     """Share of the area that is missing, covered or stained, 0..1."""
+    stained: float = 0.0
+    """Share of the area from which stains were taken away, 0..1. Found alone: a record has them in `missing`."""
     screen: float = 0.0
     """Pixels from dot to dot of a halftone print; 0: none. Recorded, not predicted."""
     grey: bool = False
@@ -38,7 +40,7 @@ class Damage:
     @property
     def clean(self) -> bool:
         """Nothing is wrong; to have no colours is not wrong."""
-        return not any(self.vector()) and not self.screen
+        return not any(self.vector()) and not self.screen and not self.stained
 
     def vector(self) -> list[float]:
         """The measures in the order of `MEASURES`."""

@@ -15,6 +15,7 @@ DAMAGE: dict[str, tuple[str, bool, float]] = {
     "low resolution": ("downscale", True, 1.4),
     "fading": ("fading", True, 0.08),
     "missing parts": ("missing", True, 0.003),
+    "stains": ("stained", True, 0.0001),
     "no colours": ("grey", True, 0),
 }
 """When an image counts as damaged in a way: if a column's value is above (true) or below a bound."""

@@ -48,8 +48,6 @@ class Restored:
     that of such a mean follows from its change."""
     references_ignored: int = 0
     """How many references were left alone, since they seem to show something else."""
-    stained: float = 0.0
-    """Share of the area from which stains were taken away, 0..1."""
     seed: int | None = None
     """Of what was drawn at random; None: nothing was."""
     worse: float | None = None
@@ -222,13 +220,7 @@ class Canvas:
         return Band(top, self._array[kept], self._uncertainty[kept], self._lost[kept], self._sums.tolist())
 
     def finish(
-        self,
-        damage: Damage,
-        clean: float,
-        agreement: float | None,
-        expected: Expected,
-        references_ignored: int = 0,
-        stained: float = 0.0,
+        self, damage: Damage, clean: float, agreement: float | None, expected: Expected, references_ignored: int = 0
     ) -> Restored:
         """All tiles are painted; what the global view found goes with them, and what is expected of the result."""
         error, _, change, _, doubt, withheld = self.means
@@ -242,7 +234,6 @@ class Canvas:
             mean_error=max(error + withheld, LEAST_ERROR),
             agreement=agreement,
             references_ignored=references_ignored,
-            stained=stained,
             input_error=error_before(error, change, doubt),
             worse=expected.worse,
         )

@@ -150,7 +150,7 @@ class Chain(RestoresBatches):
             canvas.paint(tile, part, error.clamp_min(SMALLEST_ERROR).log(), lost)
         likely = 10 ** (-opinion.expected_psnr / 10) + apart / (height * width)
         told = opinion.damage, opinion.clean, opinion.agreement
-        result = canvas.finish(*told, Expected(likely + canvas.means[-1]), opinion.references_ignored, opinion.stained)
+        result = canvas.finish(*told, Expected(likely + canvas.means[-1]), opinion.references_ignored)
         return dataclasses.replace(
             result,
             enlarged=_enlarged(request, result, full, scale) if scale > 1 else None,

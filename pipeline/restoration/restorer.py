@@ -272,8 +272,7 @@ class Restorer(RestoresBatches):
         for canvas, view, request, skip in zip(canvases, views, requests, skipped, strict=True):
             both = Whole(request.pixels), None if skip else Whole(canvas.array)
             expected = self.expect(*both, canvas.means, view, request)
-            told = view.damage, view.clean, view.agreement
-            results.append(canvas.finish(*told, expected, view.references_ignored, view.stained))
+            results.append(canvas.finish(view.damage, view.clean, view.agreement, expected, view.references_ignored))
         return results
 
     def _jobs(self, request: Request, view: View, canvas: Canvas, size: Size) -> Iterator[Job]:
@@ -492,16 +491,12 @@ class View:
     marks: Marks | None = None
     """Of an image that is read band by band."""
 
-    @property
-    def stained(self) -> float:
-        """As `Restored.stained`."""
-        return 0.0 if self.stains is None else self.stains.area
-
     def without(self, stains: Stains | None) -> View:
         """The same of an image of which stains were taken away before it was looked at: it was not undamaged."""
         if stains is None:
             return self
-        return dataclasses.replace(self, stains=stains, clean=min(self.clean, 1 - stains.probability))
+        damage = dataclasses.replace(self.damage, stained=stains.area)
+        return dataclasses.replace(self, stains=stains, damage=damage, clean=min(self.clean, 1 - stains.probability))
 
 
 Found = TypeVar("Found")

@@ -240,7 +240,6 @@ class _Account:
             mean_error=max(error + withheld, LEAST_ERROR),
             agreement=view.agreement,
             references_ignored=view.references_ignored,
-            stained=view.stained,
             input_error=error_before(error, change, doubt),
             worse=expected.worse,
         )

@@ -28,6 +28,7 @@ _ACTIONS = (
     ("sharpen", "blur_sigma", 0.3),
     ("add detail", "downscale", 0.1),
     ("restore tones", "fading", 0.03),
+    ("remove stains", "stained", 0.0001),
 )
 """What is said to have been done where so much of a damage was found."""
 
@@ -47,11 +48,10 @@ def actions(result: Restored, coloured: bool, repaired: bool) -> list[dict[str, 
         "blur_sigma": damage.blur_sigma,
         "downscale": damage.downscale - 1,
         "fading": damage.fading,
+        "stained": damage.stained,
     }
     ours = repaired and result.repaired
     done = [(name, found[measure]) for name, measure, least in _ACTIONS if ours and found[measure] >= least]
-    if ours and result.stained:
-        done.append(("remove stains", result.stained))
     done += result.others if repaired else ()
     if repaired and damage.missing > 0:
         done.append(("fill", damage.missing))

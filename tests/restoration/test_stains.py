@@ -123,8 +123,8 @@ def test_stains_are_found_and_taken_away(restorer: Restorer, photo: np.ndarray, 
     stained = with_stains(photo, kind)
     result = restorer.restore(stained)
     assert psnr(result.pixels, photo) > psnr(stained, photo) + gain
-    assert result.stained > 0.01 and result.clean < 0.01
-    assert ("remove stains", result.stained) in [tuple(one.values()) for one in actions(result, False, True)]
+    assert result.damage.stained > 0.01 and result.clean < 0.01
+    assert {"name": "remove stains", "strength": result.damage.stained} in actions(result, False, repaired=True)
 
 
 def test_what_a_mask_does_not_ask_for_stays_stained(restorer: Restorer, photo: np.ndarray) -> None:
@@ -132,7 +132,7 @@ def test_what_a_mask_does_not_ask_for_stays_stained(restorer: Restorer, photo: n
     mask = np.zeros(photo.shape[:2], bool)
     mask[:20, :20] = True
     result = restorer.restore(stained, mask=mask)
-    assert np.array_equal(result.pixels[~mask], stained[~mask]) and not result.stained
+    assert np.array_equal(result.pixels[~mask], stained[~mask]) and not result.damage.stained
 
 
 class _Spoiled(Restorer):
@@ -153,4 +153,4 @@ def test_an_image_read_band_by_band_comes_out_as_the_whole(photo: np.ndarray) ->
     view = restorer.look_at(Whole(image), Request(image))
     bands = list(restorer.restore_rows(Whole(image), dataclasses.replace(Request(image)), view))
     assert np.array_equal(whole.array, np.concatenate([band.array for band in bands]))
-    assert view.stained == whole.stained > 0 and view.clean == whole.clean < 0.01
+    assert view.damage.stained == whole.damage.stained > 0 and view.clean == whole.clean < 0.01
