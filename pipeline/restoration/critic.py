@@ -24,11 +24,6 @@ SIDE = 160
 """Pixels of the square views in which both are compared."""
 CELLS = SIDE // 8
 """Places a side of which it says how far each picture is from the truth there."""
-LARGE = 256
-"""Pixels of the shorter side of an image from which on the critic is too cautious."""
-LARGER = 1.1
-"""By so much logits are too large there, measured: at three times the probability results are as seldom worse. It has
-learned from few large pictures."""
 LOST = 0.1
 """dB that a result must have lost to count as worse."""
 MAGNIFIED = 3.0

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.damage.record import Damage
 from pipeline.restoration.canvas import Band, Canvas, Expected, Restored
-from pipeline.restoration.critic import LARGE, LARGER, Opinion, pair_of
+from pipeline.restoration.critic import Opinion, pair_of
 from pipeline.restoration.decoder import Guide
 from pipeline.restoration.engine import Engine, Job
 from pipeline.restoration.judge import describe
@@ -381,8 +381,7 @@ class Restorer(RestoresBatches):
         if opinion is None:
             with torch.inference_mode():
                 return Expected(float(self._model.log_error(*self._known(known, view)).exp()) + withheld)
-        logit = opinion.worse - LARGER if min(before.size) > LARGE else opinion.worse
-        return Expected(float(opinion.log_error.exp()), float(torch.sigmoid(logit)))
+        return Expected(float(opinion.log_error.exp()), float(torch.sigmoid(opinion.worse)))
 
     def opinion(self, before: Rows, after: Rows, known: Sequence[float], view: View) -> Opinion | None:
         """What the critic says of a result, if there is one; `known` of the pixels, as `judge.describe` wants it."""

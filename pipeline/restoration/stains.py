@@ -24,7 +24,7 @@ Pixels = npt.NDArray[Any]
 
 LIKELY = 0.0
 """Logit from which on a pixel is taken for stained, where it touches one of a stain."""
-SURE, SURE_LARGER = 5.0, 6.0
+SURE, SURE_LARGER = 6.0, 8.0
 """Logit that one pixel at least of an image must have, in views of the smallest side and in larger ones: less is found
 in many pictures without any (docs/evaluation.md)."""
 FURTHER = 1.0

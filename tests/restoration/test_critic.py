@@ -11,7 +11,7 @@ from pipeline.quality.scores import psnr
 from pipeline.restoration import critic
 from pipeline.restoration.assembly import with_head
 from pipeline.restoration.config import ModelConfig
-from pipeline.restoration.critic import LARGE, LARGER, SIDE, pair_of
+from pipeline.restoration.critic import SIDE, pair_of
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import Restorer
@@ -92,18 +92,6 @@ def test_what_is_shown_is_the_whole_of_both(size: tuple[int, int]) -> None:
     assert pair.shape == (6, SIDE, SIDE)
     for part, picture in ((pair[:3], before), (pair[3:], after)):
         np.testing.assert_allclose(part.mean((1, 2)), picture.mean((0, 1)) / 255, atol=0.02)
-
-
-def test_larger_pictures_are_given_the_benefit_that_was_measured(compact: Restorer, photo: np.ndarray) -> None:
-    request = Request(photo)
-    view, means = compact.look_at(Whole(photo), request), [1e-3, -7.0, 1e-3, 0.0, 0.0, 0.0]
-    told = []
-    for side in (LARGE, 2 * LARGE):
-        both = (Whole(np.full((side, side, 3), tone, np.uint8)) for tone in (100, 120))
-        worse = compact.expect(*both, means, view, request).worse
-        assert worse is not None
-        told.append(np.log(worse / (1 - worse)))
-    assert told[0] - told[1] == pytest.approx(LARGER, abs=1e-3)
 
 
 def test_colours_that_were_given_do_not_count() -> None:
