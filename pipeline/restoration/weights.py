@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +21,7 @@ from pipeline.restoration.local import is_local, local_copy, local_path, said, s
 from pipeline.restoration.model import CompactModel
 from pipeline.restoration.names import SHIPPED, shipped_models
 
+log = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=nn.Module)
 FILES = ("config.json", "model.safetensors")
 
@@ -95,6 +97,21 @@ def _task(config: str) -> str:
     return str(json.loads(config).get("task", "restore"))
 
 
+def _without_old_critic(config: str, tensors: dict[str, Tensor]) -> str:
+    """The `config.json` without a critic, and the weights without its own, if they are of a version that did not judge
+    place by place."""
+    old = [name for name in tensors if name.startswith("critic.")]
+    if not old or "critic.cells.weight" in tensors:
+        return config
+    log.warning(
+        "the model's critic is of an earlier version, and left out, so that the gate goes by clean_above and sure_gain "
+        "again; `conservator train --part judge` gives it another"
+    )
+    for name in old:
+        del tensors[name]
+    return json.dumps(json.loads(config) | {"critic_widths": []})
+
+
 def _loaded(place: str | Path, task: str | None, build: Callable[[str], Network]) -> tuple[Network, str]:
     root = str(SHIPPED / str(place)) if str(place) in shipped_models() else str(place)
     try:
@@ -110,8 +127,8 @@ def _loaded(place: str | Path, task: str | None, build: Callable[[str], Network]
         text = content["config.json"].decode()
         if task not in (None, _task(text)):
             raise ValueError(f"it was made to {_task(text)}, not to {task}")
-        model = build(text)
         tensors: dict[str, Tensor] = load(content["model.safetensors"])
+        model = build(_without_old_critic(text, tensors))
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except (
         ValueError,

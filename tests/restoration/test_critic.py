@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pipeline.quality import gate
 from pipeline.quality.scores import psnr
@@ -16,6 +19,7 @@ from pipeline.restoration.model import CompactModel
 from pipeline.restoration.request import Request
 from pipeline.restoration.restorer import Restorer
 from pipeline.restoration.rows import Whole
+from pipeline.restoration.weights import load_model, save_model
 from tests.conftest import noise
 
 CPU = torch.device("cpu")
@@ -69,6 +73,19 @@ def test_a_model_may_be_without_and_get_one_that_changes_nothing_else() -> None:
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     worse = Restorer(larger, device="cpu").restore(noise(40, 50)).worse
     assert worse is not None and 0 < worse < 1
+
+
+def test_a_model_with_a_critic_of_before_is_loaded_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    model = with_head(CompactModel(SMALL), "critic")
+    save_model(model, tmp_path, "")
+    tensors = {name: one for name, one in load_file(tmp_path / "model.safetensors").items() if ".cells." not in name}
+    save_file(tensors, tmp_path / "model.safetensors")
+    loaded, _ = load_model(tmp_path)
+    assert loaded.critic is None and "train --part judge" in caplog.text
+    assert with_head(loaded, "critic").critic is not None
+    save_model(model, tmp_path, "")
+    assert load_model(tmp_path)[0].critic is not None
 
 
 def test_a_tone_head_that_comes_later_leaves_the_critic_as_it_was() -> None:
