@@ -97,19 +97,19 @@ def _task(config: str) -> str:
     return str(json.loads(config).get("task", "restore"))
 
 
-def _without_old_critic(config: str, tensors: dict[str, Tensor]) -> str:
-    """The `config.json` without a critic, and the weights without its own, if they are of a version that did not judge
-    place by place."""
+def _had_old_critic(tensors: dict[str, Tensor]) -> bool:
+    """Takes a critic's weights away that did not judge place by place, as those of earlier versions; whether there are
+    such."""
     old = [name for name in tensors if name.startswith("critic.")]
     if not old or "critic.cells.weight" in tensors:
-        return config
+        return False
     log.warning(
         "the model's critic is of an earlier version, and left out, so that the gate goes by clean_above and sure_gain "
         "again; `conservator train --part judge` gives it another"
     )
     for name in old:
         del tensors[name]
-    return json.dumps(json.loads(config) | {"critic_widths": []})
+    return True
 
 
 def _loaded(place: str | Path, task: str | None, build: Callable[[str], Network]) -> tuple[Network, str]:
@@ -127,8 +127,10 @@ def _loaded(place: str | Path, task: str | None, build: Callable[[str], Network]
         text = content["config.json"].decode()
         if task not in (None, _task(text)):
             raise ValueError(f"it was made to {_task(text)}, not to {task}")
+        model = build(text)
         tensors: dict[str, Tensor] = load(content["model.safetensors"])
-        model = build(_without_old_critic(text, tensors))
+        if _had_old_critic(tensors):
+            model = build(json.dumps(json.loads(text) | {"critic_widths": []}))
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except (
         ValueError,
