@@ -85,8 +85,8 @@ class Critic(nn.Module):
         cells = SPREAD * self.cells(field).float() + USUAL
         summed = _summed(cells)
         worse, gain, log_error = self.out(torch.cat([seen, told, (summed - USUAL) / SPREAD], dim=1)).float().unbind(1)
-        before, after = summed[:, 0], summed[:, 1]
-        return Opinion(worse, before - after + gain, after + log_error, cells)
+        was, now = summed[:, 0], summed[:, 1]
+        return Opinion(worse, was - now + gain, now + log_error, cells)
 
 
 def _summed(cells: Tensor) -> Tensor:

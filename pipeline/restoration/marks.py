@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.restoration.overview import SIDES, ViewNet, enlarged
+from pipeline.restoration.overview import ViewNet, connected, enlarged, is_sure
 from pipeline.restoration.rows import Rows
 
 Pixels = npt.NDArray[Any]
@@ -46,15 +46,12 @@ class Marks:
 
     def __init__(self, logits: Tensor, size: tuple[int, int]) -> None:
         """Of an image of this height and width, by what `MarkHead` says of its view: [1, 1, S, S]."""
-        likely = (logits > LIKELY).numpy()
-        marks = (logits > (SURE if logits.shape[-1] == min(SIDES) else SURE_LARGER)).numpy()
+        likely, marks = logits > LIKELY, is_sure(logits, SURE, SURE_LARGER)
         self.any = bool(marks.any())
         """Whether it is covered anywhere."""
         if self.any:
-            from scipy import ndimage  # takes a third of a second, and many pictures are without
-
-            marks = ndimage.binary_propagation(marks, np.ones((1, 1, 3, 3)), likely)
-        self._logits = torch.where(torch.from_numpy(likely & ~marks), torch.full_like(logits, LIKELY - 1), logits)
+            marks = torch.from_numpy(connected(marks, likely))
+        self._logits = torch.where(likely & ~marks, torch.full_like(logits, LIKELY - 1), logits)
         self._size = size
 
     def rows(self, top: int, bottom: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float16]]:
@@ -85,7 +82,7 @@ class Marked:
         return pixels, covered if missing is None else covered | missing
 
 
-def find_marks(head: MarkHead, images: Sequence[Rows], device: torch.device) -> list[Marks | None]:
-    """Look for marks in images; None for those that have none."""
-    marks = [Marks(logits, image.size) for logits, image in zip(head.say(images, device), images, strict=True)]
+def find_marks(head: MarkHead, views: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Marks | None]:
+    """Look for marks in the views of images of these heights and widths; None for those that have none."""
+    marks = [Marks(logits, size) for logits, size in zip(head.say(views), sizes, strict=True)]
     return [one if one.any else None for one in marks]

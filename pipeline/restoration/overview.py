@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,8 @@ SIDES = (256, 384, 512)
 """Pixels of the square views."""
 ENLARGED = 1.15
 """What a view's side is at most to the image's shorter one, but for small images."""
+AROUND = np.ones((1, 1, 3, 3), np.bool_)
+"""What of a view touches a pixel."""
 TOGETHER = {"cuda": 32}
 """Views in one run, by the kind of device; elsewhere one, so that none depends on its company."""
 
@@ -25,6 +29,11 @@ TOGETHER = {"cuda": 32}
 def side_for(height: int, width: int) -> int:
     """Of the view of an image."""
     return max((side for side in SIDES if side <= ENLARGED * min(height, width)), default=min(SIDES))
+
+
+def view_of(image: Rows, device: torch.device) -> Tensor:
+    """The view of an image: [1, 3, S, S], 0..1, on a device; S by `side_for`."""
+    return thumbnail_of(image, side_for(*image.size), device)[:, :3]
 
 
 class ViewNet(nn.Module):
@@ -70,18 +79,31 @@ class ViewNet(nn.Module):
         out: Tensor = self.leave(features).float()
         return out
 
-    def say(self, images: Sequence[Rows], device: torch.device) -> list[Tensor]:
-        """What comes of the view of each image, on the CPU: [1, planes, S, S], by `side_for` of its size."""
-        views = [thumbnail_of(image, side_for(*image.size), device)[:, :3] for image in images]
+    def say(self, views: Sequence[Tensor]) -> list[Tensor]:
+        """What comes of each view, by `view_of`, on the CPU: [1, planes, S, S]."""
         said: dict[int, Tensor] = {}
         for side in sorted({view.shape[-1] for view in views}):
             rows = [row for row, view in enumerate(views) if view.shape[-1] == side]
+            device = views[rows[0]].device
             together = TOGETHER.get(device.type, 1)
             for some in (rows[start : start + together] for start in range(0, len(rows), together)):
                 with autocast(device):
                     planes = self(torch.cat([views[row] for row in some]))
                 said.update(zip(some, planes.detach().cpu().split(1), strict=True))
-        return [said[row] for row in range(len(images))]
+        return [said[row] for row in range(len(views))]
+
+
+def is_sure(logits: Tensor, sure: float, larger: float) -> Tensor:
+    """Which logits [1, 1, S, S] exceed `sure`, or `larger` in views that are larger than the smallest."""
+    return logits > (sure if logits.shape[-1] == min(SIDES) else larger)
+
+
+def connected(seeds: Tensor, within: Tensor) -> npt.NDArray[np.bool_]:
+    """What of `within` touches `seeds`, through as many of its pixels as it may be: [1, 1, S, S], bool."""
+    from scipy import ndimage  # takes a third of a second, and in many pictures nothing is found
+
+    found: npt.NDArray[np.bool_] = ndimage.binary_propagation(seeds.numpy(), AROUND, within.numpy())
+    return found
 
 
 def enlarged(planes: Tensor, size: tuple[int, int], top: int, bottom: int) -> Iterator[tuple[slice, Tensor]]:

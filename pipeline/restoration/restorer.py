@@ -6,10 +6,10 @@ import dataclasses
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from pipeline.restoration.engine import Engine, Job
 from pipeline.restoration.judge import describe
 from pipeline.restoration.marks import Marked, Marks, find_marks
 from pipeline.restoration.model import CompactModel
+from pipeline.restoration.overview import view_of
 from pipeline.restoration.precision import autocast
 from pipeline.restoration.request import Pixels, Request, as_captions, as_mask, as_pixels, as_references
 from pipeline.restoration.rows import Rows, Whole
@@ -240,21 +241,14 @@ class Restorer(RestoresBatches):
         return [results[row] for row in range(len(requests))]
 
     def _restore_alike(self, requests: Sequence[Request]) -> list[Restored]:
-        stains = self._stains([Whole(request.pixels, request.mask) for request in requests], requests)
-        requests = [
-            request if one is None else _unstained(request, one) for request, one in zip(requests, stains, strict=True)
-        ]
-        marks = self._marks([Whole(request.seen, request.mask) for request in requests], requests)
-        requests = [
-            request if one is None else _masked(request, one.rows(0, len(request.pixels)))
-            for request, one in zip(requests, marks, strict=True)
-        ]
+        found = self._look_for_marks([Whole(request.pixels, request.mask) for request in requests], requests)
+        requests = [_prepared(request, *both) for request, both in zip(requests, found, strict=True)]
         self.text([request.caption for request in requests])  # in full batches; from now on they are remembered
         views: list[View] = []
         for start in range(0, len(requests), IMAGES_A_LOOK):
             some = requests[start : start + IMAGES_A_LOOK]
             views += self._views(some, [Whole(request.seen, request.mask) for request in some])
-        views = [view.without(one) for view, one in zip(views, stains, strict=True)]
+        views = [view.without(stains) for view, (stains, _) in zip(views, found, strict=True)]
         canvases = [Canvas(request, view.damage) for request, view in zip(requests, views, strict=True)]
         skipped = [self._skips(request, view) for request, view in zip(requests, views, strict=True)]
         for canvas, skip in zip(canvases, skipped, strict=True):
@@ -280,19 +274,31 @@ class Restorer(RestoresBatches):
         for tile in plan_tiles(*_size(request), size, self.margin):
             yield Job(request, tile, tile.box(size, *_size(request)), view.guide, view.damage.grey, canvas)
 
-    def _stains(self, images: Sequence[Rows], requests: Sequence[Request]) -> list[Stains | None]:
-        """What stains each image; None where nothing does, or a mask says what alone may change."""
-        head = self._model.stains
-        if head is None:
-            return [None] * len(images)
-        return _unasked(partial(find_stains, head, device=self.device), images, requests)
+    def _look_for_marks(
+        self, images: Sequence[Rows], requests: Sequence[Request]
+    ) -> list[tuple[Stains | None, Marks | None]]:
+        """What stains and what covers each image; None where nothing does, or a mask says what alone may change.
 
-    def _marks(self, images: Sequence[Rows], requests: Sequence[Request]) -> list[Marks | None]:
-        """What is found to cover each image; None where nothing is, or a mask says all of it."""
-        head = self._model.marks
-        if head is None:
-            return [None] * len(images)
-        return _unasked(partial(find_marks, head, device=self.device), images, requests)
+        Marks lie above stains, and are looked for in what is left without.
+        """
+        found: list[tuple[Stains | None, Marks | None]] = [(None, None)] * len(images)
+        finders = self._model.stains, self._model.marks
+        rows = [row for row, request in enumerate(requests) if any(finders) and not request.keeps_outside]
+        views = [view_of(images[row], self.device) for row in rows]
+        sizes = [images[row].size for row in rows]
+        stains: list[Stains | None] = [None] * len(rows)
+        marks: list[Marks | None] = [None] * len(rows)
+        if self._model.stains is not None:
+            stains = find_stains(self._model.stains, views, sizes)
+            views = [
+                view if one is None else view_of(Unstained(images[row], one), self.device)
+                for row, view, one in zip(rows, views, stains, strict=True)
+            ]
+        if self._model.marks is not None:
+            marks = find_marks(self._model.marks, views, sizes)
+        for row, both in zip(rows, zip(stains, marks, strict=True), strict=True):
+            found[row] = both
+        return found
 
     def _skips(self, request: Request, view: View) -> bool:
         """Whether an image needs no decoding: it is certainly undamaged, and nothing else is asked for."""
@@ -309,9 +315,8 @@ class Restorer(RestoresBatches):
     def look_at(self, image: Rows, request: Request) -> View:
         """The global view of an image that is read band by band; what is asked of it stands in `request`."""
         with torch.inference_mode():
-            (stains,) = self._stains([image], [request])
+            ((stains, marks),) = self._look_for_marks([image], [request])
             seen = image if stains is None else Unstained(image, stains)
-            (marks,) = self._marks([seen], [request])
             (view,) = self._views([request], [seen if marks is None else Marked(seen, marks)])
             return dataclasses.replace(view.without(stains), marks=marks)
 
@@ -498,18 +503,6 @@ class View:
         return dataclasses.replace(self, stains=stains, damage=damage, clean=min(self.clean, 1 - stains.probability))
 
 
-Found = TypeVar("Found")
-
-
-def _unasked(
-    find: Callable[[Sequence[Rows]], list[Found]], images: Sequence[Rows], requests: Sequence[Request]
-) -> list[Found | None]:
-    """What is found in images of which no mask says what alone may change; None in the others."""
-    rows = [row for row, request in enumerate(requests) if not request.keeps_outside]
-    found = dict(zip(rows, find([images[row] for row in rows]), strict=True))
-    return [found.get(row) for row in range(len(images))]
-
-
 def _masked(request: Request, found: tuple[npt.NDArray[np.bool_], npt.NDArray[np.float16]]) -> Request:
     """The request, with covered pixels in its mask, and how probable they are."""
     covered, probable = found
@@ -518,10 +511,13 @@ def _masked(request: Request, found: tuple[npt.NDArray[np.bool_], npt.NDArray[np
     return dataclasses.replace(request, mask=covered, only_mask=False, certainty=probable)
 
 
-def _unstained(request: Request, stains: Stains) -> Request:
-    """The request, with its pixels as they are without stains."""
-    pixels, _ = Unstained(Whole(request.pixels), stains).rows(0, len(request.pixels))
-    return dataclasses.replace(request, unstained=pixels)
+def _prepared(request: Request, stains: Stains | None, marks: Marks | None) -> Request:
+    """The request for a whole image, with what was found in it."""
+    height = len(request.pixels)
+    if stains is not None:
+        pixels, _ = Unstained(Whole(request.pixels), stains).rows(0, height)
+        request = dataclasses.replace(request, unstained=pixels)
+    return request if marks is None else _masked(request, marks.rows(0, height))
 
 
 def _size(request: Request) -> tuple[int, int]:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.damage.tone import LUMA
-from pipeline.restoration.overview import SIDES, ViewNet, enlarged
+from pipeline.restoration.overview import ViewNet, connected, enlarged, is_sure
 from pipeline.restoration.rows import Rows
 from pipeline.restoration.sight import has_no_colours
 from pipeline.restoration.tiles import as_floats
@@ -60,17 +61,14 @@ class Stains:
         logits = planes[:, :1]
         self.probability = float(torch.sigmoid(logits.max()))
         """That it is stained anywhere: of the surest pixel."""
-        self.any = bool((logits > (SURE if logits.shape[-1] == min(SIDES) else SURE_LARGER)).any())
+        self.any = bool(is_sure(logits, SURE, SURE_LARGER).any())
         """Whether it is stained anywhere."""
         self.area = 0.0
         """Share of it that is, 0..1."""
         if self.any:
-            from scipy import ndimage  # takes a third of a second, and many pictures are without
-
-            around = np.ones((1, 1, 3, 3), np.bool_)
-            stained = ndimage.binary_propagation((logits > FURTHER).numpy(), around, (logits > LIKELY).numpy())
+            stained = torch.from_numpy(connected(logits > FURTHER, logits > LIKELY)).float()
             self.area = float(stained.mean())
-            soft = torch.from_numpy(ndimage.binary_dilation(stained, around, SOFT))
+            soft = F.max_pool2d(stained, 2 * SOFT + 1, stride=1, padding=SOFT)
             self._density = planes[:, 1:].clamp(0, DARKEST) * soft
         self._size = size
 
@@ -105,7 +103,7 @@ class Unstained:
         return self._stains.undone(pixels, top, self._grey), missing
 
 
-def find_stains(head: StainHead, images: Sequence[Rows], device: torch.device) -> list[Stains | None]:
-    """Look for stains in images; None for those that have none."""
-    stains = [Stains(planes, image.size) for planes, image in zip(head.say(images, device), images, strict=True)]
+def find_stains(head: StainHead, views: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Stains | None]:
+    """Look for stains in the views of images of these heights and widths; None for those that have none."""
+    stains = [Stains(planes, size) for planes, size in zip(head.say(views), sizes, strict=True)]
     return [one if one.any else None for one in stains]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -97,19 +97,9 @@ def _task(config: str) -> str:
     return str(json.loads(config).get("task", "restore"))
 
 
-def _had_old_critic(tensors: dict[str, Tensor]) -> bool:
-    """Takes a critic's weights away that did not judge place by place, as those of earlier versions; whether there are
-    such."""
-    old = [name for name in tensors if name.startswith("critic.")]
-    if not old or "critic.cells.weight" in tensors:
-        return False
-    log.warning(
-        "the model's critic is of an earlier version, and left out, so that the gate goes by clean_above and sure_gain "
-        "again; `conservator train --part judge` gives it another"
-    )
-    for name in old:
-        del tensors[name]
-    return True
+def _has_old_critic(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether there is a critic that does not judge place by place, as those of earlier versions."""
+    return "critic.out.0.weight" in tensors and "critic.cells.weight" not in tensors
 
 
 def _loaded(place: str | Path, task: str | None, build: Callable[[str], Network]) -> tuple[Network, str]:
@@ -129,7 +119,13 @@ def _loaded(place: str | Path, task: str | None, build: Callable[[str], Network]
             raise ValueError(f"it was made to {_task(text)}, not to {task}")
         model = build(text)
         tensors: dict[str, Tensor] = load(content["model.safetensors"])
-        if _had_old_critic(tensors):
+        if _has_old_critic(tensors):
+            log.warning(
+                "the critic of the model at %r is of an earlier version, and left out, so that the gate goes by "
+                "clean_above and sure_gain again; `conservator train --part judge` gives it another",
+                redacted(root),
+            )
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("critic.")}
             model = build(json.dumps(json.loads(text) | {"critic_widths": []}))
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except (

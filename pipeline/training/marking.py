@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -54,10 +54,19 @@ class Marked(NamedTuple):
 
 def draw(photos: Sequence[Photo], seed: str, size: int, device: torch.device, team: Team = ALONE) -> Marked:
     """This worker's share of a batch of `size` pictures: the same seed and place give the same picture."""
+    return _batch([_picture(*one) for one in scenes(photos, seed, size, device, team)])
+
+
+def scenes(
+    photos: Sequence[Photo], seed: str, size: int, device: torch.device, team: Team
+) -> Iterator[tuple[Tensor, int, random.Random]]:
+    """This worker's share of `size` pictures [1, 3, D, D], 0..1, to be damaged and then shown at so many pixels, which
+    are the same for all; and the die of each."""
     side = random.Random(seed).choice(SIDES)
     sharp = larger(photos)
-    drawn = [_picture(photos, sharp, side, random.Random(f"{seed}/{index}"), device) for index in team.share(size)]
-    return _batch(drawn)
+    for index in team.share(size):
+        dice = random.Random(f"{seed}/{index}")
+        yield _scene(photos, sharp, side, dice, device), side, dice
 
 
 def _batch(drawn: Sequence[tuple[Tensor, Tensor]]) -> Marked:
@@ -65,11 +74,8 @@ def _batch(drawn: Sequence[tuple[Tensor, Tensor]]) -> Marked:
     return Marked(torch.cat(views), torch.cat(masks))
 
 
-def _picture(
-    photos: Sequence[Photo], sharp: Sequence[Photo], side: int, dice: random.Random, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _picture(image: Tensor, side: int, dice: random.Random) -> tuple[Tensor, Tensor]:
     """A view and its mask."""
-    image = scene(photos, sharp, side, dice, device)
     (count,) = dice.choices([count for count, _ in COUNTS], [share for _, share in COUNTS])
     covers = set(dice.sample(COVERS, count))
     below = [dice.choice(BELOW)] if dice.random() < BEFORE else []
@@ -77,10 +83,9 @@ def _picture(
     return _damaged(image, side, below, [kind for kind in ACTIONS if kind in covers | above], dice)
 
 
-def scene(
+def _scene(
     photos: Sequence[Photo], sharp: Sequence[Photo], side: int, dice: random.Random, device: torch.device
 ) -> Tensor:
-    """A picture [1, 3, D, D], 0..1, to be damaged and then shown at `side` pixels."""
     photo = dice.choice(sharp if dice.random() < SHARP else photos)
     view = crop(photo.pixels, dice, dice.uniform(LEAST, 1.0)).to(device)
     drawn = min(round(side / dice.uniform(*SHRUNK)), round(ENLARGED * min(view.shape[1:])), LARGEST)

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.damage import marks
-from pipeline.damage.kinds import ACTIONS, COVERS, FOXED, STAINED, TONES
+from pipeline.damage.kinds import ACTIONS, COVERS, FOXED, STAINED, TONES, Chance
 from pipeline.damage.mixture import damage_one
 from pipeline.damage.strengths import LEVELS, Strengths
 from pipeline.restoration.precision import autocast
 from pipeline.restoration.stains import DARKEST, LIKELY, StainHead
-from pipeline.training.data import Photo, larger, resized
-from pipeline.training.marking import ABOVE, IMAGES, RARE, SIDES, scene
+from pipeline.training.data import Photo, resized
+from pipeline.training.marking import ABOVE, IMAGES, RARE, SIDES, scenes
 from pipeline.training.team import ALONE, Team
 
 KINDS: tuple[tuple[tuple[str, ...], float], ...] = (
@@ -55,10 +55,7 @@ class Stained(NamedTuple):
 
 def draw(photos: Sequence[Photo], seed: str, size: int, device: torch.device, team: Team = ALONE) -> Stained:
     """This worker's share of a batch of `size` pictures: the same seed and place give the same picture."""
-    side = random.Random(seed).choice(SIDES)
-    sharp = larger(photos)
-    drawn = [_picture(photos, sharp, side, random.Random(f"{seed}/{index}"), device) for index in team.share(size)]
-    return _batch(drawn)
+    return _batch([_picture(*one) for one in scenes(photos, seed, size, device, team)])
 
 
 def _batch(drawn: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Stained:
@@ -66,12 +63,9 @@ def _batch(drawn: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Stained:
     return Stained(torch.cat(views), torch.cat(density), torch.cat(present))
 
 
-def _picture(
-    photos: Sequence[Photo], sharp: Sequence[Photo], side: int, dice: random.Random, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
+def _picture(image: Tensor, side: int, dice: random.Random) -> tuple[Tensor, Tensor, Tensor]:
     """A view, its density and what of it is present."""
-    image = scene(photos, sharp, side, dice, device)
-    generator = torch.Generator(device).manual_seed(dice.getrandbits(62))
+    generator = torch.Generator(image.device).manual_seed(dice.getrandbits(62))
     if dice.random() < BELOW:
         image, _, _ = damage_one(image, [dice.choice(TONES)], dice, generator)
     (kinds,) = dice.choices([kinds for kinds, _ in KINDS], [share for _, share in KINDS])
@@ -89,13 +83,13 @@ def _density(image: Tensor, kind: str, dice: random.Random, strengths: Strengths
     """What stains of a kind add to the density of an image [1, 3, D, D], as `strengths` says; None: at times unlike any
     that `pipeline.damage` makes."""
     usual = strengths is not None or dice.random() < USUAL
-    strengths = strengths or Strengths()
+    chance = Chance(dice, torch.Generator(), strengths or Strengths())
     side, tint = image.shape[-1], FOXED if kind == "foxing" else STAINED
     if kind == "foxing":
         radius = marks.FOXING if usual else dice.uniform(*SIZES)
-        opacity = marks.foxing(side, side, max(1, round(dice.uniform(*strengths.foxing))), dice, radius)
+        opacity = marks.foxing(side, side, chance.count("foxing"), dice, radius)
     else:
-        opacity = marks.stains(side, side, dice.uniform(*strengths.stains), dice)
+        opacity = marks.stains(side, side, chance.draw("stains"), dice)
     if not usual:
         opacity = opacity * dice.uniform(FAINTEST, 1.0)
         red = dice.uniform(0.5, 0.95)

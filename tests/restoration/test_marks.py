@@ -7,11 +7,9 @@ import torch
 from pipeline import Restorer
 from pipeline.damage.record import Damage
 from pipeline.quality.scores import psnr
-from pipeline.restoration.assembly import assemble, with_head
 from pipeline.restoration.canvas import Canvas, Expected
-from pipeline.restoration.config import ModelConfig
-from pipeline.restoration.marks import Marked, MarkHead, Marks, find_marks
-from pipeline.restoration.overview import SIDES, TOGETHER, side_for
+from pipeline.restoration.marks import Marked, Marks, find_marks
+from pipeline.restoration.overview import TOGETHER, view_of
 from pipeline.restoration.request import Request
 from pipeline.restoration.rows import Whole
 from pipeline.restoration.tiles import Tile
@@ -51,28 +49,6 @@ def test_a_covered_image_misses_what_was_missing_too() -> None:
     pixels, lost = image.rows(0, 64)
     assert lost is not None and lost[:8].all() and lost[20:28, 20:28].all() and not lost[40:].any()
     assert np.array_equal(pixels, noise(64, 64)) and image.size == (64, 64)
-
-
-@pytest.mark.parametrize(
-    ("size", "side"), [((40, 900), 256), ((224, 224), 256), ((400, 600), 384), ((3000, 9000), 512)]
-)
-def test_a_view_is_about_as_large_as_its_image(size: tuple[int, int], side: int) -> None:
-    assert side_for(*size) == side and side in SIDES
-
-
-def test_a_head_that_has_learned_nothing_finds_nothing() -> None:
-    torch.manual_seed(0)
-    pictures = [Whole(noise(90, 120)), Whole(noise(300, 420)), Whole(noise(64, 64))]
-    assert find_marks(MarkHead((8, 8, 8, 8)), pictures, CPU) == [None] * 3
-
-
-def test_a_model_that_gets_a_mark_head_restores_as_before(photo: np.ndarray) -> None:
-    model = assemble(sizes=ModelConfig(decoder_widths=(8, 8, 16, 16)))
-    assert model.marks is None and assemble().marks is not None
-    larger = with_head(model, "marks")
-    assert larger.marks is not None and with_head(larger, "marks") is larger
-    before, after = (Restorer(one, device="cpu").restore(photo[:96, :128]) for one in (model, larger))
-    assert np.array_equal(before.array, after.array) and before.expected_psnr == after.expected_psnr
 
 
 @pytest.mark.parametrize(("certainty", "gain"), [(1.0, 20.0), (0.5, 0.0), (0.0, -20.0)])
@@ -123,7 +99,7 @@ def test_marks_of_many_pictures_keep_their_places(
     assert head is not None
     (torn, gone), small = without_corner(photo), photo[:200, :200]
     pictures = [Whole(photo), Whole(small), Whole(torn), Whole(np.ascontiguousarray(torn[:, ::-1]))]
-    found = find_marks(head, pictures, CPU)
+    found = find_marks(head, [view_of(picture, CPU) for picture in pictures], [picture.size for picture in pictures])
     assert [marks is not None for marks in found] == [False, False, True, True]
     for marks, wanted in ((found[2], gone), (found[3], gone[:, ::-1])):
         assert marks is not None and (marks.rows(0, len(photo))[0] & wanted).sum() > 0.9 * wanted.sum()

@@ -13,14 +13,12 @@ from pipeline.damage.marks import foxing, stain, stains
 from pipeline.quality.scores import psnr
 from pipeline.restoration.assembly import assemble, with_head
 from pipeline.restoration.config import ModelConfig
-from pipeline.restoration.model import CompactModel
 from pipeline.restoration.request import Request
 from pipeline.restoration.rows import Whole
-from pipeline.restoration.stains import DARKEST, StainHead, Stains, Unstained, find_stains
+from pipeline.restoration.stains import DARKEST, StainHead, Stains, Unstained
 from pipeline.stages.provenance import actions
 from tests.conftest import noise
 
-CPU = torch.device("cpu")
 DICE = torch.Generator().manual_seed(0)
 DENSITY = (0.3, 0.6, 0.9)
 
@@ -81,20 +79,6 @@ def test_no_density_is_negative_or_beyond_all_measure() -> None:
     assert pixels.min() >= 0.1 - 1e-6 and pixels.max() <= 0.1 * np.exp(DARKEST) + 1e-5
 
 
-def test_a_head_that_has_learned_nothing_finds_nothing() -> None:
-    torch.manual_seed(0)
-    pictures = [Whole(noise(90, 120)), Whole(noise(300, 420)), Whole(noise(64, 64))]
-    assert find_stains(StainHead((8, 8, 8, 8)), pictures, CPU) == [None] * 3
-
-
-def test_a_model_that_gets_a_stain_head_restores_as_before(photo: np.ndarray) -> None:
-    model = assemble(sizes=ModelConfig(decoder_widths=(8, 8, 16, 16)))
-    larger = with_head(model, "stains")
-    assert model.stains is None and larger.stains is not None and with_head(larger, "stains") is larger
-    before, after = (Restorer(one, device="cpu").restore(photo[:96, :128]) for one in (model, larger))
-    assert np.array_equal(before.array, after.array) and before.expected_psnr == after.expected_psnr
-
-
 def test_a_stain_head_begins_with_what_the_mark_head_knows() -> None:
     model = with_head(assemble(), "stains")
     assert model.stains is not None and model.marks is not None
@@ -135,19 +119,9 @@ def test_what_a_mask_does_not_ask_for_stays_stained(restorer: Restorer, photo: n
     assert np.array_equal(result.pixels[~mask], stained[~mask]) and not result.damage.stained
 
 
-class _Spoiled(Restorer):
-    """Finds a stain in all images."""
-
-    def __init__(self, model: CompactModel) -> None:
-        super().__init__(model, device="cpu")
-        self.planes = blot(256)
-
-    def _stains(self, images, requests):  # type: ignore[no-untyped-def]
-        return [Stains(self.planes, image.size) for image in images]
-
-
-def test_an_image_read_band_by_band_comes_out_as_the_whole(photo: np.ndarray) -> None:
-    restorer = _Spoiled(assemble(sizes=ModelConfig(decoder_widths=(8, 8, 16, 16))))
+def test_an_image_read_band_by_band_comes_out_as_the_whole(photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StainHead, "say", lambda head, views: [blot(256)] * len(views))
+    restorer = Restorer(with_head(assemble(sizes=ModelConfig(decoder_widths=(8, 8, 16, 16))), "stains"), device="cpu")
     image = np.tile(photo, (3, 2, 1))
     (whole,) = restorer.restore_batch([Request(image)])
     view = restorer.look_at(Whole(image), Request(image))

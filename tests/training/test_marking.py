@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from pipeline.damage.kinds import COVERS
 from pipeline.restoration.marks import MarkHead
+from pipeline.training import marking, staining
 from pipeline.training.data import Photo
 from pipeline.training.marking import MarkValidation, _damaged, draw, mark_losses
 from pipeline.training.team import Team
@@ -16,7 +18,8 @@ CPU = torch.device("cpu")
 PHOTOS = [Photo(torch.from_numpy(noise(230, 260, seed)).permute(2, 0, 1), ()) for seed in range(3)]
 
 
-def test_pictures_to_learn_from_are_the_same_whoever_draws_them() -> None:
+@pytest.mark.parametrize("draw", [marking.draw, staining.draw])
+def test_pictures_to_learn_from_are_the_same_whoever_draws_them(draw: Callable[..., tuple[torch.Tensor, ...]]) -> None:
     whole, again = draw(PHOTOS, "1/2", 6, CPU), draw(PHOTOS, "1/2", 6, CPU)
     assert all(torch.equal(one, other) for one, other in zip(whole, again, strict=True))
     for rank in range(2):  # one of two workers

@@ -5,19 +5,10 @@ import torch
 from pipeline.restoration.stains import StainHead
 from pipeline.training.data import Photo
 from pipeline.training.staining import StainValidation, draw, is_stained, squared_error, stain_losses
-from pipeline.training.team import Team
 from tests.conftest import noise
 
 CPU = torch.device("cpu")
 PHOTOS = [Photo(torch.from_numpy(noise(230, 260, seed)).permute(2, 0, 1), ()) for seed in range(3)]
-
-
-def test_pictures_to_learn_from_are_the_same_whoever_draws_them() -> None:
-    whole, again = draw(PHOTOS, "1/2", 6, CPU), draw(PHOTOS, "1/2", 6, CPU)
-    assert all(torch.equal(one, other) for one, other in zip(whole, again, strict=True))
-    for rank in range(2):  # one of two workers
-        shared = draw(PHOTOS, "1/2", 6, CPU, Team(rank, 2))
-        assert all(torch.equal(one[rank::2], other) for one, other in zip(whole, shared, strict=True))
 
 
 def test_some_pictures_are_stained_and_some_are_not() -> None:
