@@ -7,9 +7,10 @@ ledger keeps the ids that are finished as 64 bits each, and they are gone throug
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -68,21 +69,54 @@ def read_keys(
         raise RecipeError(f"source.filters: the source has no column {unknown[0]!r}; it has {', '.join(sorted(names))}")
     kinds = {field.name: field.type for file in files for field in file.schema if not pa.types.is_null(field.type)}
 
-    def read(file: SourceFile) -> Keys:
-        with explained(file.path, SourceError):
-            try:
-                with broken(file.path):
-                    return _read(store, file, column, filters, kinds)
-            except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-                raise RecipeError(f"source.filters do not fit the columns of {redacted(file.path)}: {error}") from error
+    def read(file: ParquetFile) -> Keys:
+        with explained(file.path, SourceError), _fitting(file.path), broken(file.path):
+            return _read(store, file, column, filters, kinds)
 
+    images = [file for file in files if isinstance(file, ImageFile)]
+    keys = dict(zip((file.key for file in images), _of_images(images, column, filters), strict=True))
+    tables = [file for file in files if isinstance(file, ParquetFile)]
     with ThreadPoolExecutor(READERS) as pool:
-        return dict(zip((file.key for file in files), pool.map(read, files), strict=True))
+        return keys | dict(zip((file.key for file in tables), pool.map(read, tables), strict=True))
+
+
+def _of_images(files: Sequence[ImageFile], column: str, filters: Filters) -> Iterator[Keys]:
+    """Of image files of one source: all in one table."""
+    if not files:
+        return
+    columns = list(dict.fromkeys([column, *(name for name, _, _ in filters)]))
+    schema = pa.schema([files[0].schema.field(name) for name in columns])
+    with _fitting(files[0].root):
+        table = pa.table(
+            [pa.array([file.row.get(name) for file in files], schema.field(name).type) for name in columns], schema
+        )
+        expression = as_expression(filters, dict(zip(schema.names, schema.types, strict=True)))
+        numbers = table.append_column("", pa.array(np.arange(len(files))))
+        kept = np.zeros(len(files), np.bool_)
+        kept[(numbers if expression is None else numbers.filter(expression))[""].to_numpy()] = True
+    ids = [None if value is None else str(value) for value in table[column].to_pylist()]
+    hashes = hashed([value or "" for value in ids])
+    for place, (value, is_wanted) in enumerate(zip(ids, kept.tolist(), strict=True)):
+        has_id = is_wanted and value is not None
+        yield Keys(hashes[place : place + has_id], None if is_wanted else np.zeros(1, np.bool_), int(is_wanted))
+
+
+@contextlib.contextmanager
+def _fitting(path: str) -> Iterator[None]:
+    """Names the file that has columns which filters do not fit.
+
+    Raises:
+        RecipeError: they do not.
+    """
+    try:
+        yield
+    except (pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise RecipeError(f"source.filters do not fit the columns of {redacted(path)}: {error}") from error
 
 
 def _read(
     store: fsspec.AbstractFileSystem,
-    file: SourceFile,
+    file: ParquetFile,
     column: str,
     filters: Filters,
     kinds: Mapping[str, pa.DataType],
@@ -92,13 +126,8 @@ def _read(
     own = {field.name: field.type for field in file.schema if not pa.types.is_null(field.type)}
     own |= {name: value.type for name, value in constants.items()}
     expression = as_expression(filters, {name: own.get(name, kinds.get(name, pa.null())) for name in columns})
-    if isinstance(file, ImageFile):
-        numbers = np.zeros(1, np.int64)
-        table = pa.Table.from_pylist([{name: file.row.get(name) for name in columns}])
-        table = table.cast(pa.schema([file.schema.field(name) for name in columns]))
-    else:
-        groups = _groups(store, file, expression, constants)
-        numbers, table = _columns(store, file, groups, columns)
+    groups = _groups(store, file, expression, constants)
+    numbers, table = _columns(store, file, groups, columns)
     for name in columns:
         if name not in table.column_names:
             value = constants.get(name, pa.scalar(None, kinds.get(name, pa.string())))
@@ -109,7 +138,7 @@ def _read(
     table = table.append_column("", pa.array(numbers))
     if expression is not None:
         table = table.filter(expression)
-    if isinstance(file, ParquetFile) and file.found.deleted:
+    if file.found.deleted:
         table = table.filter(pc.invert(pc.is_in(table[""], pa.array(file.found.deleted, pa.int64()))))
     wanted = None
     if table.num_rows < file.rows:
