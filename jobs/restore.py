@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         if run.is_needed:
             start_ray(recipe)  # its processes end with the thread that has started them: it must be this one
 
-    run = prepare(recipe, arguments.fresh, arguments.retry_failed, found)
+    run = prepare(recipe, arguments.fresh, arguments.retry_failed, found, early=not arguments.dry_run)
     if arguments.dry_run:
         start_ray(recipe)  # if it was not needed
         return _dry_run(run)
@@ -92,7 +92,8 @@ def _restore(run: Run, retry: Retry | None, drain: Drain) -> int:
     from pipeline.reporting.summary import as_text
 
     digest = run.recipe.digest()[:12]
-    log.info("run %s: %d rows of %d files, recipe %s", run.run_id, run.rows, len(run.source.files), digest)
+    rest = ", while the rest of the source is looked through" if run.search else ""
+    log.info("run %s: %d rows of %d files, recipe %s%s", run.run_id, run.rows, len(run.source.files), digest, rest)
     if run.duplicates:
         log.warning("%s", run.duplicates)
     if not run.is_needed:

@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
 import ray
@@ -86,32 +86,31 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
             record["former"] = former
         output.begin(record, recipe.to_yaml(redacted))  # from here on, what other generations had begun is over
         output.abandon_others(turn.generation, table)
-        run, committer = _recovered(run, table, lease, retry)
-        parts = plan_parts(run.source.files, run.wanted, committer.done())
-        expected = committer.uncommitted + sum(part.rows for part in parts)
-        record["rows"] = run.rows
         before = run.before or {}
         record |= {name: before[name] for name in ("main", "decided") if name in before}
-        if run.source.files:
-            ledger.begin((file.input for file in run.source.files), table.last_commit())
-        ended, tally = False, Tally(sum(part.rows for part in parts), desk)
+        legs = [_begun(run, table, lease, retry)]
+        ended, tally = False, Tally(desk)
         attempt = Attempt(run, tally)
         meter = RunMeter(run.run_id, tally.rows_left, lease.left, tally.statuses, attempt.tell)
-        if parts:
+        if legs[0].parts or run.search:
             end = "failed"
             try:
-                with Interval(committer, None if turn.replaces else 60 * recipe.output.commit_minutes), meter:
-                    ended = _write(run, parts, staging.folder, drain, tally)
+                with meter, tally, drain.told(desk, tally.megapixels) as stopped:
+                    ended = _travel(legs, table, lease, tally, drain, stopped)
                     end = (drain.reason or "told to stop") if ended else "done"
             finally:
                 attempt.tell(meter, end)
             lease.check()
+        leg = legs[-1]
         if ended and turn.replaces:
             raise _ended(drain, f"run {run.run_id} replaces the table when all of its rows are done: run again")
-        _commit(committer, expected if turn.replaces else None)
+        _commit(leg.committer, leg.expected if turn.replaces else None)
         if ended:
-            raise _ended(drain, f"{committer.rows} of {expected} rows are done; run again to go on from here")
-        _check_whole(run, committer, expected)
+            done, of = (sum(rows) for rows in zip(*((one.committer.rows, one.expected) for one in legs), strict=True))
+            raise _ended(drain, f"{done} of {of} rows are done; run again to go on from here")
+        _check_whole(leg)
+        run = leg.run
+        record["rows"] = sum(one.run.rows for one in legs)
         ledger.forget_begun(ledger.states())
         lease.confirm()
         staging.recover()  # what repeated tasks have left
@@ -119,7 +118,7 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         rows = output.scan(table, run.run_id)
         seen = survey(rows, run.run_id, recipe.output.prefix)
         summary = seen.summary
-        _tell(summary, run, parts, tally)
+        _tell(summary, legs, tally)
         summary.seconds = time.monotonic() - started
         if tally.done.first_at is not None:
             summary.first_at = tally.done.first_at
@@ -131,6 +130,56 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         record |= {"finished": _now(), "by_status": summary.by_status, "measured": summary.measured, "main": main}
         output.finish(record)
     return summary
+
+
+class Leg(NamedTuple):
+    """A part of a run: all of it, but where the rest of its source is not known when work begins."""
+
+    run: Run
+    committer: Committer
+    parts: list[Part]
+    expected: int
+    """Rows that come out of it."""
+
+
+def _begun(run: Run, table: Table, lease: Lease, retry: Retry | None) -> Leg:
+    """Finish what a killed run had begun, and write down what this leg is about to read."""
+    run, committer = _recovered(run, table, lease, retry)
+    parts = plan_parts(run.source.files, run.wanted, committer.done())
+    if run.source.files:
+        ledger = run.output.ledger(run.turn.generation)
+        ledger.begin((file.input for file in run.source.files), table.last_commit())
+    return Leg(run, committer, parts, committer.uncommitted + sum(part.rows for part in parts))
+
+
+def _travel(
+    legs: list[Leg], table: Table, lease: Lease, tally: Tally, drain: Drain, stopped: Callable[[], bool]
+) -> bool:
+    """Do the rows of a leg, and of those that follow it, which are added to `legs`; whether the run ended early.
+
+    Raises:
+        ConservatorError: as `_write`, `_commit`, `_check_whole` and `plan`.
+    """
+    try:
+        while True:
+            leg = legs[-1]
+            run = leg.run
+            if leg.parts:
+                tally.expect(sum(part.rows for part in leg.parts))
+                with Interval(leg.committer, None if run.turn.replaces else 60 * run.recipe.output.commit_minutes):
+                    _write(leg, tally, stopped)
+            if run.search is None or drain.requested:
+                return drain.requested
+            lease.check()
+            _commit(leg.committer, None)
+            _check_whole(leg)
+            rest = plan(run.recipe, run.output, run.turn, search=run.search, stopped=lambda: drain.requested)
+            log.info("then %d rows of %d files", rest.rows, len(rest.source.files))
+            if rest.duplicates:
+                log.warning("%s", rest.duplicates)
+            legs.append(_begun(rest, table, lease, None))
+    except (Interrupted, KeyboardInterrupt):
+        return True
 
 
 def _ended(drain: Drain, message: str) -> Interrupted:
@@ -152,7 +201,7 @@ def _recovered(run: Run, table: Table, lease: Lease, retry: Retry | None) -> tup
     """Finish what a killed run had begun; that changes what is left to be done."""
     committer = _committer(run, table, lease)
     if committer.recover():
-        run = plan(run.recipe, run.output, run.turn, retry)
+        run = plan(run.recipe, run.output, run.turn, retry, run.search)
         committer = _committer(run, table, lease)
         committer.recover()
     return run, committer
@@ -179,8 +228,9 @@ class Attempt:
             log.warning("what this attempt has done could not be written down: %s", error)
 
 
-def _tell(summary: Summary, run: Run, parts: Sequence[Part], tally: Tally) -> None:
+def _tell(summary: Summary, legs: Sequence[Leg], tally: Tally) -> None:
     """Add to a summary what the table does not tell."""
+    run, parts = legs[-1].run, [part for leg in legs for part in leg.parts]
     if tally.pool:
         summary.device, summary.actors = tally.pool.device, tally.pool.actors
     summary.flow_seconds, summary.bare_speed = tally.seconds, tally.bare_speed
@@ -200,7 +250,7 @@ def _tell(summary: Summary, run: Run, parts: Sequence[Part], tally: Tally) -> No
             summary.estimate |= {"actor_hours": hours[0], "core_hours": hours[1], "cost": prices.cost(*hours)}
     summary.files_read = len({path for part in parts for path in part.paths})
     summary.bytes_read = sum(part.size for part in parts)
-    summary.duplicate_ids = run.duplicates.count if run.duplicates else 0
+    summary.duplicate_ids = sum(leg.run.duplicates.count for leg in legs if leg.run.duplicates)
 
 
 def _committer(run: Run, table: Table, lease: Lease) -> Committer:
@@ -246,12 +296,13 @@ def _commit(committer: Committer, replacing: int | None) -> None:
         ) from cause
 
 
-def _check_whole(run: Run, committer: Committer, expected: int) -> None:
+def _check_whole(leg: Leg) -> None:
     """The promise: what went in has come out.
 
     Raises:
         RunError: it has not.
     """
+    run, committer, _, expected = leg
     if committer.rows != expected:
         raise RunError(f"{expected} rows went in and {committer.rows} came out of run {run.run_id}; run again")
     read = [file for file in run.source.files if file.key in run.keys]  # else its failed rows only
@@ -261,34 +312,34 @@ def _check_whole(run: Run, committer: Committer, expected: int) -> None:
         raise RunError(f"{len(missing)} files are not finished, such as {', '.join(missing[:5])}; run again")
 
 
-def _write(run: Run, parts: Sequence[Part], checkpoint: str, drain: Drain, tally: Tally) -> bool:
-    """Run the flow into the table's folder; whether it ended early.
+def _write(leg: Leg, tally: Tally, stopped: Callable[[], bool]) -> None:
+    """Run the flow into the table's folder.
 
     Raises:
         ConservatorError: a file of the source is broken inside, or a worker lacks what the recipe asks for.
         RunError: a file of the source or the output could not be read or written.
     """
+    run, parts = leg.run, leg.parts
     output, settings = run.output, run.recipe.output
     store = pafs.LocalFileSystem() if is_local(output.store) else pafs.PyFileSystem(pafs.FSSpecHandler(output.store))
     context = ray.data.DataContext.get_current()
     context.checkpoint_config = CheckpointConfig(
         id_column=run.key_column,
-        checkpoint_path=checkpoint,
+        checkpoint_path=output.staging(run.turn.generation).folder,
         override_filesystem=store,
         delete_checkpoint_on_success=False,
         checkpoint_manager_cls=NothingToFilter,
     )
     try:
-        with tally, drain.told(tally.desk, tally.megapixels) as stopped:
-            compose(run, parts, tally, stopped).write_parquet(
-                output.data,
-                filesystem=store,
-                filename_provider=Names(run.run_id),
-                min_bytes_per_file=settings.file_mb * 1_000_000,
-                row_group_size=row_group(run, parts),
-                partition_cols=[folder for _, folder in partitions(settings.partition_by, settings.table)] or None,
-                ray_remote_args={"num_cpus": run.recipe.resources.task_cpus},
-            )
+        compose(run, parts, tally, stopped).write_parquet(
+            output.data,
+            filesystem=store,
+            filename_provider=Names(run.run_id),
+            min_bytes_per_file=settings.file_mb * 1_000_000,
+            row_group_size=row_group(run, parts),
+            partition_cols=[folder for _, folder in partitions(settings.partition_by, settings.table)] or None,
+            ray_remote_args={"num_cpus": run.recipe.resources.task_cpus},
+        )
     except ray.exceptions.RayError as error:
         cause = cause_of(error)
         if isinstance(cause, ConservatorError):
@@ -299,11 +350,8 @@ def _write(run: Run, parts: Sequence[Part], checkpoint: str, drain: Drain, tally
                 "see to it, and run again: it goes on from here"
             ) from error
         raise
-    except KeyboardInterrupt:
-        return True
     finally:
         context.checkpoint_config = None
-    return drain.requested
 
 
 def row_group(run: Run, parts: Sequence[Part]) -> int:

@@ -6,10 +6,11 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.errors import OutputError, RecipeError, SourceError, transient_errors
+from pipeline.errors import ConservatorError, Interrupted, OutputError, RecipeError, SourceError, transient_errors
 from pipeline.imaging.signing import Credentials, load_credentials
 from pipeline.lake.commits import Exchange
 from pipeline.lake.decisions import Reviewed
@@ -25,10 +26,11 @@ from pipeline.lake.exchanges import find_exchanges
 from pipeline.lake.fetch import UriReader
 from pipeline.lake.inputs import ImageFile, SourceFile
 from pipeline.lake.keys import Duplicates, Keys, find_duplicates, name_duplicates, read_keys
-from pipeline.lake.ledger import InputFile
+from pipeline.lake.ledger import InputFile, State
 from pipeline.lake.output import Output, Turn, open_output
 from pipeline.lake.places import as_uri, join
-from pipeline.lake.source import Source, open_source
+from pipeline.lake.search import Search
+from pipeline.lake.source import TABLES, Source, format_of, open_source
 from pipeline.lake.storage import check_options, for_fsspec, resolved
 from pipeline.lake.table import Table, fitted, partitions, storable
 from pipeline.quality.gate import Decision
@@ -36,6 +38,13 @@ from pipeline.recipe import Recipe, Restoration, Scoring
 from pipeline.redaction import redacted
 from pipeline.schema import OUTPUT
 from pipeline.stages.decode import DecodeStage
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 20.0
+"""Seconds that a source is looked through before work begins with what is known of it."""
+LOOK = 0.5
+"""Seconds between two questions whether a run is to end."""
 
 Retry = Literal["transient", "all", "reviewed"]
 """Which rows are done again: those that failed with an error that may pass, all that failed, or those that a person has
@@ -68,6 +77,8 @@ class Run:
     """The table's data files with the rows that are only to become what was decided; empty: rows are restored."""
     waiting: int = 0
     """Rows that were decided about, and whose input files are gone or not finished."""
+    search: Search | None = None
+    """What looks through the rest of the source meanwhile, which is to be planned when this is done."""
 
     @property
     def decided(self) -> str:
@@ -136,7 +147,11 @@ class Run:
 
 
 def prepare(
-    recipe: Recipe, fresh: bool = False, retry: Retry | None = None, found: Callable[[Run], None] | None = None
+    recipe: Recipe,
+    fresh: bool = False,
+    retry: Retry | None = None,
+    found: Callable[[Run], None] | None = None,
+    early: bool = False,
 ) -> Run:
     """Look at source, output and model, and find what is wrong with them before anything starts.
 
@@ -145,6 +160,7 @@ def prepare(
         fresh: make all rows anew, to replace those that the output holds.
         retry: do such rows of the table again, and nothing else.
         found: called when it is known what is to be done, while the model is looked at, which takes seconds.
+        early: if the source takes long to look through, plan for its first files alone.
 
     Raises:
         ConservatorError: one of them cannot be used.
@@ -157,7 +173,7 @@ def prepare(
         check_options(options, key)
     output = open_output(recipe.output.uri, recipe.output)
     turn = output.turn(_run_id(), recipe.digest(), fresh, retry is not None)
-    run = plan(recipe, output, turn, retry)
+    run = plan(recipe, output, turn, retry, early=early)
     with ThreadPoolExecutor(1, "check") as beside:
         checked = beside.submit(_check_model, run)
         if found is not None:
@@ -208,18 +224,95 @@ def stores_of_models(recipe: Recipe) -> Callable[[str], dict[str, Any]]:
     return functools.partial(for_fsspec, options=options)
 
 
-def plan(recipe: Recipe, output: Output, turn: Turn, retry: Retry | None) -> Run:
-    """What is to be read of the source, and what takes the place of what."""
+def plan(
+    recipe: Recipe,
+    output: Output,
+    turn: Turn,
+    retry: Retry | None = None,
+    search: Search | None = None,
+    early: bool = False,
+    stopped: Callable[[], bool] = bool,
+) -> Run:
+    """What is to be read of the source, and what takes the place of what.
+
+    Args:
+        recipe: what to do.
+        output: where.
+        turn: what the run is to it.
+        retry: as `prepare` takes it.
+        search: what looks through the source already.
+        early: as `prepare` takes it.
+        stopped: asked while the source is looked through.
+
+    Raises:
+        ConservatorError: source or output cannot be used.
+        Interrupted: `stopped` said so.
+    """
+    if search is None:
+        if not early or not _may_begin(recipe, turn, retry):
+            return _planned(recipe, output, turn, retry)
+        finished = _finished(output.ledger(turn.generation).states())
+        search = Search(recipe.source.uri, recipe.columns, recipe.source, finished)
+    else:
+        finished = _finished(output.ledger(turn.generation).states())
+    said = ""
+    while not _is_over(search, stopped):
+        try:
+            source = search.first(finished)
+            if source.files:
+                run = dataclasses.replace(_planned(recipe, output, turn, source=source), search=search)
+                search.begin(source)
+                return run
+        except ConservatorError as error:  # the rest of the source may be what is missing
+            if str(error) != said:
+                said = str(error)
+                log.info("the source is still being looked through, and its first files are not enough: %s", said)
+    return _planned(recipe, output, turn, source=search.whole(finished))
+
+
+def _may_begin(recipe: Recipe, turn: Turn, retry: Retry | None) -> bool:
+    """Whether a run can begin with some files of its source.
+
+    What replaces the table, goes on with what was half done, or does some rows only must know all of them; and of a
+    Delta or Iceberg table all files that are gone must be known.
+    """
+    is_plain = retry is None and not turn.replaces and not turn.resumed and recipe.limits.rows is None
+    return is_plain and format_of(recipe.source.uri, recipe.source) not in TABLES
+
+
+def _is_over(search: Search, stopped: Callable[[], bool]) -> bool:
+    """Wait until a source is looked through, or for `PATIENCE`; whether it is.
+
+    Raises:
+        Interrupted: `stopped` said so.
+    """
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        if search.wait(min(LOOK, PATIENCE)):
+            return True
+        if stopped():
+            raise Interrupted("stopped while the source was looked through; run again to go on from here")
+    return False
+
+
+def _finished(states: Mapping[InputFile, State]) -> frozenset[InputFile]:
+    return frozenset(file for file, state in states.items() if not state.gone)
+
+
+def _planned(
+    recipe: Recipe, output: Output, turn: Turn, retry: Retry | None = None, source: Source | None = None
+) -> Run:
     before = output.run()
     decisions = _decisions(output)
     ledger = output.ledger(turn.generation)
     states = ledger.states()
-    finished = frozenset(file for file, state in states.items() if not state.gone)
+    finished = _finished(states)
     table = output.table()
     decided = output.decided_rows(table, decisions) if retry == "reviewed" else {}
     again = _again(output, table, retry, finished, decided) if retry else {}
     known = finished if not retry else frozenset(file for file in finished if file.key not in again)
-    source = open_source(recipe.source.uri, recipe.columns, known, recipe.source)
+    if source is None:
+        source = open_source(recipe.source.uri, recipe.columns, known, recipe.source)
     if retry:
         source = dataclasses.replace(source, files=tuple(file for file in source.files if file.key in again))
     _check_names(recipe, source)
@@ -239,7 +332,7 @@ def plan(recipe: Recipe, output: Output, turn: Turn, retry: Retry | None) -> Run
             waiting=len(decided) - chosen,
         )
     _check_half_done(recipe, source, output, turn)
-    keys = read_keys(source.store, source.files, source.columns.id, recipe.source.filters)
+    keys = read_keys(source.store, source.files, source.columns.id, recipe.source.filters, source.keys)
     exchanges = find_exchanges(source, finished | ledger.begun(states))
     wanted = {key: known.wanted for key, known in keys.items() if known.wanted is not None}
     if recipe.limits.rows is not None:

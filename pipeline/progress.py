@@ -25,9 +25,9 @@ INTERVAL = 10.0
 class Tally:
     """Shows progress while its block runs."""
 
-    def __init__(self, rows: int, desk: Any) -> None:
-        """Of so many rows; `desk` is the actor that workers tell."""
-        self._rows, self.desk = rows, desk
+    def __init__(self, desk: Any) -> None:
+        """`desk` is the actor that workers tell."""
+        self._rows, self.desk = 0, desk
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._started = time.monotonic()
@@ -62,6 +62,10 @@ class Tally:
             self.done = self._done()
         except ray.exceptions.RayError as problem:  # for show only
             log.debug("the desk does not answer: %s", problem)
+
+    def expect(self, rows: int) -> None:
+        """So many more are to be done."""
+        self._rows += rows
 
     def so_far(self) -> tuple[float, Done]:
         """Seconds since the block began, or that it took, and what has come out in them."""

@@ -52,7 +52,10 @@ class Files(NamedTuple):
 
 
 def find_files(
-    uris: Sequence[str], endings: tuple[str, ...] = PARQUET, storage: Mapping[str, Any] | None = None
+    uris: Sequence[str],
+    endings: tuple[str, ...] = PARQUET,
+    storage: Mapping[str, Any] | None = None,
+    most: int | None = None,
 ) -> Files:
     """Find the files behind paths, folders, globs and URLs.
 
@@ -60,6 +63,8 @@ def find_files(
         uris: where to look.
         endings: of the names of files that count.
         storage: options of the store.
+        most: about so many names are looked at, and no further URIs: the first, in a time that does not grow with the
+            source. Stores that name all files of a folder or none are not asked.
 
     Raises:
         SourceError: nothing is there, or the URIs lie in different stores.
@@ -77,7 +82,7 @@ def find_files(
         if not uri.strip():
             raise SourceError("a source is empty; give a Parquet file, a folder, a glob or a URL")
         with explained(uri, SourceError):
-            root, files, pattern, telling = _find(store, open_store(uri, storage)[1], endings)
+            root, files, pattern, telling = _find(store, open_store(uri, storage)[1], endings, most)
         patterns.append(pattern)
         captions += telling
         if not files:
@@ -90,6 +95,8 @@ def find_files(
                 known = Found(root, int(info["size"]), version_of(info))
                 values = _partitions(root, name)
                 found[name] = dataclasses.replace(known, constants=values) if values else known
+        if most is not None:
+            break
     return Files(store, found, tuple(patterns), captions=tuple(dict.fromkeys(captions)))
 
 
@@ -102,16 +109,17 @@ def version_of(info: Mapping[str, Any]) -> str:
 
 
 def _find(
-    store: fsspec.AbstractFileSystem, path: str, endings: tuple[str, ...]
+    store: fsspec.AbstractFileSystem, path: str, endings: tuple[str, ...], most: int | None
 ) -> tuple[str, dict[str, Any], str, list[str]]:
     """The root, the files below it with what the store says of them, a pattern of their paths, and captions files."""
     if any(mark in path for mark in "*?[") and not store.exists(path):
-        entries, pattern = store.glob(path, detail=True), glob_translate(path)
+        entries, pattern = store.glob(path, detail=True) if most is None else {}, glob_translate(path)
         first = min(path.find(mark) for mark in "*?[" if mark in path)
         root = path[:first].rpartition("/")[0]
     elif store.isdir(path):
         root = path.rstrip("/")
-        entries, pattern = store.find(path, detail=True), re.escape(root) + "/"
+        entries = store.find(path, detail=True) if most is None else _first(store, root, most)
+        pattern = re.escape(root) + "/"
     else:
         return path.rpartition("/")[0], {path: store.info(path)}, re.escape(path) + "$", []
     files, left, captions = {}, Counter[str](), []
@@ -126,9 +134,32 @@ def _find(
         else:
             left[posixpath.splitext(name)[1].lower() or posixpath.basename(name)] += 1
     if files and left:
-        most = ", ".join(f"{count} {ending}" for ending, count in left.most_common(5))
-        log.info("%d files in %s are not read, for what their names end with: %s", left.total(), redacted(root), most)
+        named = ", ".join(f"{count} {ending}" for ending, count in left.most_common(5))
+        log.info("%d files in %s are not read, for what their names end with: %s", left.total(), redacted(root), named)
     return root, files, pattern, captions
+
+
+def _first(store: fsspec.AbstractFileSystem, root: str, most: int) -> dict[str, Any]:
+    """About so many files below a folder, as `find` tells of them: of S3 in the order of their names, of local folders
+    whole ones; elsewhere none."""
+    entries: dict[str, Any] = {}
+    if is_local(store):
+        for _, _, files in store.walk(root, detail=True):
+            entries |= {info["name"]: info for info in files.values()}
+            if len(entries) >= most:
+                break
+    elif hasattr(store, "call_s3"):
+        bucket, key, _ = store.split_path(root)
+        asked: dict[str, Any] = {"Bucket": bucket, "Prefix": f"{key}/" if key else "", **store.req_kw}
+        while len(entries) < most:
+            page = store.call_s3("list_objects_v2", **asked)
+            for info in page.get("Contents", []):
+                name = f"{bucket}/{info['Key']}"
+                entries[name] = info | {"name": name, "size": info["Size"], "type": "file"}
+            if not page.get("IsTruncated"):
+                break
+            asked["ContinuationToken"] = page["NextContinuationToken"]
+    return entries
 
 
 def _followed(store: fsspec.AbstractFileSystem, info: dict[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,11 @@ class Keys(NamedTuple):
 
 
 def read_keys(
-    store: fsspec.AbstractFileSystem, files: Sequence[SourceFile], column: str, filters: Filters = ()
+    store: fsspec.AbstractFileSystem,
+    files: Sequence[SourceFile],
+    column: str,
+    filters: Filters = (),
+    known: Mapping[str, Keys] | None = None,
 ) -> dict[str, Keys]:
     """The keys of files, by the files' own.
 
@@ -58,6 +62,7 @@ def read_keys(
         files: of a source.
         column: with the ids.
         filters: `(column, operator, value)`; all must hold. Row groups whose statistics exclude them are not read.
+        known: those that were read before.
 
     Raises:
         RecipeError: a filter names no column, or does not fit its type.
@@ -76,8 +81,16 @@ def read_keys(
     images = [file for file in files if isinstance(file, ImageFile)]
     keys = dict(zip((file.key for file in images), _of_images(images, column, filters), strict=True))
     tables = [file for file in files if isinstance(file, ParquetFile)]
+    keys |= {file.key: known[file.key] for file in tables if known and file.key in known}
+    tables = [file for file in tables if file.key not in keys]
     with ThreadPoolExecutor(READERS) as pool:
         return keys | dict(zip((file.key for file in tables), pool.map(read, tables), strict=True))
+
+
+def stands_alone(file: ParquetFile, column: str, filters: Filters) -> bool:
+    """Whether `read_keys` needs to know no other file: this one has the columns, and values in them."""
+    needed = {column, *(name for name, _, _ in filters)} - file.constants.keys()
+    return all(name in file.schema.names and not pa.types.is_null(file.schema.field(name).type) for name in needed)
 
 
 def _of_images(files: Sequence[ImageFile], column: str, filters: Filters) -> Iterator[Keys]:

@@ -34,7 +34,9 @@ _NAMES = (NAME, "filename", "file", "path", "image", "name")
 Row = dict[str, Any]
 
 
-def image_files(files: Files, columns: Columns, captions: str | None, storage: Options) -> list[ImageFile]:
+def image_files(
+    files: Files, columns: Columns, captions: str | None, storage: Options, are_all: bool = True
+) -> list[ImageFile]:
     """The images that were found, sorted, each with its row.
 
     Its id is the file's path below the folder, unless a captions file has a column for it.
@@ -44,22 +46,25 @@ def image_files(files: Files, columns: Columns, captions: str | None, storage: O
         columns: the names that the id and the image get, as the recipe wants them.
         captions: URI of a captions file, with names below the folder; None: those that lie beside the images.
         storage: options of the store.
+        are_all: whether these are all files of the folder; else they are the first, and what captions files tell of
+            others counts in the columns' types.
 
     Raises:
         SourceError: a captions file cannot be read, or names no files.
     """
-    told = _told(files, captions, storage, columns.caption or "caption")
+    told = _told(files, captions, storage, columns.caption or "caption", are_all)
     rows = []
     for path, found in sorted(files.found.items()):
         _check_name(path)
         name = path.removeprefix(found.root).lstrip("/")
         own = {columns.image: name, NAME: name}  # whatever a captions file has under these names
         rows.append({columns.id: name} | own | told.pop(path, {}) | own)
-    if told:
+    if told and are_all:
         some = ", ".join(redacted(path) for path in list(told)[:5])
         log.warning("%d images that captions files name are not in the folder, such as %s", len(told), some)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    schema = pa.schema([(name, _type([row.get(name) for row in rows], name)) for name in names])
+    every = [*rows, *told.values()]
+    names = list(dict.fromkeys(name for row in every for name in row))
+    schema = pa.schema([(name, _type([row.get(name) for row in every], name)) for name in names])
     texts = [field.name for field in schema if field.type == pa.string()]
     for row in rows:
         row |= {name: _text(row[name]) for name in texts if name in row}
@@ -100,11 +105,11 @@ def _digest(row: Mapping[str, Any]) -> str:
     return "-" + hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _told(files: Files, captions: str | None, storage: Options, caption: str) -> dict[str, Row]:
+def _told(files: Files, captions: str | None, storage: Options, caption: str, are_all: bool) -> dict[str, Row]:
     """What is told of the images, by their paths; the first caption counts, and further ones are kept beside it."""
     rows: dict[str, list[Row]] = defaultdict(list)
     if captions is None:
-        for place in _beside(files):
+        for place in _beside(files, are_all):
             for name, row in _read(files.store, place, place):
                 rows[_path(posixpath.dirname(place), name)].append(row)
     else:
@@ -125,10 +130,13 @@ def _path(folder: str, name: str) -> str:
     return scheme + separator + posixpath.normpath(path)
 
 
-def _beside(files: Files) -> list[str]:
+def _beside(files: Files, are_all: bool) -> list[str]:
     """The captions files that lie in the folders of the images; in each, one of the usual names."""
     chosen: dict[str, str] = {}
     roots = {found.root for found in files.found.values()}
+    if not are_all and files.found:  # some of the folders of the last may not have been seen to their ends
+        last = next(reversed(files.found))
+        roots |= {folder for root in roots for folder in _between(root, last)}
     near = [join(root, name) for root in sorted(roots) for name in CAPTIONS]
     listed = {posixpath.dirname(path) for path in files.captions}
     present = [*files.captions, *(path for path in near if posixpath.dirname(path) not in listed)]
@@ -137,6 +145,14 @@ def _beside(files: Files) -> list[str]:
         if folder not in chosen and (folder in listed or files.store.exists(path)):
             chosen[folder] = path
     return [chosen[folder] for folder in sorted(chosen)]
+
+
+def _between(root: str, path: str) -> Iterator[str]:
+    """The folders between a root and a file."""
+    folder = posixpath.dirname(path)
+    while folder.startswith(root + "/"):
+        yield folder
+        folder = posixpath.dirname(folder)
 
 
 def _read(store: fsspec.AbstractFileSystem, path: str, shown: str) -> Iterator[tuple[str, Row]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
@@ -13,7 +13,8 @@ import pyarrow as pa
 from pipeline.errors import SourceError
 from pipeline.lake.columns import check_columns, passed_columns, settled
 from pipeline.lake.find import IMAGES, PARQUET, Files, find_files
-from pipeline.lake.inputs import SourceFile, read_footer
+from pipeline.lake.inputs import ParquetFile, SourceFile, read_footer
+from pipeline.lake.keys import Keys
 from pipeline.lake.ledger import InputFile
 from pipeline.lake.pictures import image_files
 from pipeline.lake.places import explained, open_store
@@ -24,6 +25,8 @@ from pipeline.redaction import redacted
 
 READERS = 16
 """Footers read at a time."""
+TABLES = ("delta", "iceberg")
+"""Kinds of sources that tell themselves which files they have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Source:
     """Regular expressions of the paths that were asked for."""
     table: str | None
     """The folder of a Delta or Iceberg table, whose files take each other's place."""
+    keys: Mapping[str, Keys] = dataclasses.field(default_factory=dict)
+    """What is known of files' rows already, by the files' keys."""
 
     @property
     def rows(self) -> int:
@@ -72,28 +77,60 @@ def open_source(
             the recipe names is in none of the files.
     """
     settings = settings or Settings()
-    kind, files = _find(uris, settings)
+    return source_of(*find(uris, settings), columns, finished, settings)
+
+
+def source_of(
+    kind: str,
+    files: Files,
+    columns: Columns,
+    finished: Collection[InputFile],
+    settings: Settings,
+    footers: Mapping[str, ParquetFile] | None = None,
+    are_all: bool = True,
+) -> Source:
+    """What is to be read of files that `find` has found.
+
+    Args:
+        kind: of the source.
+        files: all of it, or the first.
+        columns: the recipe's.
+        finished: files that are not looked into.
+        settings: the recipe's.
+        footers: of Parquet files, by path, as far as they are read already.
+        are_all: whether these are all files.
+
+    Raises:
+        SourceError: as `open_source`.
+    """
     new: tuple[SourceFile, ...]
     if kind == "images":
-        images = image_files(files, columns, settings.captions, settings.storage)
+        images = image_files(files, columns, settings.captions, settings.storage, are_all)
         new = tuple(file for file in images if file.input not in finished)
         old = frozenset(file.input for file in images) - {file.input for file in new}
     else:
         states = {found.input(path): path for path, found in sorted(files.found.items())}
         old = frozenset(state for state in states if state in finished)
         paths = [path for state, path in states.items() if state not in old]
+        known = footers or {}
         with ThreadPoolExecutor(READERS) as pool:
-            new = tuple(pool.map(lambda path: read_footer(files.store, path, files.found[path]), paths))
+            new = tuple(
+                pool.map(lambda path: known.get(path) or read_footer(files.store, path, files.found[path]), paths)
+            )
     if new:
         check_columns(new, columns)
     columns = settled(columns, new)
     return Source(files.store, new, old, columns, passed_columns(new, columns), files.patterns, files.table)
 
 
-def _find(uris: Sequence[str], settings: Settings) -> tuple[str, Files]:
-    """What lies at the URIs, and its files."""
-    kind = _format(uris, settings)
-    if kind in ("delta", "iceberg"):
+def find(uris: Sequence[str], settings: Settings, most: int | None = None) -> tuple[str, Files]:
+    """What lies at the URIs, and its files; `most`: as `find_files` takes it, and no files of tables.
+
+    Raises:
+        SourceError: as `open_source`.
+    """
+    kind = format_of(uris, settings)
+    if kind in TABLES:
         if len(uris) != 1:
             raise SourceError(f"one {kind.capitalize()} table makes a source, not {len(uris)}")
         if kind == "delta":
@@ -105,14 +142,18 @@ def _find(uris: Sequence[str], settings: Settings) -> tuple[str, Files]:
             "Iceberg table"
         )
     if kind != "auto":
-        return kind, find_files(uris, IMAGES if kind == "images" else PARQUET, settings.storage)
-    files = find_files(uris, (*PARQUET, *IMAGES), settings.storage)
+        return kind, find_files(uris, IMAGES if kind == "images" else PARQUET, settings.storage, most)
+    files = find_files(uris, (*PARQUET, *IMAGES), settings.storage, most)
     tables = {path: found for path, found in files.found.items() if not path.lower().endswith(IMAGES)}
     return ("parquet", files._replace(found=tables)) if tables else ("images", files)
 
 
-def _format(uris: Sequence[str], settings: Settings) -> str:
-    """What the recipe says, or the folder of a table shows; `auto`: files, of one kind or the other."""
+def format_of(uris: Sequence[str], settings: Settings) -> str:
+    """What the recipe says, or the folder of a table shows; `auto`: files, of one kind or the other.
+
+    Raises:
+        SourceError: the store cannot be reached.
+    """
     if settings.catalog:
         return "iceberg"
     if settings.format != "auto" or len(uris) != 1 or not uris[0].strip():

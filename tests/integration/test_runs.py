@@ -18,13 +18,17 @@ from typing import Any
 
 import duckdb
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 from pyiceberg.table import StaticTable
 
 from jobs.cli import main
-from pipeline import flow
-from pipeline.errors import OutputError, RecipeError, SourceError
+from pipeline import flow, plan
+from pipeline.drain import Drain
+from pipeline.errors import Interrupted, OutputError, RecipeError, SourceError
+from pipeline.lake import search
+from pipeline.lake.source import find
 from pipeline.plan import prepare
 from pipeline.recipe import Recipe, load_recipe
 from tests.conftest import ONE_ACTOR, ROOT, encoded, noise
@@ -366,3 +370,74 @@ def test_a_time_or_budget_that_is_none_is_refused(words: list[str], capsys: pyte
         main(["restore", "--source", "a", "--output", "b", *words])
     assert exit.value.code == 2
     assert words[1] in capsys.readouterr().err
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """The listing of a source takes until this is set, and nobody waits for it."""
+    event = threading.Event()
+
+    def slow(uris: list[str], settings: Any, most: int | None = None) -> Any:
+        if most is None:
+            event.wait(120)
+        return find(uris, settings, most)
+
+    monkeypatch.setattr(search, "find", slow)
+    monkeypatch.setattr(plan, "PATIENCE", 0.2)
+    yield event
+    event.set()
+
+
+def test_work_begins_before_the_source_is_listed(
+    write_table: Write, tmp_path: Path, listed: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(search.FIRST, "parquet", 2)
+    for number, names in enumerate(("ab", "cd", "ef")):
+        write_table(rows(*names, seed=10 * number), f"source/{number}.parquet")
+    run = prepare(recipe_of(tmp_path), early=True)
+    assert run.search is not None and run.rows == 4
+    begun = sorted(name for file in run.source.files for name in pq.read_table(file.path)["id"].to_pylist())
+    manifest = tmp_path / "out/data/_symlink_format_manifest/manifest"
+    seen: list[list[str]] = []
+
+    def list_it() -> None:
+        while not manifest.exists():
+            time.sleep(0.1)
+        seen.append(ids(tmp_path))
+        write_table(rows(begun[0], "g", seed=77), run.source.files[0].path)  # what was done has changed since
+        listed.set()
+
+    threading.Thread(target=list_it, daemon=True).start()
+    summary = flow.restore(run)
+    assert seen == [begun]
+    assert set(table_of(tmp_path)["run_id"]) == {summary.run_id}
+    changed = {row["id"]: row["image_sha256"] for row in table_of(tmp_path).to_dicts()}
+    flow.restore(prepare(recipe_of(tmp_path), fresh=True))
+    assert {row["id"]: row["image_sha256"] for row in table_of(tmp_path).to_dicts()} == changed
+    assert (summary.rows, summary.files_read) == (6, 3) and "g" in ids(tmp_path) and len(ids(tmp_path)) == 6
+    assert json.loads((tmp_path / "out/summary.json").read_text())["rows"] == 6
+    assert not prepare(recipe_of(tmp_path), early=True).is_needed
+
+
+def test_a_run_that_waits_for_the_rest_of_its_source_can_be_stopped(
+    tmp_path: Path, listed: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(search.FIRST, "images", 1)
+    for name in ("one/a.png", "two/b.png"):
+        (tmp_path / "source" / name).parent.mkdir(parents=True)
+        (tmp_path / "source" / name).write_bytes(picture(len(name)))
+    run, drain = prepare(recipe_of(tmp_path), early=True), Drain(5)
+    assert run.rows == 1
+
+    def stop_it() -> None:
+        while not (tmp_path / "out/data/_symlink_format_manifest/manifest").exists():
+            time.sleep(0.1)
+        drain.request()
+
+    threading.Thread(target=stop_it, daemon=True).start()
+    with pytest.raises(Interrupted, match="1 of 1 rows are done; run again"):
+        flow.restore(run, drain)
+    listed.set()
+    again = prepare(recipe_of(tmp_path), early=True)
+    assert again.search is None and again.run_id == run.run_id and again.rows == 1
+    assert flow.restore(again).rows == 2 and len(ids(tmp_path)) == 2
