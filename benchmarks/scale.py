@@ -79,7 +79,7 @@ def one(source: Path, output: Path, nodes: int, seconds_a_row: float) -> dict[st
     options = ["output.previews=0"]
     recipe = load_recipe(None, options, source__uri=[str(source)], output__uri=str(output))
     started = time.monotonic()
-    run = prepare(recipe)
+    run = prepare(recipe, early=True)
     planned = time.monotonic() - started
     cluster = None
     if nodes:
