@@ -248,26 +248,25 @@ def plan(
         ConservatorError: source or output cannot be used.
         Interrupted: `stopped` said so.
     """
+    states = output.ledger(turn.generation).states()
+    finished = frozenset(file for file, state in states.items() if not state.gone)
     if search is None:
         if not early or not _may_begin(recipe, turn, retry):
-            return _planned(recipe, output, turn, retry)
-        finished = _finished(output.ledger(turn.generation).states())
+            return _planned(recipe, output, turn, retry, states, finished)
         search = Search(recipe.source.uri, recipe.columns, recipe.source, finished)
-    else:
-        finished = _finished(output.ledger(turn.generation).states())
     said = ""
     while not _is_over(search, stopped):
         try:
             source = search.first(finished)
             if source.files:
-                run = dataclasses.replace(_planned(recipe, output, turn, source=source), search=search)
+                run = _planned(recipe, output, turn, None, states, finished, source)
                 search.begin(source)
-                return run
+                return dataclasses.replace(run, search=search)
         except ConservatorError as error:  # the rest of the source may be what is missing
             if str(error) != said:
                 said = str(error)
                 log.info("the source is still being looked through, and its first files are not enough: %s", said)
-    return _planned(recipe, output, turn, source=search.whole(finished))
+    return _planned(recipe, output, turn, None, states, finished, search.whole(finished))
 
 
 def _may_begin(recipe: Recipe, turn: Turn, retry: Retry | None) -> bool:
@@ -295,18 +294,19 @@ def _is_over(search: Search, stopped: Callable[[], bool]) -> bool:
     return False
 
 
-def _finished(states: Mapping[InputFile, State]) -> frozenset[InputFile]:
-    return frozenset(file for file, state in states.items() if not state.gone)
-
-
 def _planned(
-    recipe: Recipe, output: Output, turn: Turn, retry: Retry | None = None, source: Source | None = None
+    recipe: Recipe,
+    output: Output,
+    turn: Turn,
+    retry: Retry | None,
+    states: Mapping[InputFile, State],
+    finished: frozenset[InputFile],
+    source: Source | None = None,
 ) -> Run:
+    """The plan for a source, or for the files of it that are known; None: for all of it, which is opened now."""
     before = output.run()
     decisions = _decisions(output)
     ledger = output.ledger(turn.generation)
-    states = ledger.states()
-    finished = _finished(states)
     table = output.table()
     decided = output.decided_rows(table, decisions) if retry == "reviewed" else {}
     again = _again(output, table, retry, finished, decided) if retry else {}

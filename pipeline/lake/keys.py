@@ -75,8 +75,7 @@ def read_keys(
     kinds = {field.name: field.type for file in files for field in file.schema if not pa.types.is_null(field.type)}
 
     def read(file: ParquetFile) -> Keys:
-        with explained(file.path, SourceError), _fitting(file.path), broken(file.path):
-            return _read(store, file, column, filters, kinds)
+        return keys_of(store, file, column, filters, kinds)
 
     images = [file for file in files if isinstance(file, ImageFile)]
     keys = dict(zip((file.key for file in images), _of_images(images, column, filters), strict=True))
@@ -87,8 +86,25 @@ def read_keys(
         return keys | dict(zip((file.key for file in tables), pool.map(read, tables), strict=True))
 
 
+def keys_of(
+    store: fsspec.AbstractFileSystem,
+    file: ParquetFile,
+    column: str,
+    filters: Filters,
+    kinds: Mapping[str, pa.DataType] | None = None,
+) -> Keys:
+    """The keys of one file; `kinds`: of columns that it lacks, or has no values in, as other files have them.
+
+    Raises:
+        RecipeError: a filter does not fit its column's type.
+        SourceError: the file cannot be read.
+    """
+    with explained(file.path, SourceError), _fitting(file.path), broken(file.path):
+        return _read(store, file, column, filters, kinds or {})
+
+
 def stands_alone(file: ParquetFile, column: str, filters: Filters) -> bool:
-    """Whether `read_keys` needs to know no other file: this one has the columns, and values in them."""
+    """Whether no other file must be known for the keys of this one: it has the columns, and values in them."""
     needed = {column, *(name for name, _, _ in filters)} - file.constants.keys()
     return all(name in file.schema.names and not pa.types.is_null(file.schema.field(name).type) for name in needed)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import threading
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,14 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pipeline.errors import ConservatorError, SourceError
 from pipeline.lake.find import Files
 from pipeline.lake.inputs import ImageFile, ParquetFile, read_footer
-from pipeline.lake.keys import Keys, read_keys, stands_alone
+from pipeline.lake.keys import Keys, keys_of, stands_alone
 from pipeline.lake.ledger import InputFile
 from pipeline.lake.source import READERS, Source, find, source_of
 from pipeline.recipe import Columns
 from pipeline.recipe import Source as Settings
 from pipeline.redaction import redacted
-
-log = logging.getLogger(__name__)
 
 FIRST = {"images": 20_000, "parquet": 1_000}
 """About so many files are worked on at first, if the others are not even listed."""
@@ -32,11 +29,7 @@ class Search:
     """Looks through a source in a thread of its own, from the moment on that it is made."""
 
     def __init__(
-        self,
-        uris: Sequence[str],
-        columns: Columns,
-        settings: Settings,
-        finished: Collection[InputFile],
+        self, uris: Sequence[str], columns: Columns, settings: Settings, finished: Collection[InputFile]
     ) -> None:
         """Of what `open_source` would open; `finished` files are not looked into."""
         self._uris, self._columns, self._settings, self._finished = uris, columns, settings, finished
@@ -117,5 +110,5 @@ class Search:
         column, filters = self._columns.id, self._settings.filters
         if stands_alone(footer, column, filters):
             with contextlib.suppress(ConservatorError):  # who asks for all keys hears of it
-                self._keys |= read_keys(files.store, [footer], column, filters)
+                self._keys[footer.key] = keys_of(files.store, footer, column, filters)
         return footer

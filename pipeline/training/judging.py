@@ -101,6 +101,8 @@ def train_judge(
 ) -> None:
     """Restore `plan.steps` batches of pictures, or go on with that, and fit judge and critic to what became of them.
 
+    A run that is over goes on, too, where more steps are asked for.
+
     Args:
         model: whose judge learns, and the critic that it must have; the rest stays as it is.
         sampler: draws the pictures.

@@ -262,7 +262,7 @@ def train(
     text = text or text_encoder_of(config, device, cached_bytes=ALL_CAPTIONS)
     if plan.part == "judge":
         sampler = Sampler(photos, plan.mixture, plan.seed, config.thumbnail, torch.device("cpu"))
-        identity = identity_of(plan, _told(model, photos))
+        identity = identity_of(dataclasses.replace(plan, steps=0), _told(model, photos))  # more steps: more of the same
         train_judge(model, sampler, folder, plan, identity, report, device=device, text_encoder=text)
         model.config = config
         return model
