@@ -26,7 +26,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "tone": {"steps": 4000, "learning_rate": 2e-3, "batch": 64},
     "marks": {"steps": 4000, "learning_rate": 2e-3, "batch": 24},
     "stains": {"steps": 4000, "learning_rate": 2e-3, "batch": 24},
-    "judge": {"steps": 800},
+    "judge": {"steps": 1600},
     "expert": {"steps": 5000, "learning_rate": 1e-3, "warm_up": 100},
     "painter": {"steps": 4000, "learning_rate": 1e-3, "batch": 32, "warm_up": 150},
 }

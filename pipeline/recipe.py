@@ -219,7 +219,7 @@ class Rule(_Section):
 class Gate(_Section):
     """When a restored image is taken, when the original is kept, and when a person should look."""
 
-    worse_above: float = Field(default=0.015, ge=0, le=1)
+    worse_above: float = Field(default=0.01, ge=0, le=1)
     """An image whose result is farther from the truth than it is, with a greater probability than this, is kept. Models
     with a critic tell it, `compact` among them; for results of others the next two rules stand in."""
     clean_above: float = Field(default=0.002, ge=0, le=1)
@@ -310,7 +310,7 @@ class Output(_Section):
     """So long after a run has died without a word, another may write."""
 
 
-DEFAULTS = 3
+DEFAULTS = 2
 """To be raised when a default that decides what rows hold becomes another one: then recipes are no longer what they
 were, and their digests must not be."""
 _PLACES = (

@@ -57,6 +57,8 @@ def test_a_run_that_was_killed_goes_on(photos: list[Photo], tmp_path: Path, monk
     _, again = run(photos, tmp_path / "killed")
     assert steps == [0, 1, 2, 2]
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in whole.state_dict().items())
+    run(photos, tmp_path / "killed", dataclasses.replace(PLAN, steps=4))
+    assert steps == [0, 1, 2, 2, 3]  # a run that is over goes on, too
     with pytest.raises(OutputError, match="another plan"):
         run(photos, tmp_path / "killed", dataclasses.replace(PLAN, seed=9))
     with pytest.raises(OutputError, match="another plan"):
