@@ -58,7 +58,8 @@ def test_archives_are_the_same_each_time_and_of_the_sizes_asked_for(tmp_path: Pa
     assert all(40 <= side <= 60 for size in sizes for side in size)
 
 
-@pytest.mark.parametrize("arm", ["loop", pytest.param("loader", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ["loop", "loader"])
 def test_a_hand_written_loop_does_all_images(tmp_path: Path, arm: str) -> None:
     archive.build(tmp_path / "source", arms.BATCH + 2, 1, (40, 60))
     done = arms.run(arm, tmp_path / "source", tmp_path / "place")

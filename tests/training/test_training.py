@@ -104,18 +104,14 @@ def test_what_fails_in_a_loader_is_told(photos: list[Photo], tmp_path: Path, mon
         train(photos, [], tmp_path, TINY, PLAN, CPU, lambda progress: None, loaders=1)
 
 
-def test_a_checkpoint_of_another_plan_is_refused(photos: list[Photo], tmp_path: Path) -> None:
-    run(photos, tmp_path)
+def test_a_finished_run_is_told_again_and_not_done_again_nor_by_another_plan(photos: list[Photo], tmp_path: Path) -> None:
+    first = run(photos, tmp_path)
     with pytest.raises(OutputError, match="another plan"):
         run(photos, tmp_path, dataclasses.replace(PLAN, learning_rate=1e-5))
     with pytest.raises(OutputError, match="another plan"):
         run(photos[:4], tmp_path)  # other images
     with pytest.raises(OutputError, match="another plan"):
         train(photos, [], tmp_path, dataclasses.replace(TINY, width=32), PLAN, CPU, lambda progress: None)
-
-
-def test_a_finished_run_is_told_again_and_not_done_again(photos: list[Photo], tmp_path: Path) -> None:
-    first = run(photos, tmp_path)
     curve = (tmp_path / "curve.csv").read_text()
     told: list[Progress] = []
     again = train(photos, photos[:2], tmp_path, TINY, PLAN, CPU, told.append).state_dict()
