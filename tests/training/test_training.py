@@ -104,7 +104,9 @@ def test_what_fails_in_a_loader_is_told(photos: list[Photo], tmp_path: Path, mon
         train(photos, [], tmp_path, TINY, PLAN, CPU, lambda progress: None, loaders=1)
 
 
-def test_a_finished_run_is_told_again_and_not_done_again_nor_by_another_plan(photos: list[Photo], tmp_path: Path) -> None:
+def test_a_finished_run_is_told_again_not_done_again_and_refused_to_other_plans(
+    photos: list[Photo], tmp_path: Path
+) -> None:
     first = run(photos, tmp_path)
     with pytest.raises(OutputError, match="another plan"):
         run(photos, tmp_path, dataclasses.replace(PLAN, learning_rate=1e-5))
