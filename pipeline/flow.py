@@ -6,6 +6,7 @@ source table ──► decode ──► restore ──► encode ──► Parqu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -26,7 +27,7 @@ from pipeline.errors import ConservatorError, Interrupted, OutputError, RunError
 from pipeline.imaging.cells import is_bytes
 from pipeline.lake.attempts import Attempts, GaveUp
 from pipeline.lake.commits import Committer, Input
-from pipeline.lake.inputs import ParquetFile
+from pipeline.lake.inputs import ImageFile, ParquetFile
 from pipeline.lake.interval import Interval
 from pipeline.lake.lease import Lease
 from pipeline.lake.output import REPORTS, Output
@@ -72,7 +73,8 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
     if run.source.files and not run.decided_in:
         pool_of(recipe)  # or there is none, before anything is written
     # the desk takes a second to start, in which the rest is looked at
-    with beside_driver(Desk) as desk, output.lease(run.run_id) as lease:
+    looking = contextlib.closing(run.search) if run.search else contextlib.nullcontext()
+    with looking, beside_driver(Desk) as desk, output.lease(run.run_id) as lease:
         if output.run() != run.before:
             raise OutputError(
                 f"another run has written to {redacted(output.uri)} since this one looked; run again", True
@@ -81,6 +83,8 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         table, staging, ledger = output.table(), output.staging(turn.generation), output.ledger(turn.generation)
         record: dict[str, object] = {"run_id": run.run_id, "recipe_digest": recipe.digest(), "started": _now()}
         record |= {"generation": turn.generation, "replaces": turn.replaces, "retries": turn.retries}
+        if run.search and recipe.source.format == "auto":
+            record["images"] = isinstance(run.source.files[0], ImageFile)
         former = _former(output, run.before) if turn.replaces else None
         if former:
             record["former"] = former
@@ -98,6 +102,8 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
                 with meter, tally, drain.told(desk, tally.megapixels) as stopped:
                     ended = _travel(legs, table, lease, tally, drain, stopped)
                     end = (drain.reason or "told to stop") if ended else "done"
+            except KeyboardInterrupt:
+                ended, end = True, drain.reason or "told to stop"
             finally:
                 attempt.tell(meter, end)
             lease.check()
@@ -174,11 +180,13 @@ def _travel(
             _commit(leg.committer, None)
             _check_whole(leg)
             rest = plan(run.recipe, run.output, run.turn, search=run.search, stopped=lambda: drain.requested)
+            if drain.requested:
+                return True
             log.info("then %d rows of %d files", rest.rows, len(rest.source.files))
             if rest.duplicates:
                 log.warning("%s", rest.duplicates)
             legs.append(_begun(rest, table, lease, None))
-    except (Interrupted, KeyboardInterrupt):
+    except Interrupted:
         return True
 
 

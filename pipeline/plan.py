@@ -24,12 +24,12 @@ from pipeline.lake.commits import Exchange
 from pipeline.lake.decisions import Reviewed
 from pipeline.lake.exchanges import find_exchanges
 from pipeline.lake.fetch import UriReader
-from pipeline.lake.inputs import ImageFile, SourceFile
+from pipeline.lake.inputs import ImageFile, ParquetFile, SourceFile
 from pipeline.lake.keys import Duplicates, Keys, find_duplicates, name_duplicates, read_keys
 from pipeline.lake.ledger import InputFile, State
 from pipeline.lake.output import Output, Turn, open_output
 from pipeline.lake.places import as_uri, join
-from pipeline.lake.search import Search
+from pipeline.lake.search import Search, ambiguous
 from pipeline.lake.source import TABLES, Source, format_of, open_source
 from pipeline.lake.storage import check_options, for_fsspec, resolved
 from pipeline.lake.table import Table, fitted, partitions, storable
@@ -254,6 +254,23 @@ def plan(
         if not early or not _may_begin(recipe, turn, retry):
             return _planned(recipe, output, turn, retry, states, finished)
         search = Search(recipe.source.uri, recipe.columns, recipe.source, finished)
+    try:
+        return _begun(recipe, output, turn, states, finished, search, stopped)
+    except BaseException:
+        search.close()
+        raise
+
+
+def _begun(
+    recipe: Recipe,
+    output: Output,
+    turn: Turn,
+    states: Mapping[InputFile, State],
+    finished: frozenset[InputFile],
+    search: Search,
+    stopped: Callable[[], bool],
+) -> Run:
+    """The plan for what is known of a source by now, if that is something; else for all of it."""
     said = ""
     while not _is_over(search, stopped):
         try:
@@ -275,6 +292,8 @@ def _may_begin(recipe: Recipe, turn: Turn, retry: Retry | None) -> bool:
     What replaces the table, goes on with what was half done, or does some rows only must know all of them; and of a
     Delta or Iceberg table all files that are gone must be known.
     """
+    if not recipe.source.early:
+        return False
     is_plain = retry is None and not turn.replaces and not turn.resumed and recipe.limits.rows is None
     return is_plain and format_of(recipe.source.uri, recipe.source) not in TABLES
 
@@ -315,6 +334,9 @@ def _planned(
         source = open_source(recipe.source.uri, recipe.columns, known, recipe.source)
     if retry:
         source = dataclasses.replace(source, files=tuple(file for file in source.files if file.key in again))
+    began_with_images = turn.resumed and recipe.source.format == "auto" and (before or {}).get("images")
+    if began_with_images and source.files and isinstance(source.files[0], ParquetFile):
+        raise ambiguous(source.files[0].path)
     _check_names(recipe, source)
     _check_partitions(recipe, source)
     _keep_apart(source, output)

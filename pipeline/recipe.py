@@ -60,6 +60,9 @@ class Source(_Section):
     storage: dict[str, str | int | bool] = Field(default_factory=dict)
     """Options of the store, as its fsspec driver knows them, such as `endpoint_url` and `profile` of s3. Secrets are
     named, not written: `${NAME}` stands for an environment variable."""
+    early: bool = True
+    """Whether work begins, where it takes long to look through all files, with those that are known after 20 s. Their
+    columns' types are then the table's, and what later files hold must go into these."""
     allowed_uris: tuple[str, ...] = ()
     """Prefixes under which images named by URI may be fetched; empty: only the source's own folder."""
 

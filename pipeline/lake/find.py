@@ -63,8 +63,8 @@ def find_files(
         uris: where to look.
         endings: of the names of files that count.
         storage: options of the store.
-        most: about so many names are looked at, and no further URIs: the first, in a time that does not grow with the
-            source. Stores that name all files of a folder or none are not asked.
+        most: about so many names are looked at, the first, in a time that does not grow with the source. Nothing is
+            found of several URIs, of globs, and in stores that name all files of a folder or none.
 
     Raises:
         SourceError: nothing is there, or the URIs lie in different stores.
@@ -75,6 +75,8 @@ def find_files(
     if len(protocols) > 1:
         raise SourceError(f"all sources of a run must lie in one store, not in {' and '.join(sorted(protocols))}")
     store, _ = open_store(uris[0], storage)
+    if most is not None and len(uris) > 1:
+        return Files(store, {}, ())
     found: dict[str, Found] = {}
     patterns: list[str] = []
     captions: list[str] = []
@@ -85,7 +87,7 @@ def find_files(
             root, files, pattern, telling = _find(store, open_store(uri, storage)[1], endings, most)
         patterns.append(pattern)
         captions += telling
-        if not files:
+        if not files and most is None:
             raise SourceError(
                 f"nothing at {redacted(uri)} ends as {_KINDS.get(endings, 'Parquet or image')} files do "
                 f"({', '.join(endings)}); give a file, a folder with some, or a glob"
@@ -95,8 +97,6 @@ def find_files(
                 known = Found(root, int(info["size"]), version_of(info))
                 values = _partitions(root, name)
                 found[name] = dataclasses.replace(known, constants=values) if values else known
-        if most is not None:
-            break
     return Files(store, found, tuple(patterns), captions=tuple(dict.fromkeys(captions)))
 
 
@@ -133,7 +133,7 @@ def _find(
             captions.append(name)
         else:
             left[posixpath.splitext(name)[1].lower() or posixpath.basename(name)] += 1
-    if files and left:
+    if files and left and most is None:
         named = ", ".join(f"{count} {ending}" for ending, count in left.most_common(5))
         log.info("%d files in %s are not read, for what their names end with: %s", left.total(), redacted(root), named)
     return root, files, pattern, captions

@@ -62,7 +62,7 @@ def image_files(
     if told and are_all:
         some = ", ".join(redacted(path) for path in list(told)[:5])
         log.warning("%d images that captions files name are not in the folder, such as %s", len(told), some)
-    every = [*rows, *told.values()]
+    every = rows if are_all else [*rows, *told.values()]
     names = list(dict.fromkeys(name for row in every for name in row))
     schema = pa.schema([(name, _type([row.get(name) for row in every], name)) for name in names])
     texts = [field.name for field in schema if field.type == pa.string()]

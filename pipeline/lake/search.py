@@ -22,7 +22,7 @@ from pipeline.redaction import redacted
 FIRST = {"images": 20_000, "parquet": 1_000}
 """About so many files are worked on at first, if the others are not even listed."""
 CHUNK = 1_000
-"""Files that are looked into before it is asked whether the process ends."""
+"""Files that its threads are told of at a time."""
 
 
 class Search:
@@ -38,8 +38,13 @@ class Search:
         self._keys: dict[str, Keys] = {}
         self._began_with_images = False
         self._error: Exception | None = None
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="search", daemon=True)
         self._thread.start()
+
+    def close(self) -> None:
+        """Look no further."""
+        self._closed.set()
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until all is looked through, or so long; whether it is."""
@@ -61,11 +66,7 @@ class Search:
         assert self._found is not None
         kind, files = self._found
         if self._began_with_images and kind != "images":
-            table = next(iter(files.found))
-            raise SourceError(
-                f"work began with the images of {redacted(self._uris[0])}, but it holds Parquet files, too, such as "
-                f"{redacted(table)}: say which are meant with --set source.format=images or =parquet"
-            )
+            raise ambiguous(next(iter(files.found)))
         return self._source(kind, files, finished, are_all=True)
 
     def first(self, finished: Collection[InputFile]) -> Source:
@@ -106,9 +107,19 @@ class Search:
             self._error = error
 
     def _look(self, files: Files, path: str) -> ParquetFile:
+        if self._closed.is_set():
+            raise SourceError("the source is not looked through any further")
         footer = read_footer(files.store, path, files.found[path])
         column, filters = self._columns.id, self._settings.filters
         if stands_alone(footer, column, filters):
             with contextlib.suppress(ConservatorError):  # who asks for all keys hears of it
                 self._keys[footer.key] = keys_of(files.store, footer, column, filters)
         return footer
+
+
+def ambiguous(table: str) -> SourceError:
+    """What is wrong with a source whose images were begun with, and which holds this Parquet file."""
+    return SourceError(
+        f"work began with the images of the source, but it holds Parquet files, too, such as {redacted(table)}: say "
+        "which are meant with --set source.format=images or =parquet"
+    )

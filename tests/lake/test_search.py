@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 
+from pipeline import plan
 from pipeline.errors import SourceError
 from pipeline.lake import search as module
 from pipeline.lake.find import Files, find_files
 from pipeline.lake.inputs import ParquetFile
 from pipeline.lake.keys import read_keys
+from pipeline.lake.output import open_output
 from pipeline.lake.search import Search
 from pipeline.lake.source import find, open_source
-from pipeline.recipe import Columns
+from pipeline.plan import prepare
+from pipeline.recipe import Columns, load_recipe
 from pipeline.recipe import Source as Settings
 from tests.seaweed import Seaweed
 
@@ -114,6 +117,52 @@ def test_images_are_not_what_is_meant_where_tables_turn_up(
     listed.set()
     with pytest.raises(SourceError, match=r"z\.parquet: say which .*source\.format=images"):
         looking.whole(frozenset())
+
+
+def test_a_run_that_began_with_images_does_not_go_on_with_tables(write_table: Write, tmp_path: Path) -> None:
+    path = write_table([{"id": "b", "image": b"x"}], "source/z.parquet")
+    recipe = load_recipe(source__uri=[str(path.parent)], output__uri=str(tmp_path / "out"))
+    output = open_output(recipe.output.uri, recipe.output)
+    begun = {"run_id": "20260101T000000Z-abcdef", "recipe_digest": recipe.digest(), "generation": 1}
+    output.begin(begun | {"replaces": False, "retries": False, "images": True}, recipe.to_yaml())
+    with pytest.raises(SourceError, match=r"z\.parquet: say which"):
+        prepare(recipe)
+    said = load_recipe(
+        overrides=["source.format=parquet"], source__uri=[str(path.parent)], output__uri=str(tmp_path / "out")
+    )
+    assert prepare(said).rows == 1
+
+
+def test_who_wants_all_files_planned_before_waits(
+    write_table: Write, tmp_path: Path, listed: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "PATIENCE", 0.1)
+    source = write_table([{"id": "b", "image": b"x"}]).parent
+    places = {"source__uri": [str(source)], "output__uri": str(tmp_path / "out")}
+    assert prepare(load_recipe(**places), early=True).search is not None
+    for option in ("source.early=false", "limits.rows=5"):
+        assert prepare(load_recipe(overrides=[option], **places), early=True).search is None
+
+
+def test_a_search_that_is_closed_looks_no_further(
+    write_table: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in range(40):
+        write_table([{"id": f"{name}", "image": b"x"}], f"source/{name}.parquet")
+    go_on, asked, real = threading.Event(), [], module.read_footer
+
+    def slow(store: Any, path: str, found: Any) -> ParquetFile:
+        asked.append(path)
+        go_on.wait(60)
+        return real(store, path, found)
+
+    monkeypatch.setattr(module, "read_footer", slow)
+    looking = search(tmp_path / "source")
+    while len(asked) < 16:
+        assert not looking.wait(0.05)
+    looking.close()
+    go_on.set()
+    assert looking.wait(30) and len(asked) == 16
 
 
 def test_what_is_wrong_with_a_source_is_said_when_it_is_looked_through(tmp_path: Path) -> None:
