@@ -83,7 +83,7 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         table, staging, ledger = output.table(), output.staging(turn.generation), output.ledger(turn.generation)
         record: dict[str, object] = {"run_id": run.run_id, "recipe_digest": recipe.digest(), "started": _now()}
         record |= {"generation": turn.generation, "replaces": turn.replaces, "retries": turn.retries}
-        if run.search and recipe.source.format == "auto":
+        if run.search:
             record["images"] = isinstance(run.source.files[0], ImageFile)
         former = _former(output, run.before) if turn.replaces else None
         if former:
@@ -92,7 +92,7 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
         output.abandon_others(turn.generation, table)
         before = run.before or {}
         record |= {name: before[name] for name in ("main", "decided") if name in before}
-        legs = [_begun(run, table, lease, retry)]
+        legs = [_leg(run, table, lease, retry)]
         ended, tally = False, Tally(desk)
         attempt = Attempt(run, tally)
         meter = RunMeter(run.run_id, tally.rows_left, lease.left, tally.statuses, attempt.tell)
@@ -112,7 +112,7 @@ def restore(run: Run, drain: Drain | None = None, retry: Retry | None = None) ->
             raise _ended(drain, f"run {run.run_id} replaces the table when all of its rows are done: run again")
         _commit(leg.committer, leg.expected if turn.replaces else None)
         if ended:
-            done, of = (sum(rows) for rows in zip(*((one.committer.rows, one.expected) for one in legs), strict=True))
+            done, of = sum(one.committer.rows for one in legs), sum(one.expected for one in legs)
             raise _ended(drain, f"{done} of {of} rows are done; run again to go on from here")
         _check_whole(leg)
         run = leg.run
@@ -148,7 +148,7 @@ class Leg(NamedTuple):
     """Rows that come out of it."""
 
 
-def _begun(run: Run, table: Table, lease: Lease, retry: Retry | None) -> Leg:
+def _leg(run: Run, table: Table, lease: Lease, retry: Retry | None) -> Leg:
     """Finish what a killed run had begun, and write down what this leg is about to read."""
     run, committer = _recovered(run, table, lease, retry)
     parts = plan_parts(run.source.files, run.wanted, committer.done())
@@ -185,7 +185,7 @@ def _travel(
             log.info("then %d rows of %d files", rest.rows, len(rest.source.files))
             if rest.duplicates:
                 log.warning("%s", rest.duplicates)
-            legs.append(_begun(rest, table, lease, None))
+            legs.append(_leg(rest, table, lease, None))
     except Interrupted:
         return True
 

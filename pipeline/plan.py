@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.errors import ConservatorError, Interrupted, OutputError, RecipeError, SourceError, transient_errors
+from pipeline.errors import ConservatorError, OutputError, RecipeError, SourceError, transient_errors
 from pipeline.imaging.signing import Credentials, load_credentials
 from pipeline.lake.commits import Exchange
 from pipeline.lake.decisions import Reviewed
@@ -29,7 +29,7 @@ from pipeline.lake.keys import Duplicates, Keys, find_duplicates, name_duplicate
 from pipeline.lake.ledger import InputFile, State
 from pipeline.lake.output import Output, Turn, open_output
 from pipeline.lake.places import as_uri, join
-from pipeline.lake.search import Search, ambiguous
+from pipeline.lake.search import Search
 from pipeline.lake.source import TABLES, Source, format_of, open_source
 from pipeline.lake.storage import check_options, for_fsspec, resolved
 from pipeline.lake.table import Table, fitted, partitions, storable
@@ -40,11 +40,6 @@ from pipeline.schema import OUTPUT
 from pipeline.stages.decode import DecodeStage
 
 log = logging.getLogger(__name__)
-
-PATIENCE = 20.0
-"""Seconds that a source is looked through before work begins with what is known of it."""
-LOOK = 0.5
-"""Seconds between two questions whether a run is to end."""
 
 Retry = Literal["transient", "all", "reviewed"]
 """Which rows are done again: those that failed with an error that may pass, all that failed, or those that a person has
@@ -251,17 +246,18 @@ def plan(
     states = output.ledger(turn.generation).states()
     finished = frozenset(file for file, state in states.items() if not state.gone)
     if search is None:
-        if not early or not _may_begin(recipe, turn, retry):
+        kind = format_of(recipe.source.uri, recipe.source) if early and _may_begin(recipe, turn, retry) else ""
+        if not kind or kind in TABLES:  # of a table all files that are gone must be known
             return _planned(recipe, output, turn, retry, states, finished)
-        search = Search(recipe.source.uri, recipe.columns, recipe.source, finished)
+        search = Search(kind, recipe.source.uri, recipe.columns, recipe.source, finished)
     try:
-        return _begun(recipe, output, turn, states, finished, search, stopped)
+        return _searched(recipe, output, turn, states, finished, search, stopped)
     except BaseException:
         search.close()
         raise
 
 
-def _begun(
+def _searched(
     recipe: Recipe,
     output: Output,
     turn: Turn,
@@ -272,12 +268,11 @@ def _begun(
 ) -> Run:
     """The plan for what is known of a source by now, if that is something; else for all of it."""
     said = ""
-    while not _is_over(search, stopped):
+    while not search.is_over(stopped):
         try:
             source = search.first(finished)
             if source.files:
                 run = _planned(recipe, output, turn, None, states, finished, source)
-                search.begin(source)
                 return dataclasses.replace(run, search=search)
         except ConservatorError as error:  # the rest of the source may be what is missing
             if str(error) != said:
@@ -287,30 +282,10 @@ def _begun(
 
 
 def _may_begin(recipe: Recipe, turn: Turn, retry: Retry | None) -> bool:
-    """Whether a run can begin with some files of its source.
-
-    What replaces the table, goes on with what was half done, or does some rows only must know all of them; and of a
-    Delta or Iceberg table all files that are gone must be known.
-    """
-    if not recipe.source.early:
-        return False
-    is_plain = retry is None and not turn.replaces and not turn.resumed and recipe.limits.rows is None
-    return is_plain and format_of(recipe.source.uri, recipe.source) not in TABLES
-
-
-def _is_over(search: Search, stopped: Callable[[], bool]) -> bool:
-    """Wait until a source is looked through, or for `PATIENCE`; whether it is.
-
-    Raises:
-        Interrupted: `stopped` said so.
-    """
-    until = time.monotonic() + PATIENCE
-    while time.monotonic() < until:
-        if search.wait(min(LOOK, PATIENCE)):
-            return True
-        if stopped():
-            raise Interrupted("stopped while the source was looked through; run again to go on from here")
-    return False
+    """Whether a run can begin with some files of its source: not what must know all, since it replaces the table, goes
+    on with what was half done, or does some rows only."""
+    is_part = retry is not None or recipe.limits.rows is not None
+    return recipe.source.early and not (is_part or turn.replaces or turn.resumed)
 
 
 def _planned(
@@ -334,9 +309,7 @@ def _planned(
         source = open_source(recipe.source.uri, recipe.columns, known, recipe.source)
     if retry:
         source = dataclasses.replace(source, files=tuple(file for file in source.files if file.key in again))
-    began_with_images = turn.resumed and recipe.source.format == "auto" and (before or {}).get("images")
-    if began_with_images and source.files and isinstance(source.files[0], ParquetFile):
-        raise ambiguous(source.files[0].path)
+    _check_kind(recipe, source, turn, before or {})
     _check_names(recipe, source)
     _check_partitions(recipe, source)
     _keep_apart(source, output)
@@ -407,6 +380,20 @@ def _check_half_done(recipe: Recipe, source: Source, output: Output, turn: Turn)
                 f"{redacted(half[0])} is half done with another recipe ({digests[staged.name][:12]}); finish it with "
                 "that one first, or make all rows anew with --fresh"
             )
+
+
+def _check_kind(recipe: Recipe, source: Source, turn: Turn, before: dict[str, Any]) -> None:
+    """A run that began with images before all files were known does not go on with Parquet files.
+
+    Raises:
+        SourceError: it would.
+    """
+    began_with_images = before.get("run_id") == turn.run_id and before.get("images")
+    if began_with_images and recipe.source.format == "auto" and isinstance(next(iter(source.files), None), ParquetFile):
+        raise SourceError(
+            "work began with the images of the source, but it holds Parquet files, too, such as "
+            f"{redacted(source.files[0].path)}: say which are meant with --set source.format=images or =parquet"
+        )
 
 
 def _check_names(recipe: Recipe, source: Source) -> None:

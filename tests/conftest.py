@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import socket
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.lake import search
+from pipeline.lake.find import Files
+from pipeline.lake.source import find
+from pipeline.recipe import Source
 from tests.seaweed import Seaweed
 
 ROOT = Path(__file__).parent.parent
@@ -75,6 +80,21 @@ def write_table(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """The listing of a whole source takes until this is set."""
+    event = threading.Event()
+
+    def slow(kind: str, uris: Sequence[str], settings: Source, most: int | None = None) -> tuple[str, Files]:
+        if most is None:
+            event.wait(120)
+        return find(kind, uris, settings, most)
+
+    monkeypatch.setattr(search, "find", slow)
+    yield event
+    event.set()
 
 
 @pytest.fixture(scope="session")

@@ -6,37 +6,41 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pipeline.errors import ConservatorError, SourceError
+from pipeline.errors import ConservatorError, Interrupted, SourceError
 from pipeline.lake.find import Files
-from pipeline.lake.inputs import ImageFile, ParquetFile, read_footer
+from pipeline.lake.inputs import ParquetFile, read_footer
 from pipeline.lake.keys import Keys, keys_of, stands_alone
 from pipeline.lake.ledger import InputFile
 from pipeline.lake.source import READERS, Source, find, source_of
 from pipeline.recipe import Columns
 from pipeline.recipe import Source as Settings
-from pipeline.redaction import redacted
 
 FIRST = {"images": 20_000, "parquet": 1_000}
 """About so many files are worked on at first, if the others are not even listed."""
 CHUNK = 1_000
 """Files that its threads are told of at a time."""
+PATIENCE = 20.0
+"""Seconds to wait for all of a source before work begins with what is known of it."""
+LOOK = 0.5
+"""Seconds between two questions whether a run is to end."""
 
 
 class Search:
     """Looks through a source in a thread of its own, from the moment on that it is made."""
 
     def __init__(
-        self, uris: Sequence[str], columns: Columns, settings: Settings, finished: Collection[InputFile]
+        self, kind: str, uris: Sequence[str], columns: Columns, settings: Settings, finished: Collection[InputFile]
     ) -> None:
-        """Of what `open_source` would open; `finished` files are not looked into."""
-        self._uris, self._columns, self._settings, self._finished = uris, columns, settings, finished
+        """Of what `open_source` would open; `kind`: by `format_of`, no table. `finished` files are not looked into."""
+        self._kind, self._uris, self._columns, self._settings = kind, uris, columns, settings
+        self._finished = finished
         self._found: tuple[str, Files] | None = None
         self._footers: dict[str, ParquetFile] = {}
         self._keys: dict[str, Keys] = {}
-        self._began_with_images = False
         self._error: Exception | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="search", daemon=True)
@@ -51,6 +55,20 @@ class Search:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
+    def is_over(self, stopped: Callable[[], bool]) -> bool:
+        """Wait until all is looked through, or for `PATIENCE`; whether it is.
+
+        Raises:
+            Interrupted: `stopped` said so.
+        """
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            if self.wait(LOOK):
+                return True
+            if stopped():
+                raise Interrupted("stopped while the source was looked through; run again to go on from here")
+        return False
+
     def whole(self, finished: Collection[InputFile]) -> Source:
         """The source, when all of it is looked through.
 
@@ -58,16 +76,13 @@ class Search:
             finished: files that are done, at least those that were at first.
 
         Raises:
-            SourceError: as `open_source`, or the source is not of the kind that it seemed to be by its first files.
+            SourceError: as `open_source`.
         """
         self.wait()
         if self._error is not None:
             raise self._error
         assert self._found is not None
-        kind, files = self._found
-        if self._began_with_images and kind != "images":
-            raise ambiguous(next(iter(files.found)))
-        return self._source(kind, files, finished, are_all=True)
+        return self._source(*self._found, finished, are_all=True)
 
     def first(self, finished: Collection[InputFile]) -> Source:
         """Files to begin with; it may have none.
@@ -79,14 +94,10 @@ class Search:
             kind, files = self._found
             known = set(self._footers)
         else:
-            kind, files = find(self._uris, self._settings, max(FIRST.values()))
+            kind, files = find(self._kind, self._uris, self._settings, max(FIRST.values()))
             known = set(list(files.found)[: FIRST[kind]])
         files = files._replace(found={path: found for path, found in files.found.items() if path in known})
         return self._source(kind, files, finished, are_all=False)
-
-    def begin(self, source: Source) -> None:
-        """Work begins with what `first` gave."""
-        self._began_with_images = isinstance(source.files[0], ImageFile)
 
     def _source(self, kind: str, files: Files, finished: Collection[InputFile], are_all: bool) -> Source:
         footers, keys = self._footers.copy(), self._keys.copy()
@@ -95,8 +106,7 @@ class Search:
 
     def _run(self) -> None:
         try:
-            self._found = find(self._uris, self._settings)
-            kind, files = self._found
+            kind, files = self._found = find(self._kind, self._uris, self._settings)
             if kind != "images":
                 paths = [path for path, found in sorted(files.found.items()) if found.input(path) not in self._finished]
                 with ThreadPoolExecutor(READERS) as pool:
@@ -115,11 +125,3 @@ class Search:
             with contextlib.suppress(ConservatorError):  # who asks for all keys hears of it
                 self._keys[footer.key] = keys_of(files.store, footer, column, filters)
         return footer
-
-
-def ambiguous(table: str) -> SourceError:
-    """What is wrong with a source whose images were begun with, and which holds this Parquet file."""
-    return SourceError(
-        f"work began with the images of the source, but it holds Parquet files, too, such as {redacted(table)}: say "
-        "which are meant with --set source.format=images or =parquet"
-    )

@@ -77,7 +77,7 @@ def open_source(
             the recipe names is in none of the files.
     """
     settings = settings or Settings()
-    return source_of(*find(uris, settings), columns, finished, settings)
+    return source_of(*find(format_of(uris, settings), uris, settings), columns, finished, settings)
 
 
 def source_of(
@@ -123,13 +123,12 @@ def source_of(
     return Source(files.store, new, old, columns, passed_columns(new, columns), files.patterns, files.table)
 
 
-def find(uris: Sequence[str], settings: Settings, most: int | None = None) -> tuple[str, Files]:
-    """What lies at the URIs, and its files; `most`: as `find_files` takes it, and no files of tables.
+def find(kind: str, uris: Sequence[str], settings: Settings, most: int | None = None) -> tuple[str, Files]:
+    """What lies at URIs of the kind that `format_of` says, and its files; `most`: as `find_files` takes it.
 
     Raises:
         SourceError: as `open_source`.
     """
-    kind = format_of(uris, settings)
     if kind in TABLES:
         if len(uris) != 1:
             raise SourceError(f"one {kind.capitalize()} table makes a source, not {len(uris)}")

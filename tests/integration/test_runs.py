@@ -24,11 +24,10 @@ from deltalake import DeltaTable
 from pyiceberg.table import StaticTable
 
 from jobs.cli import main
-from pipeline import flow, plan
+from pipeline import flow
 from pipeline.drain import Drain
 from pipeline.errors import Interrupted, OutputError, RecipeError, SourceError
 from pipeline.lake import search
-from pipeline.lake.source import find
 from pipeline.plan import prepare
 from pipeline.recipe import Recipe, load_recipe
 from tests.conftest import ONE_ACTOR, ROOT, encoded, noise
@@ -372,25 +371,10 @@ def test_a_time_or_budget_that_is_none_is_refused(words: list[str], capsys: pyte
     assert words[1] in capsys.readouterr().err
 
 
-@pytest.fixture
-def listed(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """The listing of a source takes until this is set, and nobody waits for it."""
-    event = threading.Event()
-
-    def slow(uris: list[str], settings: Any, most: int | None = None) -> Any:
-        if most is None:
-            event.wait(120)
-        return find(uris, settings, most)
-
-    monkeypatch.setattr(search, "find", slow)
-    monkeypatch.setattr(plan, "PATIENCE", 0.2)
-    yield event
-    event.set()
-
-
 def test_work_begins_before_the_source_is_listed(
     write_table: Write, tmp_path: Path, listed: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(search, "PATIENCE", 0.2)
     monkeypatch.setitem(search.FIRST, "parquet", 2)
     for number, names in enumerate(("ab", "cd", "ef")):
         write_table(rows(*names, seed=10 * number), f"source/{number}.parquet")
@@ -420,6 +404,7 @@ def test_work_begins_before_the_source_is_listed(
 def test_a_run_that_waits_for_the_rest_of_its_source_can_be_stopped(
     tmp_path: Path, listed: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(search, "PATIENCE", 0.2)
     monkeypatch.setitem(search.FIRST, "images", 1)
     for name in ("one/a.png", "two/b.png"):
         (tmp_path / "source" / name).parent.mkdir(parents=True)

@@ -2,22 +2,20 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import plan
 from pipeline.errors import SourceError
 from pipeline.lake import search as module
-from pipeline.lake.find import Files, find_files
+from pipeline.lake.find import find_files
 from pipeline.lake.inputs import ParquetFile
 from pipeline.lake.keys import read_keys
-from pipeline.lake.output import open_output
 from pipeline.lake.search import Search
-from pipeline.lake.source import find, open_source
-from pipeline.plan import prepare
+from pipeline.lake.source import open_source
+from pipeline.plan import plan, prepare
 from pipeline.recipe import Columns, load_recipe
 from pipeline.recipe import Source as Settings
 from tests.seaweed import Seaweed
@@ -25,23 +23,8 @@ from tests.seaweed import Seaweed
 Write = Callable[..., Path]
 
 
-@pytest.fixture
-def listed(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """The listing of a whole source takes until this is set."""
-    event = threading.Event()
-
-    def slow(uris: list[str], settings: Settings, most: int | None = None) -> tuple[str, Files]:
-        if most is None:
-            event.wait(60)
-        return find(uris, settings, most)
-
-    monkeypatch.setattr(module, "find", slow)
-    yield event
-    event.set()
-
-
 def search(folder: Path, settings: Settings | None = None, finished: Any = ()) -> Search:
-    return Search([str(folder)], Columns(), settings or Settings(), finished)
+    return Search("auto", [str(folder)], Columns(), settings or Settings(), finished)
 
 
 def test_the_first_images_are_known_before_all_are_listed(
@@ -57,7 +40,6 @@ def test_the_first_images_are_known_before_all_are_listed(
     assert not looking.wait(0.1)
     first = looking.first(frozenset())
     assert [file.path.removeprefix(f"{tmp_path}/") for file in first.files] == ["a.jpg", "one/b.jpg", "one/c.jpg"]
-    looking.begin(first)
     listed.set()
     whole = looking.whole(frozenset())
     assert dataclasses.replace(whole, store=first.store) == open_source([str(tmp_path)], Columns())
@@ -106,37 +88,30 @@ def test_keys_that_need_other_files_are_read_when_all_are_known(write_table: Wri
     assert [keys[file.key].rows for file in whole.files] == [0, 1]
 
 
-def test_images_are_not_what_is_meant_where_tables_turn_up(
-    write_table: Write, tmp_path: Path, listed: threading.Event
+def test_a_run_that_began_with_images_does_not_go_on_with_tables(
+    write_table: Write, tmp_path: Path, listed: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.1)
     (tmp_path / "source").mkdir()
     (tmp_path / "source/a.jpg").write_bytes(b"x")
-    looking = search(tmp_path / "source")
-    looking.begin(looking.first(frozenset()))
+    places = {"source__uri": [str(tmp_path / "source")], "output__uri": str(tmp_path / "out")}
+    run = prepare(load_recipe(**places), early=True)
+    record = {"run_id": run.run_id, "recipe_digest": run.recipe.digest(), "generation": 1}
+    run.output.begin(record | {"replaces": False, "retries": False, "images": True}, run.recipe.to_yaml())
     write_table([{"id": "b", "image": b"x"}], "source/z.parquet")
     listed.set()
-    with pytest.raises(SourceError, match=r"z\.parquet: say which .*source\.format=images"):
-        looking.whole(frozenset())
-
-
-def test_a_run_that_began_with_images_does_not_go_on_with_tables(write_table: Write, tmp_path: Path) -> None:
-    path = write_table([{"id": "b", "image": b"x"}], "source/z.parquet")
-    recipe = load_recipe(source__uri=[str(path.parent)], output__uri=str(tmp_path / "out"))
-    output = open_output(recipe.output.uri, recipe.output)
-    begun = {"run_id": "20260101T000000Z-abcdef", "recipe_digest": recipe.digest(), "generation": 1}
-    output.begin(begun | {"replaces": False, "retries": False, "images": True}, recipe.to_yaml())
-    with pytest.raises(SourceError, match=r"z\.parquet: say which"):
-        prepare(recipe)
-    said = load_recipe(
-        overrides=["source.format=parquet"], source__uri=[str(path.parent)], output__uri=str(tmp_path / "out")
-    )
-    assert prepare(said).rows == 1
+    asked = r"z\.parquet: say which .*source\.format=images"
+    with pytest.raises(SourceError, match=asked):
+        plan(run.recipe, run.output, run.turn, search=run.search)
+    with pytest.raises(SourceError, match=asked):  # the next run goes on
+        prepare(run.recipe)
+    assert prepare(load_recipe(overrides=["source.format=parquet"], **places)).rows == 1
 
 
 def test_who_wants_all_files_planned_before_waits(
     write_table: Write, tmp_path: Path, listed: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "PATIENCE", 0.1)
+    monkeypatch.setattr(module, "PATIENCE", 0.1)
     source = write_table([{"id": "b", "image": b"x"}]).parent
     places = {"source__uri": [str(source)], "output__uri": str(tmp_path / "out")}
     assert prepare(load_recipe(**places), early=True).search is not None
